@@ -1,0 +1,15 @@
+"""Efficient super-resolution networks, losses, data sets and training methods for BasicSR.
+
+Importing this package loads nothing: BasicSR finds it by itself (``docs/how-loading-works.md``).
+In a notebook or a training script of your own call ``basicsr_effsr.register()``.
+"""
+
+__version__ = '0.1.0'
+__all__ = ['register']
+
+
+def register() -> None:
+    """Registers everything of this package with BasicSR; safe to call again."""
+    from basicsr_effsr._registration import register as _register
+
+    _register()

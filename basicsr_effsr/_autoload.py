@@ -1,0 +1,59 @@
+"""The hook that lets the unchanged ``python -m basicsr.train`` find this package.
+
+PyTorch calls :func:`install` at the end of ``import torch`` (entry point group ``torch.backends``).
+It only puts a finder on the import path; the finder acts on two module names and, until one of them
+is imported, costs nothing. What is then changed in the host is written down in ``_host.py``.
+
+This module imports ``sys`` and nothing else: every process that imports torch pays for it.
+"""
+
+import sys
+
+REGISTRY = 'basicsr.utils.registry'
+DEAD_TORCHVISION = 'torchvision.transforms.functional_tensor'
+HOOKED = (REGISTRY, 'basicsr.utils.options', 'basicsr.train', 'basicsr.test', 'basicsr.utils.misc')
+
+
+class _Finder:
+    """Meta path finder; passes on every name but the few above."""
+
+    busy = frozenset()
+
+    def find_spec(self, name, path=None, target=None):
+        if name != DEAD_TORCHVISION and name not in HOOKED:
+            return None
+        if name in self.busy:
+            return None
+        from basicsr_effsr import _host
+
+        self.busy = self.busy | {name}
+        try:
+            return _host.find_spec(name)
+        finally:
+            self.busy = self.busy - {name}
+
+
+def disabled():
+    """True if the user switched automatic loading off: ``BASICSR_EFFSR_AUTOLOAD=0``."""
+    import os
+
+    return os.environ.get('BASICSR_EFFSR_AUTOLOAD', '1').strip().lower() in ('0', 'false', 'no', 'off')
+
+
+def installed():
+    """True if the finder is in place in this process."""
+    return any(type(finder).__module__ == __name__ and type(finder).__name__ == '_Finder' for finder in sys.meta_path)
+
+
+def install():
+    """Puts the finder in place; never raises, and a second call changes nothing."""
+    try:
+        if disabled() or installed():
+            return
+        sys.meta_path.insert(0, _Finder())
+        if any(name in sys.modules for name in HOOKED):
+            from basicsr_effsr import _host
+
+            _host.adapt_loaded(HOOKED)
+    except Exception as error:  # a hook that dies would take `import torch` with it
+        sys.stderr.write(f'basicsr_effsr: automatic loading is off in this process ({error!r})\n')

@@ -1,0 +1,152 @@
+"""Blocks shared by two or more networks of this package.
+
+Needs torch and nothing else, so that an architecture file works inside any BasicSR fork once this
+file lies next to it. Shapes: N batch, C channels, H x W pixels, r upscale.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = [
+    'ESA',
+    'CCALayer',
+    'GatedDconvFFN',
+    'LayerNorm2d',
+    'check_choice',
+    'check_input',
+    'check_positive',
+    'pixelshuffle_upsampler',
+]
+
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K training set, as EDSR published it
+
+
+def check_choice(net: str, option: str, value: object, choices: tuple) -> None:
+    """Refuses a constructor option that is not one of ``choices``.
+
+    Raises:
+        ValueError: names the net, the option, what was found and what is possible.
+    """
+    if value not in choices:
+        raise ValueError(f'{net}: {option} must be one of {list(choices)}, got {value!r}')
+
+
+def check_positive(net: str, **options: int) -> None:
+    """Refuses constructor options that must be whole numbers of at least 1.
+
+    Raises:
+        ValueError: names the net, the option and what was found.
+    """
+    for option, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f'{net}: {option} must be a whole number of at least 1, got {value!r}')
+
+
+def check_input(net: nn.Module, x: Tensor, num_in_ch: int) -> None:
+    """Refuses what is not an (N, num_in_ch, H, W) batch with H, W >= ``net.min_size``.
+
+    Silent while a graph is being traced or compiled: there the sizes are symbols, and the bounds
+    belong to whoever exports.
+
+    Raises:
+        ValueError: says what was expected and what was found.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return
+    name, side = type(net).__name__, net.min_size
+    if x.dim() != 4 or x.shape[1] != num_in_ch:
+        raise ValueError(f'{name}: the input must be (N, {num_in_ch}, H, W), got {tuple(x.shape)}')
+    if min(x.shape[-2:]) < side:
+        raise ValueError(
+            f'{name}: height and width must be at least {side} pixels, got {x.shape[-2]} x {x.shape[-1]}; '
+            'pad the image or use a larger patch (gt_size)'
+        )
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channel axis of an (N, C, H, W) map.
+
+    Equal to ``nn.LayerNorm(C)`` on the channels-last view, with the same parameters and names.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ESA(nn.Module):
+    """Enhanced spatial attention in the form of RLFN: a mask from a pooled map, times the input.
+
+    There is no activation between the convolutions. Bilinear resizing makes the mask depend on the
+    size of the whole map. (N, C, H, W) -> same; H, W >= 15.
+
+    Args:
+        num_feat: channels C of the input.
+        esa_channels: channels of the mask branch.
+    """
+
+    min_size = 15  # below it the stride-2 convolution leaves less than the 7 x 7 pool needs
+
+    def __init__(self, num_feat: int, esa_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(num_feat, esa_channels, 1)
+        self.conv_f = nn.Conv2d(esa_channels, esa_channels, 1)
+        self.conv2 = nn.Conv2d(esa_channels, esa_channels, 3, stride=2)
+        self.conv3 = nn.Conv2d(esa_channels, esa_channels, 3, padding=1)
+        self.conv4 = nn.Conv2d(esa_channels, num_feat, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        reduced = self.conv1(x)
+        pooled = F.max_pool2d(self.conv2(reduced), kernel_size=7, stride=3)
+        context = F.interpolate(self.conv3(pooled), size=x.shape[-2:], mode='bilinear', align_corners=False)
+        return x * torch.sigmoid(self.conv4(context + self.conv_f(reduced)))
+
+
+class CCALayer(nn.Module):
+    """Contrast-aware channel attention (IMDN): gains from the mean plus the deviation per channel.
+
+    The deviation is the biased one, with no epsilon; on a constant channel its gradient is 0, not
+    the NaN that the square root of a zero variance would give. (N, C, H, W) -> same.
+
+    Args:
+        num_feat: channels C of the input.
+        hidden: channels between the two 1 x 1 convolutions.
+    """
+
+    def __init__(self, num_feat: int, hidden: int) -> None:
+        super().__init__()
+        self.conv_du = nn.Sequential(
+            nn.Conv2d(num_feat, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, num_feat, 1), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        std, mean = torch.std_mean(x, dim=(2, 3), correction=0, keepdim=True)
+        return x * self.conv_du(std + mean)
+
+
+class GatedDconvFFN(nn.Module):
+    """Gated feed-forward layer with a depth-wise 3 x 3 (Restormer's GDFN), without biases.
+
+    (N, C, H, W) -> same.
+
+    Args:
+        num_feat: channels C of the input.
+        hidden: channels of each of the two halves, gate and value.
+    """
+
+    def __init__(self, num_feat: int, hidden: int) -> None:
+        super().__init__()
+        self.project_in = nn.Conv2d(num_feat, 2 * hidden, 1, bias=False)
+        self.dwconv = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=False)
+        self.project_out = nn.Conv2d(hidden, num_feat, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.dwconv(self.project_in(x)).chunk(2, dim=1)
+        return self.project_out(F.gelu(gate) * value)
+
+
+def pixelshuffle_upsampler(num_feat: int, num_out_ch: int, upscale: int) -> nn.Sequential:
+    """3 x 3 convolution and pixel shuffle: (N, num_feat, H, W) -> (N, num_out_ch, r H, r W)."""
+    return nn.Sequential(nn.Conv2d(num_feat, num_out_ch * upscale**2, 3, padding=1), nn.PixelShuffle(upscale))

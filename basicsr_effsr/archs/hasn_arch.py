@@ -1,0 +1,186 @@
+"""HASN: hybrid attention separable network.
+
+Paper:        W. Cao et al., "HASN: Hybrid Attention Separable Network for Efficient Image
+              Super-Resolution", 2024.
+Weights:      the authors' x4 checkpoint loads with ``strict=True``; parameter names are theirs.
+Differences:  from the paper's text, the authors' code is followed: the depth-wise convolutions have
+              no point-wise partner, the input of a block is added after its second depth-wise
+              convolution (Eq. 6), the channel attention squeezes to ``num_feat // 30`` channels.
+              From the code: the width 156 is ``mlp_ratio * num_feat``, so every width works.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .effsr_blocks import (
+    ESA,
+    LayerNorm2d,
+    check_choice,
+    check_input,
+    check_positive,
+    pixelshuffle_upsampler,
+)
+
+__all__ = ['HASN']
+
+
+def _conv(*args, **kwargs) -> nn.Sequential:
+    """A convolution under the official key ``<name>.conv``."""
+    return nn.Sequential(OrderedDict(conv=nn.Conv2d(*args, **kwargs)))
+
+
+class ChannelAttention(nn.Module):
+    """Gain per channel from the global mean.  (N, C, H, W) -> same."""
+
+    def __init__(self, num_feat: int, hidden: int) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(num_feat, hidden, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, num_feat, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.attention(x)
+
+
+class CAB(nn.Module):
+    """Channel attention block, Fig. 3 (b): squeeze, expand, channel attention.  (N, C, H, W) -> same."""
+
+    def __init__(self, num_feat: int, compress_ratio: int, squeeze_factor: int) -> None:
+        super().__init__()
+        mid = max(num_feat // compress_ratio, 1)
+        self.cab = nn.Sequential(
+            nn.Conv2d(num_feat, mid, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(mid, num_feat, 3, padding=1),
+            ChannelAttention(num_feat, max(num_feat // squeeze_factor, 1)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cab(x)
+
+
+class HASB(nn.Module):
+    """Hybrid attention separable block, Eq. 6 and Fig. 3 (a).  (N, C, H, W) -> same.
+
+    Without ESA the third fully connected layer goes too; without both attentions this is the
+    paper's convolutional block CB (Tables 2, 4 and 7).
+    """
+
+    def __init__(
+        self,
+        num_feat: int,
+        kernel_size: int,
+        mlp_ratio: int,
+        esa_channels: int,
+        compress_ratio: int,
+        squeeze_factor: int,
+        use_esa: bool,
+        use_cab: bool,
+    ) -> None:
+        super().__init__()
+        hidden, padding = mlp_ratio * num_feat, kernel_size // 2
+        self.dwconv = _conv(num_feat, num_feat, kernel_size, padding=padding, groups=num_feat)
+        self.ln = LayerNorm2d(num_feat)
+        self.f1 = _conv(num_feat, hidden, 1)
+        self.f2 = _conv(num_feat, hidden, 1)
+        self.f3 = _conv(num_feat, hidden, 1) if use_esa else None
+        self.g = _conv(hidden, num_feat, 1)
+        self.dwconv2 = _conv(num_feat, num_feat, kernel_size, padding=padding, groups=num_feat)
+        self.esa = ESA(hidden, esa_channels) if use_esa else None
+        self.cab = CAB(num_feat, compress_ratio, squeeze_factor) if use_cab else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.ln(self.dwconv(x))
+        mixed = F.relu6(self.f1(normed)) * self.f2(normed)
+        if self.esa is not None and self.f3 is not None:
+            mixed = mixed + self.esa(self.f3(normed))
+        out = self.dwconv2(self.g(mixed)) + x
+        return out if self.cab is None else self.cab(out)
+
+
+@ARCH_REGISTRY.register()
+class HASN(nn.Module):
+    """Hybrid attention separable network for efficient super-resolution.
+
+    Images are RGB in [0, 1]; input (N, num_in_ch, H, W) with H, W >= ``min_size``, output
+    (N, num_out_ch, upscale * H, upscale * W), not clamped. Train and eval mode compute the same.
+
+    Args:
+        num_in_ch: channels of the input image.
+        num_out_ch: channels of the output image.
+        num_feat: channels C of the trunk (Section 4.2: 52).
+        num_block: number of HASBs (Table 3: 6).
+        upscale: scale factor r, one of 2, 3, 4.
+        kernel_size: side of the depth-wise kernels, odd (Table 4: 7).
+        mlp_ratio: width of the fully connected layers as a multiple of ``num_feat`` (code: 3).
+        esa_channels: channels of the spatial attention's mask branch (code: 16).
+        compress_ratio: CAB works on ``num_feat // compress_ratio`` channels (code: 3).
+        squeeze_factor: the channel attention squeezes to ``num_feat // squeeze_factor`` (code: 30).
+        use_esa: keep the ESA branch (Table 7).
+        use_cab: keep the channel attention block (Table 7).
+
+    Raises:
+        ValueError: an option is out of its range, or an input is not of the stated shape.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_in_ch: int = 3,
+        num_out_ch: int = 3,
+        num_feat: int = 52,
+        num_block: int = 6,
+        upscale: int = 4,
+        kernel_size: int = 7,
+        mlp_ratio: int = 3,
+        esa_channels: int = 16,
+        compress_ratio: int = 3,
+        squeeze_factor: int = 30,
+        use_esa: bool = True,
+        use_cab: bool = True,
+    ) -> None:
+        super().__init__()
+        check_choice('HASN', 'upscale', upscale, (2, 3, 4))
+        check_positive(
+            'HASN',
+            num_in_ch=num_in_ch,
+            num_out_ch=num_out_ch,
+            num_feat=num_feat,
+            num_block=num_block,
+            kernel_size=kernel_size,
+            mlp_ratio=mlp_ratio,
+            esa_channels=esa_channels,
+            compress_ratio=compress_ratio,
+            squeeze_factor=squeeze_factor,
+        )
+        if kernel_size % 2 == 0:
+            raise ValueError(f'HASN: kernel_size must be odd, got {kernel_size}')
+        self.upscale = upscale
+        self.min_size = ESA.min_size if use_esa else 1
+        self.num_in_ch = num_in_ch
+        self.num_block = num_block
+        self.conv_1 = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
+        for i in range(1, num_block + 1):
+            block = HASB(
+                num_feat, kernel_size, mlp_ratio, esa_channels, compress_ratio, squeeze_factor, use_esa, use_cab
+            )
+            self.add_module(f'block_{i}', block)
+        self.conv_2 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.upsampler = pixelshuffle_upsampler(num_feat, num_out_ch, upscale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input(self, x, self.num_in_ch)
+        shallow = self.conv_1(x)
+        deep = shallow
+        for i in range(1, self.num_block + 1):
+            deep = self.get_submodule(f'block_{i}')(deep)
+        return self.upsampler(self.conv_2(deep) + shallow)

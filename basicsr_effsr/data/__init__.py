@@ -1,0 +1,5 @@
+"""Importing this package registers every ``*_dataset.py`` in the folder with BasicSR."""
+
+from basicsr_effsr._registration import import_all
+
+import_all(__name__, __path__, suffix='_dataset')

@@ -1,0 +1,65 @@
+"""The networks under test. Adding an architecture to the package means adding one entry here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Case:
+    """One registered network and what must hold for it.
+
+    Attributes:
+        type: registered name.
+        tiny: options of a network small enough for a unit test.
+        scales: published scale factors.
+        size: H, W of the test image; odd and unequal on purpose, at least ``min_size``.
+        params: upscale -> parameters of the published network (default options).
+        live: option -> two legal values that must give networks of different size or output.
+        refused: options that the constructor must refuse with a ValueError.
+        eval_differs: why train and eval mode compute different things; empty where they agree.
+        inert: endings of parameter names that no gradient can reach, with the reason.
+        not_exported: why ``torch.export`` / ONNX with dynamic height and width does not hold.
+        not_compiled: why ``torch.compile`` does not hold.
+        has_fuse: the net offers ``fuse()``.
+        receptive: the net states a ``halo`` (tiles can be exact).
+    """
+
+    type: str
+    tiny: dict
+    scales: tuple[int, ...] = (2, 3, 4)
+    size: tuple[int, int] = (17, 23)
+    params: dict[int, int] = field(default_factory=dict)
+    live: dict[str, tuple] = field(default_factory=dict)
+    refused: tuple[dict, ...] = ()
+    eval_differs: str = ''
+    inert: dict[str, str] = field(default_factory=dict)
+    not_exported: str = ''
+    not_compiled: str = ''
+    has_fuse: bool = False
+
+    def option(self, **changes) -> dict:
+        return {'type': self.type, **self.tiny, **changes}
+
+
+CASES = {
+    'HASN': Case(
+        'HASN',
+        tiny={'num_feat': 8, 'num_block': 2, 'esa_channels': 4, 'squeeze_factor': 2},
+        params={2: 418_388, 3: 425_423, 4: 435_272},
+        live={
+            'num_feat': (8, 12),
+            'num_block': (1, 2),
+            'kernel_size': (3, 5),
+            'mlp_ratio': (1, 2),
+            'esa_channels': (3, 4),
+            'compress_ratio': (1, 2),
+            'squeeze_factor': (1, 4),
+            'use_esa': (True, False),
+            'use_cab': (True, False),
+            'num_in_ch': (1, 3),
+            'num_out_ch': (1, 3),
+        },
+        refused=({'upscale': 5}, {'kernel_size': 4}, {'num_feat': 0}, {'num_block': -1}),
+    ),
+}
