@@ -1,0 +1,81 @@
+"""Blocks shared by several networks, against something trusted or worked by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from basicsr_effsr.archs.effsr_blocks import (
+    ESA,
+    CCALayer,
+    GatedDconvFFN,
+    LayerNorm2d,
+    check_input,
+    pixelshuffle_upsampler,
+)
+
+
+def test_layernorm2d_equals_layernorm_on_channels_last():
+    ours, theirs = LayerNorm2d(6), nn.LayerNorm(6)
+    nn.init.normal_(ours.weight)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 6, 5, 7)
+    torch.testing.assert_close(ours(x), theirs(x.movedim(1, -1)).movedim(-1, 1))
+
+
+def test_esa_step_by_step():
+    esa = ESA(6, 4).double()
+    x = torch.randn(2, 6, 19, 31, dtype=torch.float64)
+    c = F.conv2d(x, esa.conv1.weight, esa.conv1.bias)
+    pooled = F.max_pool2d(F.conv2d(c, esa.conv2.weight, esa.conv2.bias, stride=2), 7, 3)
+    assert pooled.shape[-2:] == (((19 - 3) // 2 + 1 - 7) // 3 + 1, ((31 - 3) // 2 + 1 - 7) // 3 + 1)
+    up = F.interpolate(F.conv2d(pooled, esa.conv3.weight, esa.conv3.bias, padding=1), (19, 31), mode='bilinear')
+    mask = F.conv2d(up + F.conv2d(c, esa.conv_f.weight, esa.conv_f.bias), esa.conv4.weight, esa.conv4.bias)
+    torch.testing.assert_close(esa(x), x * mask.sigmoid())
+
+
+def test_esa_smallest_map():
+    assert ESA(4, 4)(torch.randn(1, 4, 15, 15)).shape == (1, 4, 15, 15)
+    with pytest.raises(RuntimeError):
+        ESA(4, 4)(torch.randn(1, 4, 14, 15))
+
+
+def test_cca_by_hand():
+    # the two 1 x 1 convolutions pass channel 0 on, so the gain is sigmoid(std + mean) of [1, 5]: 2 + 3
+    cca = CCALayer(1, 1)
+    for conv in (cca.conv_du[0], cca.conv_du[2]):
+        nn.init.ones_(conv.weight)
+        nn.init.zeros_(conv.bias)
+    x = torch.tensor([[[[1.0, 5.0]]]])
+    torch.testing.assert_close(cca(x), x * torch.sigmoid(torch.tensor(5.0)))
+
+
+def test_cca_has_a_finite_gradient_on_a_constant_channel():
+    x = torch.full((1, 2, 4, 4), 0.3, requires_grad=True)
+    CCALayer(2, 2)(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_gated_ffn_takes_the_first_half_as_gate():
+    ffn = GatedDconvFFN(2, 3)
+    x = torch.randn(1, 2, 5, 6)
+    hidden = F.conv2d(F.conv2d(x, ffn.project_in.weight), ffn.dwconv.weight, padding=1, groups=6)
+    expected = F.conv2d(F.gelu(hidden[:, :3]) * hidden[:, 3:], ffn.project_out.weight)
+    torch.testing.assert_close(ffn(x), expected)
+
+
+def test_upsampler_orders_channels_as_pixel_shuffle():
+    up = pixelshuffle_upsampler(1, 1, 2)
+    nn.init.zeros_(up[0].weight)
+    up[0].bias.data = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert up(torch.zeros(1, 1, 1, 1)).squeeze().tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+def test_check_input_names_the_net_and_the_fix():
+    net = nn.Identity()
+    net.min_size = 15
+    with pytest.raises(ValueError, match=r'Identity: height and width must be at least 15 pixels, got 9 x 40; pad'):
+        check_input(net, torch.zeros(1, 3, 9, 40), 3)
