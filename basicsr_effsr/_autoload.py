@@ -11,7 +11,8 @@ import sys
 
 REGISTRY = 'basicsr.utils.registry'
 DEAD_TORCHVISION = 'torchvision.transforms.functional_tensor'
-HOOKED = (REGISTRY, 'basicsr.utils.options', 'basicsr.train', 'basicsr.test', 'basicsr.utils.misc')
+OPTIONS = 'basicsr.utils.options'
+HOOKED = (REGISTRY, OPTIONS)
 
 
 class _Finder:
@@ -45,10 +46,14 @@ def installed():
     return any(type(finder).__module__ == __name__ and type(finder).__name__ == '_Finder' for finder in sys.meta_path)
 
 
-def install():
-    """Puts the finder in place; never raises, and a second call changes nothing."""
+def install(force=False):
+    """Puts the finder in place; never raises, and a second call changes nothing.
+
+    Args:
+        force: also when the user switched automatic loading off; for our own commands.
+    """
     try:
-        if disabled() or installed():
+        if installed() or (disabled() and not force):
             return
         sys.meta_path.insert(0, _Finder())
         if any(name in sys.modules for name in HOOKED):

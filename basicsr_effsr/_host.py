@@ -7,14 +7,18 @@ the host's code.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import wraps
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from basicsr_effsr._autoload import DEAD_TORCHVISION, REGISTRY
+from basicsr_effsr._autoload import DEAD_TORCHVISION, OPTIONS, REGISTRY
 
 
 class _AdaptingLoader:
@@ -88,4 +92,95 @@ def _adapt_registry(module: ModuleType) -> None:
     registry.get = get
 
 
-ADAPTATIONS: dict[str, Callable[[ModuleType], None]] = {REGISTRY: _adapt_registry}
+class _RootedOptions(OrderedDict):
+    """The option dictionary with a ``root_path`` that stays what it was first set to."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if key != 'root_path' or key not in self:
+            super().__setitem__(key, value)
+
+
+def output_root(root_path: str) -> str:
+    """The folder that gets ``experiments/``, ``tb_logger/`` and ``results/``.
+
+    The host takes the parent of its package, which is ``site-packages`` when pip installed it; there
+    the current directory is taken, which is also where ``--auto_resume`` looks.
+    """
+    inside = {'site-packages', 'dist-packages'} & set(Path(root_path).parts)
+    return os.getcwd() if inside else root_path
+
+
+def uses_our_classes(opt: dict[str, Any]) -> bool:
+    """True if the model, a network or a data set of the options is one of this package."""
+    from basicsr.utils import registry
+
+    wanted = [(registry.MODEL_REGISTRY, opt.get('model_type'))]
+    wanted += [(registry.ARCH_REGISTRY, net.get('type')) for key, net in opt.items() if key.startswith('network_')]
+    wanted += [(registry.DATASET_REGISTRY, data.get('type')) for data in opt.get('datasets', {}).values()]
+    for found, name in wanted:
+        with suppress(KeyError):
+            if name is not None and found.get(name).__module__.startswith('basicsr_effsr.'):
+                return True
+    return False
+
+
+def _adapt_options(module: ModuleType) -> None:
+    """Wraps ``parse_options``, the first thing that training and testing call.
+
+    * ``--local-rank`` is accepted beside ``--local_rank``. Reason: launchers spell it with a dash
+      (BasicSR 1.4.2 and head exit with 2).
+    * Outputs go to the current directory when BasicSR is installed in site-packages. Reason: the
+      host would write there, and ``--auto_resume`` would not find it (1.4.2 and head).
+    * ``init_dist`` falls back to gloo without a GPU. Reason: the host divides by zero GPUs.
+    * If the options name a class of ours they are checked before anything is created, and functions
+      of the training module are replaced by ours (``utils/resume.py`` says which and why).
+
+    Condition: the module has a ``parse_options(root_path, is_train)``, as every version since 1.3.
+    """
+    original = getattr(module, 'parse_options', None)
+    if original is None or getattr(original, '_effsr', False):
+        return
+
+    @wraps(original)
+    def parse_options(root_path, is_train=True):
+        sys.argv[1:] = ['--local_rank' + a[12:] if a.startswith('--local-rank') else a for a in sys.argv[1:]]
+        root = output_root(root_path)
+        opt, args = original(root, is_train=is_train)
+        rooted = _RootedOptions(opt)
+        if root != root_path:
+            rooted['root_path'] = root
+        if uses_our_classes(rooted):
+            _stop_on_problems(rooted, is_train)
+            caller = sys._getframe(1).f_globals
+            with suppress(ModuleNotFoundError):
+                from basicsr_effsr.utils.resume import replacements
+
+                for name, ours in replacements(rooted).items():
+                    if name in caller:
+                        caller[name] = ours
+        return rooted, args
+
+    parse_options._effsr = True  # type: ignore[attr-defined]
+    module.parse_options = parse_options  # type: ignore[attr-defined]
+    if hasattr(module, 'init_dist'):
+        with suppress(ModuleNotFoundError):
+            from basicsr_effsr.utils.distributed import init_dist
+
+            module.init_dist = init_dist  # type: ignore[attr-defined]
+    for user in ('basicsr.train', 'basicsr.test'):  # imported before us, these hold the original
+        if getattr(sys.modules.get(user), 'parse_options', None) is original:
+            sys.modules[user].parse_options = parse_options  # type: ignore[attr-defined]
+
+
+def _stop_on_problems(opt: dict[str, Any], is_train: bool) -> None:
+    try:
+        from basicsr_effsr.tools.check import problems
+    except ModuleNotFoundError:
+        return
+
+    fatal = [problem for problem in problems(opt, is_train) if problem.fatal]
+    if fatal:
+        raise SystemExit('\n'.join(f'basicsr_effsr: {problem}' for problem in fatal))
+
+
+ADAPTATIONS: dict[str, Callable[[ModuleType], None]] = {REGISTRY: _adapt_registry, OPTIONS: _adapt_options}

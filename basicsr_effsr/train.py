@@ -1,0 +1,23 @@
+"""``python -m basicsr_effsr.train -opt FILE``: BasicSR's training, with our classes, in this folder.
+
+The host's own flags. Works without the automatic loading (old torch, ``BASICSR_EFFSR_AUTOLOAD=0``);
+outputs go to the current directory.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def main() -> None:
+    """Runs the host's ``train_pipeline`` with the current directory as root."""
+    from basicsr_effsr._autoload import install
+
+    install(force=True)
+    from basicsr.train import train_pipeline
+
+    train_pipeline(os.getcwd())
+
+
+if __name__ == '__main__':
+    main()
