@@ -13,6 +13,7 @@ from torch.nn import functional as F
 __all__ = [
     'ESA',
     'CCALayer',
+    'ESARFDN',
     'GatedDconvFFN',
     'LayerNorm2d',
     'check_choice',
@@ -101,6 +102,36 @@ class ESA(nn.Module):
         reduced = self.conv1(x)
         pooled = F.max_pool2d(self.conv2(reduced), kernel_size=7, stride=3)
         context = F.interpolate(self.conv3(pooled), size=x.shape[-2:], mode='bilinear', align_corners=False)
+        return x * torch.sigmoid(self.conv4(context + self.conv_f(reduced)))
+
+
+class ESARFDN(nn.Module):
+    """Enhanced spatial attention in the form of RFDN: as ``ESA``, with two more 3 x 3 and two ReLUs.
+
+    (N, C, H, W) -> same; H, W >= 15.
+
+    Args:
+        num_feat: channels C of the input.
+        esa_channels: channels of the mask branch.
+    """
+
+    min_size = 15
+
+    def __init__(self, num_feat: int, esa_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(num_feat, esa_channels, 1)
+        self.conv_f = nn.Conv2d(esa_channels, esa_channels, 1)
+        self.conv2 = nn.Conv2d(esa_channels, esa_channels, 3, stride=2)
+        self.conv_max = nn.Conv2d(esa_channels, esa_channels, 3, padding=1)
+        self.conv3 = nn.Conv2d(esa_channels, esa_channels, 3, padding=1)
+        self.conv3_ = nn.Conv2d(esa_channels, esa_channels, 3, padding=1)
+        self.conv4 = nn.Conv2d(esa_channels, num_feat, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        reduced = self.conv1(x)
+        pooled = F.max_pool2d(self.conv2(reduced), kernel_size=7, stride=3)
+        context = self.conv3_(F.relu(self.conv3(F.relu(self.conv_max(pooled)))))
+        context = F.interpolate(context, size=x.shape[-2:], mode='bilinear', align_corners=False)
         return x * torch.sigmoid(self.conv4(context + self.conv_f(reduced)))
 
 
