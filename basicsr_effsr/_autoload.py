@@ -18,7 +18,7 @@ HOOKED = (REGISTRY, OPTIONS)
 class _Finder:
     """Meta path finder; passes on every name but the few above."""
 
-    busy = frozenset()
+    busy = ()
 
     def find_spec(self, name, path=None, target=None):
         if name != DEAD_TORCHVISION and name not in HOOKED:
@@ -27,11 +27,11 @@ class _Finder:
             return None
         from basicsr_effsr import _host
 
-        self.busy = self.busy | {name}
+        self.busy = (*self.busy, name)
         try:
             return _host.find_spec(name)
         finally:
-            self.busy = self.busy - {name}
+            self.busy = self.busy[:-1]
 
 
 def disabled():

@@ -1,12 +1,71 @@
-"""The console script ``effsr``."""
+"""The console script ``effsr``: one line per sub-command, each loaded only when it is called."""
 
 from __future__ import annotations
 
-import typer
+from importlib import import_module
+from typing import Any
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help='Tools around efficient SR networks in BasicSR.')
+import typer
+from typer.core import TyperGroup
+
+# name -> (module, attribute, line in the overview). The attribute is a function for typer, or a Typer app.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    'doctor': ('basicsr_effsr.tools.doctor', 'command', 'Say which BasicSR is used and whether it finds this package.'),
+    'compare': ('basicsr_effsr.tools.compare', 'command', 'Bicubic against a network, as a table and one picture.'),
+    'prepare': ('datasets_prep.cli', 'app', 'Download, convert, pack and verify data sets.'),
+}
+
+
+def _as_command(name: str, target: Any) -> Any:
+    if isinstance(target, typer.Typer):
+        return typer.main.get_command(target)
+    holder = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    holder.command(name=name)(target)
+    return typer.main.get_command(holder)
+
+
+class _LazyGroup(TyperGroup):
+    """Sub-commands by the table above; the overview needs none of their modules."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+
+        def stand_in() -> None:
+            pass
+
+        stand_in.__doc__ = COMMANDS[cmd_name][2]
+        return _as_command(cmd_name, stand_in)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in COMMANDS:
+            module, attribute, _ = COMMANDS[name]
+            command = _as_command(name, getattr(import_module(module), attribute))
+        return name, command, rest
+
+
+app = typer.Typer(
+    cls=_LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help='Tools around efficient super-resolution networks in BasicSR.',
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Tools around efficient super-resolution networks in BasicSR."""
 
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    app(prog_name='effsr')
+
+
+if __name__ == '__main__':
+    main()

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 __all__ = [
     'ESA',
-    'CCALayer',
     'ESARFDN',
+    'CCALayer',
     'GatedDconvFFN',
     'LayerNorm2d',
     'check_choice',
@@ -57,7 +57,7 @@ def check_input(net: nn.Module, x: Tensor, num_in_ch: int) -> None:
     """
     if torch.jit.is_tracing() or torch.compiler.is_compiling():
         return
-    name, side = type(net).__name__, net.min_size
+    name, side = type(net).__name__, int(net.min_size)  # type: ignore[arg-type]
     if x.dim() != 4 or x.shape[1] != num_in_ch:
         raise ValueError(f'{name}: the input must be (N, {num_in_ch}, H, W), got {tuple(x.shape)}')
     if min(x.shape[-2:]) < side:

@@ -1,0 +1,220 @@
+"""``effsr doctor``: which BasicSR is used, and does it find this package."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+OURS = 'basicsr_effsr'
+BASICSR_FIX = (
+    'pip install basicsr (Python below 3.13), or put a clone of BasicSR on PYTHONPATH '
+    '(its releases do not build on Python 3.13 and later)'
+)
+
+
+@dataclass
+class Report:
+    """What was found: facts to read, names with their owners, and what is wrong with the fix."""
+
+    facts: dict[str, str] = field(default_factory=dict)
+    names: dict[str, dict[str, str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return 'not installed'
+
+
+def _entry_points() -> list[str]:
+    return [e.value for e in metadata.entry_points(group='torch.backends') if e.value.startswith(OURS)]
+
+
+def _inspect_torch(report: Report) -> bool:
+    if importlib.util.find_spec('torch') is None:
+        report.problems.append('PyTorch is not installed: pip install torch torchvision')
+        return False
+    import torch
+
+    cuda = torch.version.cuda or 'CPU build'
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    report.facts['torch'] = f'{torch.__version__} ({cuda})'
+    report.facts['GPUs'] = ', '.join(devices) or 'none visible'
+    try:
+        import torchvision
+    except (ImportError, RuntimeError) as error:
+        report.problems.append(
+            f'torchvision does not import beside torch {torch.__version__} ({error}): install the pair of the same '
+            'release, pip install --upgrade torch torchvision'
+        )
+        return False
+    report.facts['torchvision'] = torchvision.__version__
+    return True
+
+
+def _inspect_hook(report: Report) -> None:
+    import torch
+
+    from basicsr_effsr import _autoload
+
+    switched_off = []
+    if _autoload.disabled():
+        switched_off.append('BASICSR_EFFSR_AUTOLOAD=' + os.environ['BASICSR_EFFSR_AUTOLOAD'])
+    if os.environ.get('TORCH_DEVICE_BACKEND_AUTOLOAD') == '0':
+        switched_off.append('TORCH_DEVICE_BACKEND_AUTOLOAD=0')
+    version = tuple(int(part) for part in torch.__version__.split('.')[:2])
+    if _autoload.installed():
+        report.facts['automatic loading'] = 'active (entry point torch.backends)'
+        return
+    report.facts['automatic loading'] = 'not active'
+    own = 'python -m basicsr_effsr.train always works'
+    if switched_off:
+        report.problems.append(f'automatic loading is switched off by {" and ".join(switched_off)}: unset it; {own}')
+    elif version < (2, 5):
+        report.problems.append(f'torch {torch.__version__} does not call plugins: upgrade to 2.5 or later; {own}')
+    elif not _entry_points():
+        report.problems.append(
+            f'{OURS} is importable but not installed (no entry point): pip install it, or pip install -e . in its '
+            f'folder; {own}'
+        )
+    else:
+        report.problems.append(f'the entry point is there but the hook did not start: reinstall {OURS}; {own}')
+
+
+def _inspect_basicsr(report: Report) -> bool:
+    spec = importlib.util.find_spec('basicsr')
+    if spec is None or spec.origin is None:
+        report.problems.append(f'BasicSR is not installed: {BASICSR_FIX}')
+        return False
+    folder = Path(spec.origin).parent
+    report.facts['basicsr'] = str(folder)
+    installed = _version('basicsr')
+    in_site = {'site-packages', 'dist-packages'} & set(folder.parts)
+    if in_site:
+        report.facts['basicsr version'] = f'{installed} (installed by pip)'
+        report.facts['outputs go to'] = f'{os.getcwd()} (the current directory)'
+    else:
+        version_file = folder / 'version.py'
+        own = 'clone or fork'
+        if version_file.is_file():
+            for line in version_file.read_text().splitlines():
+                if line.startswith('__version__'):
+                    own += ', version ' + line.partition('=')[2].strip(' \'"')
+        report.facts['basicsr version'] = own
+        report.facts['outputs go to'] = f'{folder.parent} (beside the clone)'
+        if installed != 'not installed' and folder.parent == Path.cwd():
+            report.notes.append(f'the folder basicsr/ here shadows the installed basicsr {installed}')
+    try:
+        import basicsr  # noqa: F401
+    except Exception as error:  # whatever a fork raises at import is the finding
+        report.problems.append(f'BasicSR at {folder} does not import: {type(error).__name__}: {error}')
+        return False
+    return True
+
+
+def _inspect_names(report: Report) -> None:
+    from basicsr.utils import registry
+
+    import basicsr_effsr
+
+    try:
+        basicsr_effsr.register()
+    except Exception as error:  # the finding of this command, not its failure
+        report.problems.append(f'the classes of {OURS} do not load: {type(error).__name__}: {error}')
+        return
+    kinds = ('ARCH', 'LOSS', 'DATASET', 'MODEL')
+    for kind in kinds:
+        found = dict(iter(getattr(registry, f'{kind}_REGISTRY')))
+        for alias in sorted(name for name in found if name.endswith('_effsr')):
+            name = alias.removesuffix('_effsr')
+            owner = getattr(found[name], '__module__', '?')
+            ours = owner.startswith(OURS)
+            report.names[name] = {'kind': kind.lower(), 'owner': 'this package' if ours else owner, 'ours as': alias}
+            if not ours:
+                report.notes.append(f'{name} belongs to {owner}; ours is there as {alias}')
+
+
+def _inspect_shims(report: Report) -> None:
+    from basicsr_effsr import _host
+    from basicsr_effsr._autoload import DEAD_TORCHVISION
+
+    module = sys.modules.get(DEAD_TORCHVISION)
+    served = module is not None and type(getattr(module.__spec__, 'loader', None)) is _host._FunctionalTensor
+    report.facts['torchvision shim'] = (
+        'serving functional_tensor, which torchvision dropped' if served else 'not needed'
+    )
+    wrapped = [
+        label
+        for label, owner, name in (
+            ('Registry.get (missing names load ours)', 'basicsr.utils.registry', 'Registry.get'),
+            ('parse_options (outputs, checks)', 'basicsr.utils.options', 'parse_options'),
+        )
+        if _is_wrapped(owner, name)
+    ]
+    report.facts['wrapped in the host'] = '; '.join(wrapped) or 'nothing'
+
+
+def _is_wrapped(module: str, name: str) -> bool:
+    target: Any = sys.modules.get(module)
+    for part in name.split('.'):
+        target = getattr(target, part, None)
+    return bool(getattr(target, '_effsr', False))
+
+
+def examine() -> Report:
+    """Looks at this interpreter and the current directory; changes nothing.
+
+    Returns:
+        the report; ``problems`` is empty when training will find this package.
+    """
+    sys.path.insert(0, os.getcwd())  # as `python -m basicsr.train` has it
+    report = Report()
+    report.facts['python'] = f'{sys.version.split()[0]} ({sys.executable})'
+    report.facts[OURS] = f'{_version(OURS)} ({Path(__file__).parents[1]})'
+    if _inspect_torch(report):
+        _inspect_hook(report)
+        if _inspect_basicsr(report):
+            _inspect_names(report)
+            _inspect_shims(report)
+    return report
+
+
+def command(
+    as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
+) -> None:
+    """Say which BasicSR is used and whether it finds this package; exit code 1 if something is wrong."""
+    report = examine()
+    if as_json:
+        typer.echo(json.dumps(report.__dict__, indent=2))
+        raise typer.Exit(1 if report.problems else 0)
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    facts = Table(title='Environment', show_header=False, title_justify='left')
+    for key, value in report.facts.items():
+        facts.add_row(key, value, style=None if 'not active' not in value else 'red')
+    console.print(facts)
+    if report.names:
+        names = Table('name', 'kind', 'owner', 'always ours as', title='Names', title_justify='left')
+        for name, row in report.names.items():
+            names.add_row(name, row['kind'], row['owner'], row['ours as'])
+        console.print(names)
+    for note in report.notes:
+        console.print(f'note: {note}', style='yellow', markup=False, soft_wrap=True)
+    for problem in report.problems:
+        console.print(f'problem: {problem}', style='red', markup=False, soft_wrap=True)
+    if not report.problems:
+        console.print('All is well: python -m basicsr.train finds every name above.', style='green')
+    raise typer.Exit(1 if report.problems else 0)
