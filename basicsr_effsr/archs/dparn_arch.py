@@ -1,0 +1,331 @@
+"""DPARN: dual path attention and re-parameterization network (the student; its teacher has a file of its own).
+
+Paper:        Y. Li et al., "Dual Path Attention and Re-parameterization Network for efficient image
+              super-resolution".
+Weights:      none published; parameter names are ours.
+Differences:  no code is public, so what the paper leaves open is chosen here. The 1 x 1 of the ReRB keeps the
+              width (``expansion=1``): the only reading whose size fits Table 1. No ReLU stands before the
+              sigmoid of the parameter-free path (text of Section 3.2 over Eq. 9). The ReRB pads before its
+              1 x 1, or it could not merge exactly at the border. Options give the other readings.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .effsr_blocks import (
+    ESA,
+    ESARFDN,
+    RGB_MEAN,
+    check_choice,
+    check_input,
+    check_positive,
+    pixelshuffle_upsampler,
+)
+
+__all__ = ['DPARN']
+
+_ESA = {'rlfn': ESA, 'rfdn': ESARFDN}
+_ACT = {'relu': nn.ReLU, 'silu': nn.SiLU}
+
+
+class ReRB(nn.Module):
+    """Re-parameterization residual block, Eq. 10: 3x3 + 3x3(1x1) + 1x3 + 3x1 + identity, all linear.
+
+    Equal, borders included, to one zero-padded 3 x 3 convolution. That one convolution is what runs, its
+    kernel computed from the branches inside the graph: same gradients, cost and memory of a plain layer.
+    The identity exists only where input and output have the same channels.
+    (N, in_ch, H, W) -> (N, out_ch, H, W).
+
+    Args:
+        in_ch: channels of the input.
+        out_ch: channels of the output.
+        expansion: hidden channels of the second branch as a multiple of ``in_ch``.
+        expand_bias: give the 1 x 1 a bias.
+        merged_training: False runs the five branches one by one, as the equation reads.
+    """
+
+    summed = ('conv', 'squeeze', 'horizontal', 'vertical')  # layers whose outputs, biases included, are added
+    identity: Tensor | None
+
+    def __init__(self, in_ch: int, out_ch: int, expansion: int, expand_bias: bool, merged_training: bool) -> None:
+        super().__init__()
+        self.merged_training = merged_training
+        self.conv = nn.Conv2d(in_ch, out_ch, 3, padding=1)
+        self.expand = nn.Conv2d(in_ch, expansion * in_ch, 1, bias=expand_bias)
+        self.squeeze = nn.Conv2d(expansion * in_ch, out_ch, 3)
+        self.horizontal = nn.Conv2d(in_ch, out_ch, (1, 3), padding=(0, 1))
+        self.vertical = nn.Conv2d(in_ch, out_ch, (3, 1), padding=(1, 0))
+        identity = F.pad(torch.eye(in_ch)[:, :, None, None], (1, 1, 1, 1)) if in_ch == out_ch else None
+        self.register_buffer('identity', identity, persistent=False)
+
+    def merged(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Kernel (out_ch, in_ch, 3, 3) and bias (out_ch) of the one equal convolution, computed in ``dtype``."""
+        expand, squeeze = self.expand.weight[:, :, 0, 0].to(dtype), self.squeeze.weight.to(dtype)
+        weight = self.conv.weight.to(dtype) + torch.einsum('omuv,mi->oiuv', squeeze, expand)
+        weight = weight + F.pad(self.horizontal.weight.to(dtype), (0, 0, 1, 1))
+        weight = weight + F.pad(self.vertical.weight.to(dtype), (1, 1, 0, 0))
+        if self.identity is not None:
+            weight = weight + self.identity.to(dtype)
+        bias = torch.stack([getattr(self, name).bias.to(dtype) for name in self.summed]).sum(0)
+        if self.expand.bias is not None:
+            bias = bias + torch.einsum('omuv,m->o', squeeze, self.expand.bias.to(dtype))
+        return weight, bias
+
+    def branches(self, x: Tensor) -> Tensor:
+        """Eq. 10 as it reads; slower, for proof and comparison."""
+        # Padding before the 1 x 1 leaves its bias in the ring; padding after it would leave zeros, and no single
+        # zero-padded kernel could reproduce that at the border.
+        out = self.conv(x) + self.squeeze(self.expand(F.pad(x, (1, 1, 1, 1)))) + self.horizontal(x) + self.vertical(x)
+        return out if self.identity is None else out + x
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.merged_training:
+            return self.branches(x)
+        dtype = self.conv.weight.dtype
+        with torch.autocast(x.device.type, enabled=False):  # sums of kernels in half precision would lose digits
+            weight, bias = self.merged(torch.promote_types(dtype, torch.float32))
+        return F.conv2d(x, weight.to(dtype), bias.to(dtype), padding=1)
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Conv2d:
+        """The equal plain convolution, added up in float64; this block is left as it was."""
+        fused = nn.Conv2d(self.conv.in_channels, self.conv.out_channels, 3, padding=1).to(self.conv.weight)
+        weight, bias = self.merged(torch.float64)
+        fused.load_state_dict({'weight': weight, 'bias': bias})
+        return fused
+
+
+class ESABranch(nn.Module):
+    """Left path of Eq. 9: three convolutions with activation, the input added, then ESA.  (N, C, H, W) -> same."""
+
+    def __init__(self, convs: nn.ModuleList, act: nn.Module, esa: nn.Module) -> None:
+        super().__init__()
+        self.convs = convs
+        self.act = act
+        self.esa = esa
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for conv in self.convs:
+            y = self.act(conv(y))
+        return self.esa(y + x)
+
+
+class SPABranch(nn.Module):
+    """Right path of Eq. 9: sigma(y) * (y + x), y from three convolutions.  (N, C, H, W) -> same.
+
+    Args:
+        convs: the three convolutions.
+        act: activation between them.
+        last_act: use the activation after the third one too.
+        zero_mean: gate with sigma(y) - 1/2, as SPAN does.
+    """
+
+    def __init__(self, convs: nn.ModuleList, act: nn.Module, last_act: bool, zero_mean: bool) -> None:
+        super().__init__()
+        self.convs = convs
+        self.act = act
+        self.last_act = last_act
+        self.zero_mean = zero_mean
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.convs[2](self.act(self.convs[1](self.act(self.convs[0](x)))))
+        if self.last_act:
+            y = self.act(y)
+        gate = torch.sigmoid(y)
+        if self.zero_mean:
+            gate = gate - 0.5
+        return gate * (y + x)
+
+
+class DPAB(nn.Module):
+    """Dual path attention block, Fig. 2 (a): one path per half of the channels.  (N, C, H, W) -> same.
+
+    Args:
+        left: path of the first half.
+        right: path of the second half.
+        mix: how the halves meet: 'none' (concatenation), 'swap' (concatenation, right half first), 'shuffle'
+            (channels interleaved) or 'conv' (concatenation and a 1 x 1 convolution).
+        num_feat: channels C of the block.
+    """
+
+    def __init__(self, left: nn.Module, right: nn.Module, mix: str, num_feat: int) -> None:
+        super().__init__()
+        self.left = left
+        self.right = right
+        self.mix = mix
+        self.fuse_conv = nn.Conv2d(num_feat, num_feat, 1) if mix == 'conv' else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, dim=1)
+        left, right = self.left(left), self.right(right)
+        if self.mix == 'swap':
+            return torch.cat((right, left), dim=1)
+        if self.mix == 'shuffle':
+            return torch.stack((left, right), dim=2).flatten(1, 2)
+        out = torch.cat((left, right), dim=1)
+        return out if self.fuse_conv is None else self.fuse_conv(out)
+
+
+def _mean(channels: int) -> Tensor:
+    """DIV2K mean as (1, channels, 1, 1); the mean of its three values where images are not RGB."""
+    values = RGB_MEAN if channels == 3 else (sum(RGB_MEAN) / 3,) * channels
+    return torch.tensor(values).view(1, channels, 1, 1)
+
+
+@ARCH_REGISTRY.register()
+class DPARN(nn.Module):
+    """Dual path attention and re-parameterization network for efficient super-resolution.
+
+    Images are RGB in [0, 1]; input (N, num_in_ch, H, W) with H, W >= ``min_size``, output
+    (N, num_out_ch, upscale * H, upscale * W), not clamped. Train and eval mode compute the same. Train in the
+    default form, deploy the result of ``fuse()``. ``body[i]`` are the features for distillation.
+
+    Args:
+        num_in_ch: channels of the input image.
+        num_out_ch: channels of the output image.
+        num_feat: channels C of the trunk, even (Section 4.1: 52).
+        num_block: number of DPABs (Section 4.1: 4).
+        upscale: scale factor r, one of 2, 3, 4.
+        num_rerb: how many of the three convolutions of a path are ReRBs, first ones first (Fig. 2: 3); 0 trains
+            without re-parameterization (Table 5).
+        expansion: hidden channels of a ReRB's second branch as a multiple of its input's (fitted: 1).
+        expand_bias: give the 1 x 1 of a ReRB a bias.
+        merged_training: False runs the five branches of a ReRB one by one; same values and gradients, slower.
+        branches: the two paths, each 'esa' or 'spa' (Table 2).
+        esa_type: 'rlfn' or 'rfdn', the two published forms of ESA.
+        esa_channels: channels of ESA's mask branch (RLFN: 16).
+        branch_ratio: width inside a path as a multiple of its half (1); 2 widens to C and back.
+        zero_mean: gate the parameter-free path with sigma - 1/2 as SPAN does; without its concatenations the path
+            then starts nearly dead.
+        last_act: use the activation before the gate's sigmoid too, as Eq. 9 reads literally.
+        mix: how the halves meet after a block, 'none' (paper), 'swap', 'shuffle' or 'conv' (1 x 1).
+        act: 'relu' (paper) or 'silu' (SPAN).
+        image_skip: resized input added to the output: 'none' (paper), 'nearest' or 'bilinear'.
+        deploy: build the fused form, for checkpoints saved from a fused net.
+
+    Attributes:
+        halo: LR pixels of context that make a tile exact; None with ESA, which sees the whole map.
+
+    Raises:
+        ValueError: an option is out of its range, or an input is not of the stated shape.
+    """
+
+    mean_in: Tensor
+    mean_out: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_in_ch: int = 3,
+        num_out_ch: int = 3,
+        num_feat: int = 52,
+        num_block: int = 4,
+        upscale: int = 4,
+        num_rerb: int = 3,
+        expansion: int = 1,
+        expand_bias: bool = True,
+        merged_training: bool = True,
+        branches: Sequence[str] = ('esa', 'spa'),
+        esa_type: str = 'rlfn',
+        esa_channels: int = 16,
+        branch_ratio: int = 1,
+        zero_mean: bool = False,
+        last_act: bool = False,
+        mix: str = 'none',
+        act: str = 'relu',
+        image_skip: str = 'none',
+        deploy: bool = False,
+    ) -> None:
+        options = {name: value for name, value in locals().items() if name not in ('self', '__class__')}
+        super().__init__()
+        check_choice('DPARN', 'upscale', upscale, (2, 3, 4))
+        check_choice('DPARN', 'num_rerb', num_rerb, (0, 1, 2, 3))
+        check_choice('DPARN', 'esa_type', esa_type, tuple(_ESA))
+        check_choice('DPARN', 'mix', mix, ('none', 'swap', 'shuffle', 'conv'))
+        check_choice('DPARN', 'act', act, tuple(_ACT))
+        check_choice('DPARN', 'image_skip', image_skip, ('none', 'nearest', 'bilinear'))
+        check_positive(
+            'DPARN',
+            num_in_ch=num_in_ch,
+            num_out_ch=num_out_ch,
+            num_feat=num_feat,
+            num_block=num_block,
+            expansion=expansion,
+            esa_channels=esa_channels,
+            branch_ratio=branch_ratio,
+        )
+        if num_feat % 2:
+            raise ValueError(f'DPARN: num_feat must be even, because each path takes half of it, got {num_feat}')
+        if isinstance(branches, str) or len(branches) != 2 or not set(branches) <= {'esa', 'spa'}:
+            raise ValueError(f"DPARN: branches must be two of 'esa' and 'spa', such as [esa, spa], got {branches!r}")
+        if image_skip != 'none' and num_in_ch != num_out_ch:
+            raise ValueError(
+                f'DPARN: image_skip adds the input to the output, so num_in_ch must equal num_out_ch, '
+                f'got {num_in_ch} and {num_out_ch}'
+            )
+        self._options = options
+        self.upscale = upscale
+        self.deploy = deploy
+        self.num_in_ch = num_in_ch
+        self.image_skip = image_skip
+        self.min_size = ESA.min_size if 'esa' in branches else 1
+        self.halo = None if 'esa' in branches else 3 * num_block + 3  # one pixel per 3 x 3 in sequence
+
+        half = num_feat // 2
+        widths = (half, half * branch_ratio, half * branch_ratio, half)
+
+        def path(kind: str) -> nn.Module:
+            convs = nn.ModuleList(
+                ReRB(widths[i], widths[i + 1], expansion, expand_bias, merged_training)
+                if i < num_rerb and not deploy
+                else nn.Conv2d(widths[i], widths[i + 1], 3, padding=1)
+                for i in range(3)
+            )
+            if kind == 'esa':
+                return ESABranch(convs, _ACT[act](), _ESA[esa_type](half, esa_channels))
+            return SPABranch(convs, _ACT[act](), last_act, zero_mean)
+
+        self.register_buffer('mean_in', _mean(num_in_ch), persistent=False)
+        self.register_buffer('mean_out', _mean(num_out_ch), persistent=False)
+        self.head = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
+        self.body = nn.Sequential(
+            *(DPAB(path(branches[0]), path(branches[1]), mix, num_feat) for _ in range(num_block))
+        )
+        self.tail = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.upsampler = pixelshuffle_upsampler(num_feat, num_out_ch, upscale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input(self, x, self.num_in_ch)
+        shallow = self.head(x - self.mean_in)
+        out = self.upsampler(self.tail(self.body(shallow)) + shallow) + self.mean_out
+        if self.image_skip == 'none':
+            return out
+        return out + F.interpolate(x - self.mean_in, scale_factor=float(self.upscale), mode=self.image_skip)
+
+    def fuse(self, *, inplace: bool = False) -> DPARN:
+        """The deployed form: every ReRB becomes one plain 3 x 3 convolution, added up in float64.
+
+        Args:
+            inplace: change this net instead of a copy. The copy is built anew, so hooks do not follow.
+
+        Returns:
+            The deployed net, with ``deploy`` True; its state dict loads into ``DPARN(deploy=True, ...)``.
+        """
+        net = self
+        if not inplace:
+            net = type(self)(**self._options).to(self.head.weight).train(self.training)
+            net.load_state_dict(self.state_dict())
+        for parent in list(net.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, ReRB):
+                    setattr(parent, name, child.fuse())
+        net.deploy = True
+        net._options = {**net._options, 'deploy': True}
+        return net
