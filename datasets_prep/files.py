@@ -1,0 +1,132 @@
+"""Reading and writing images and files so that a finished file is whole and a killed run leaves no debris."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+
+fcntl: ModuleType | None = None
+with suppress(ImportError):  # Windows, where an open file cannot be removed and so needs no lock
+    fcntl = import_module('fcntl')
+
+PART_SUFFIX = '.part'
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
+
+
+class ImageError(ValueError):
+    """An image file that cannot be read, or is of a kind that the command does not take."""
+
+
+def is_part(path: Path) -> bool:
+    """Whether ``path`` is one of our temporary files; their names are hidden, so data sets pass over them."""
+    return path.name.startswith('.') and path.name.endswith(PART_SUFFIX)
+
+
+@contextmanager
+def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """Yields a temporary path in the folder of ``path`` and renames it to ``path`` when the block succeeds.
+
+    The temporary file is locked while the block runs, which is how ``sweep_parts`` tells the file of a
+    running process from one left by a killed process.
+
+    Args:
+        path: the file to be written; its folder is made.
+        sync: write the file through to the disk before the rename.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, handle = _locked_part(path)
+    try:
+        yield part
+        if sync:
+            os.fsync(handle)
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+    finally:
+        os.close(handle)
+
+
+def _locked_part(path: Path) -> tuple[Path, int]:
+    while True:
+        part = path.parent / f'.{path.name}.{secrets.token_hex(4)}{PART_SUFFIX}'
+        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if fcntl is None:
+            os.close(handle)
+            return part, os.open(os.devnull, os.O_RDONLY)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if part.exists():  # else a sweep came between creation and lock
+            return part, handle
+        os.close(handle)
+
+
+def sweep_parts(folder: Path) -> int:
+    """Removes the temporary files that killed processes left anywhere below ``folder``; returns how many."""
+    swept = 0
+    for part in folder.rglob(f'.*{PART_SUFFIX}'):
+        with suppress(OSError):
+            handle = os.open(part, os.O_RDWR)
+            try:
+                if fcntl is not None:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    part.unlink()
+            finally:
+                os.close(handle)
+            part.unlink(missing_ok=True)
+            swept += 1
+    return swept
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Writes ``data`` to ``path``, whole or not at all."""
+    with atomic_path(path) as part:
+        part.write_bytes(data)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """The pixels of an image file as stored: (H, W) or (H, W, C), BGR(A) order, uint8 or uint16.
+
+    Colour palettes come out as colours. An EXIF rotation is not applied, so the pixels are the file's.
+
+    Raises:
+        ImageError: when the file cannot be decoded.
+    """
+    data = np.fromfile(path, dtype=np.uint8)  # not cv2.imread, which fails on some names on Windows
+    img = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    if img is None:
+        raise ImageError(f'{path}: cannot be decoded as an image ({data.size} bytes); replace or remove the file')
+    return img
+
+
+def encode_png(img: np.ndarray, *, compression: int = 3) -> bytes:
+    """PNG bytes of an image as ``read_image`` gives it."""
+    done, data = cv2.imencode('.png', img, [cv2.IMWRITE_PNG_COMPRESSION, compression])
+    if not done:
+        raise ImageError(f'an image of shape {img.shape} and dtype {img.dtype} cannot be written as PNG')
+    return data.tobytes()
+
+
+def write_png(path: Path, img: np.ndarray, *, compression: int = 3) -> None:
+    """Writes a PNG file, whole or not at all."""
+    write_bytes(path, encode_png(img, compression=compression))
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files directly in ``folder``, sorted by name; hidden files are passed over.
+
+    Raises:
+        FileNotFoundError: when the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f'{folder}: no such folder; check the path')
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))

@@ -1,0 +1,95 @@
+"""A small paired data set out of the photographs inside scikit-image's wheel; needs no network.
+
+Run: python -m datasets_prep sample
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from importlib.util import find_spec
+from pathlib import Path
+
+from datasets_prep.bicubic import imresize, mod_crop
+from datasets_prep.files import read_image, sweep_parts, write_png
+
+SCALES = (2, 3, 4)
+MODULUS = 12  # divisible by every scale, so that all scales have the same photographs and the same HR
+PHOTOGRAPHS = {
+    'train': (
+        'coffee.png',
+        'hubble_deep_field.jpg',
+        'ihc.png',
+        'motorcycle_left.png',
+        'motorcycle_right.png',
+        'retina.jpg',
+        'rocket.jpg',
+    ),
+    'val': ('astronaut.png', 'chelsea.png'),
+}
+
+
+def photograph_folder() -> Path:
+    """The folder of images inside the installed scikit-image, which is not imported.
+
+    Raises:
+        FileNotFoundError: when scikit-image or one of the photographs is absent.
+    """
+    spec = find_spec('skimage')
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError('sample: scikit-image, whose photographs are used, is absent; pip install scikit-image')
+    folder = Path(spec.submodule_search_locations[0]) / 'data'
+    missing = [name for names in PHOTOGRAPHS.values() for name in names if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f'sample: {folder} lacks {", ".join(missing)}; install the scikit-image wheel (pip install scikit-image)'
+        )
+    return folder
+
+
+def write_sample(out: Path, *, scales: tuple[int, ...] = SCALES, overwrite: bool = False) -> dict[str, int]:
+    """Writes ``out/{train,val}/HR`` and ``out/{train,val}/LR_bicubic/X<scale>``, the same names in each.
+
+    Photographs that are stored as JPEG are halved first, so that no compression blocks are left in what
+    the networks should learn to restore. Files that exist are kept.
+
+    Args:
+        out: folder of the data set; it is made.
+        scales: scales of the low-resolution images; each must divide 12.
+        overwrite: write again what exists.
+
+    Returns:
+        Number of photographs in each of ``train`` and ``val``.
+
+    Raises:
+        ValueError: for a scale that does not divide 12.
+        FileNotFoundError: when the photographs are not installed.
+    """
+    odd = [scale for scale in scales if scale < 1 or MODULUS % scale]
+    if odd:
+        raise ValueError(f'sample: scales must divide {MODULUS}, got {odd}; make others with the command lr')
+    folder = photograph_folder()
+    out.mkdir(parents=True, exist_ok=True)
+    sweep_parts(out)
+    for split, names in PHOTOGRAPHS.items():
+        for name in names:
+            png = Path(name).stem + '.png'
+            targets = {scale: out / split / 'LR_bicubic' / f'X{scale}' / png for scale in scales}
+            targets[1] = out / split / 'HR' / png
+            wanted = {scale: path for scale, path in targets.items() if overwrite or not path.is_file()}
+            if not wanted:
+                continue
+            hr = read_image(folder / name)
+            if name.endswith('.jpg'):
+                hr = imresize(hr, scale=Fraction(1, 2))
+            hr = mod_crop(hr, MODULUS)
+            for scale, path in wanted.items():
+                write_png(path, hr if scale == 1 else imresize(hr, scale=Fraction(1, scale)))
+    return {split: len(names) for split, names in PHOTOGRAPHS.items()}
+
+
+if __name__ == '__main__':
+    import sys
+
+    from datasets_prep.cli import app
+
+    app(['sample', *sys.argv[1:]], prog_name='python -m datasets_prep')
