@@ -21,11 +21,11 @@ from torch.nn import functional as F
 from .effsr_blocks import (
     ESA,
     ESARFDN,
-    RGB_MEAN,
     check_choice,
     check_input,
     check_positive,
     pixelshuffle_upsampler,
+    rgb_mean,
 )
 
 __all__ = ['DPARN']
@@ -173,12 +173,6 @@ class DPAB(nn.Module):
         return out if self.fuse_conv is None else self.fuse_conv(out)
 
 
-def _mean(channels: int) -> Tensor:
-    """DIV2K mean as (1, channels, 1, 1); the mean of its three values where images are not RGB."""
-    values = RGB_MEAN if channels == 3 else (sum(RGB_MEAN) / 3,) * channels
-    return torch.tensor(values).view(1, channels, 1, 1)
-
-
 @ARCH_REGISTRY.register()
 class DPARN(nn.Module):
     """Dual path attention and re-parameterization network for efficient super-resolution.
@@ -292,8 +286,8 @@ class DPARN(nn.Module):
                 return ESABranch(convs, _ACT[act](), _ESA[esa_type](half, esa_channels))
             return SPABranch(convs, _ACT[act](), last_act, zero_mean)
 
-        self.register_buffer('mean_in', _mean(num_in_ch), persistent=False)
-        self.register_buffer('mean_out', _mean(num_out_ch), persistent=False)
+        self.register_buffer('mean_in', rgb_mean(num_in_ch), persistent=False)
+        self.register_buffer('mean_out', rgb_mean(num_out_ch), persistent=False)
         self.head = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         self.body = nn.Sequential(
             *(DPAB(path(branches[0]), path(branches[1]), mix, num_feat) for _ in range(num_block))

@@ -20,6 +20,7 @@ __all__ = [
     'check_input',
     'check_positive',
     'pixelshuffle_upsampler',
+    'rgb_mean',
 ]
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K training set, as EDSR published it
@@ -181,3 +182,9 @@ class GatedDconvFFN(nn.Module):
 def pixelshuffle_upsampler(num_feat: int, num_out_ch: int, upscale: int) -> nn.Sequential:
     """3 x 3 convolution and pixel shuffle: (N, num_feat, H, W) -> (N, num_out_ch, r H, r W)."""
     return nn.Sequential(nn.Conv2d(num_feat, num_out_ch * upscale**2, 3, padding=1), nn.PixelShuffle(upscale))
+
+
+def rgb_mean(channels: int) -> Tensor:
+    """DIV2K's mean as (1, channels, 1, 1); the mean of its three values where images are not RGB."""
+    values = RGB_MEAN if channels == 3 else (sum(RGB_MEAN) / 3,) * channels
+    return torch.tensor(values).view(1, channels, 1, 1)
