@@ -18,7 +18,7 @@ HOOKED = (REGISTRY, OPTIONS)
 class _Finder:
     """Meta path finder; passes on every name but the few above."""
 
-    busy = ()
+    busy: tuple = ()
 
     def find_spec(self, name, path=None, target=None):
         if name != DEAD_TORCHVISION and name not in HOOKED:

@@ -85,7 +85,7 @@ def _adapt_registry(module: ModuleType) -> None:
         if name not in self and f'{name}_basicsr' not in self:
             from basicsr_effsr._registration import register
 
-            register()
+            register(self._name)
         return original(self, name, *args, **kwargs)
 
     get._effsr = True  # type: ignore[attr-defined]

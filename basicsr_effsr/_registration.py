@@ -8,7 +8,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 ALIAS_SUFFIX = '_effsr'
-ROOMS = ('archs', 'losses', 'data', 'models')
+ROOMS = {'arch': 'archs', 'loss': 'losses', 'dataset': 'data', 'model': 'models'}  # registry -> our folder
 
 
 @contextmanager
@@ -44,11 +44,16 @@ def import_all(package: str, path: Iterable[str], suffix: str) -> None:
                 import_module(f'{package}.{module.name}')
 
 
-def register() -> None:
-    """Registers every network, loss, data set and model class of this package with BasicSR.
+def register(registry: str | None = None) -> None:
+    """Registers the networks, losses, data sets and model classes of this package with BasicSR.
 
     Safe to call again. Names that a fork or another plugin owns stay theirs; ours are always
     reachable with the suffix ``_effsr`` (``HASN_effsr``).
+
+    Args:
+        registry: ``arch``, ``loss``, ``dataset`` or ``model`` for one kind only; None for all. A
+            registry we have nothing for (``metric``) is no error.
     """
-    for room in ROOMS:
+    rooms = ROOMS.values() if registry is None else filter(None, [ROOMS.get(registry)])
+    for room in rooms:
         import_module(f'basicsr_effsr.{room}')

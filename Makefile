@@ -1,0 +1,32 @@
+# Two commands for a newcomer: make quickstart, make test. Each recipe is plain pip / python, also shown in README.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/effsr doctor
+	$(BIN)/python -m datasets_prep sample
+	$(BIN)/python -m basicsr.train -opt options/train/quickstart.yml
+	$(BIN)/python -m basicsr.test -opt options/test/quickstart.yml
+	$(BIN)/effsr compare -opt options/test/quickstart.yml --out results/quickstart.png
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+$(VENV)/.installed: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e .
+	touch $@
+
+$(VENV)/.installed-dev: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e '.[dev]'
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

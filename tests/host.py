@@ -1,0 +1,24 @@
+"""Running the real host in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def run(*arguments: str, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs this interpreter with ``arguments`` in ``cwd``; one thread, nothing of this process on its path."""
+    env = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'BASICSR_EFFSR_AUTOLOAD')}
+    env |= {'OMP_NUM_THREADS': '1', 'PYTHONUTF8': '1', **environment}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def succeed(*arguments: str, cwd: Path, timeout: float = 300, **environment: str) -> str:
+    """As ``run``, and the process must end well; returns its standard output."""
+    done = run(*arguments, cwd=cwd, timeout=timeout, **environment)
+    assert done.returncode == 0, f'{" ".join(arguments)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}'
+    return done.stdout
