@@ -1,0 +1,182 @@
+"""``effsr compare``: bicubic against a network, as a small table and one picture."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+import yaml
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MARGIN, CAPTION, CROP, PANEL = 12, 26, 48, 288  # pixels; CROP is the side of the enlarged detail in HR pixels
+
+
+@dataclass
+class Row:
+    """Scores of one image: PSNR in dB and SSIM on the Y channel, border of ``scale`` pixels cropped."""
+
+    image: str
+    bicubic_psnr: float
+    bicubic_ssim: float
+    net_psnr: float
+    net_ssim: float
+
+
+def super_resolve(net: nn.Module, lq: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB through ``net`` to (rH, rW, 3) uint8 RGB."""
+    import torch
+
+    device = next(net.parameters()).device
+    batch = torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1))).to(device)[None].float() / 255
+    with torch.no_grad():
+        out = net(batch)[0].clamp(0, 1).mul(255).round()
+    return out.permute(1, 2, 0).to('cpu', torch.uint8).numpy()
+
+
+def bicubic(lq: np.ndarray, scale: int) -> np.ndarray:
+    """(H, W, 3) uint8 to (rH, rW, 3) uint8 as MATLAB's ``imresize`` enlarges."""
+    from datasets_prep.bicubic import imresize
+
+    return imresize(lq, scale=scale)
+
+
+def score(image: np.ndarray, gt: np.ndarray, border: int) -> tuple[float, float]:
+    """The host's PSNR and SSIM on Y; both images (H, W, 3) uint8 RGB."""
+    from basicsr.metrics import calculate_psnr, calculate_ssim
+
+    a, b = image[..., ::-1], gt[..., ::-1]
+    return (
+        float(calculate_psnr(a, b, crop_border=border, test_y_channel=True)),
+        float(calculate_ssim(a, b, crop_border=border, test_y_channel=True)),
+    )
+
+
+def busiest_crop(gt: np.ndarray, side: int) -> tuple[int, int]:
+    """Top left corner of the window with the most detail, away from the border."""
+    gray = gt.astype(np.float32).mean(axis=2)
+    detail = np.abs(np.diff(gray, axis=0))[:, :-1] + np.abs(np.diff(gray, axis=1))[:-1]
+    total = np.pad(detail, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    sums = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    inner = sums[side:-side, side:-side] if min(sums.shape) > 3 * side else sums
+    offset = side if inner is not sums else 0
+    top, left = np.unravel_index(int(inner.argmax()), inner.shape)
+    return int(top) + offset, int(left) + offset
+
+
+def picture(rows: list[tuple[str, list[tuple[str, np.ndarray]]]]) -> Image.Image:
+    """One line per image: the panels side by side, under each the same detail enlarged.
+
+    Args:
+        rows: title of the image and its (caption, (H, W, 3) uint8) panels, the last being the ground
+            truth, in which the detail is chosen.
+    """
+    font = ImageFont.load_default(size=15)
+    columns = max(len(panels) for _, panels in rows)
+    line = 2 * CAPTION + 2 * PANEL + 2 * MARGIN
+    sheet = Image.new('RGB', (MARGIN + columns * (PANEL + MARGIN), MARGIN + len(rows) * line), 'white')
+    draw = ImageDraw.Draw(sheet)
+    for i, (title, panels) in enumerate(rows):
+        y = MARGIN + i * line
+        draw.text((MARGIN, y), title, fill='black', font=font)
+        top, left = busiest_crop(panels[-1][1], CROP)
+        for j, (caption, image) in enumerate(panels):
+            x = MARGIN + j * (PANEL + MARGIN)
+            height, width = image.shape[:2]
+            ratio = PANEL / max(height, width)
+            size = (round(width * ratio), round(height * ratio))
+            small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
+            marked = ImageDraw.Draw(small)
+            marked.rectangle([v * ratio for v in (left, top, left + CROP, top + CROP)], outline='red', width=2)
+            sheet.paste(small, (x, y + CAPTION + (PANEL - small.height)))
+            detail = Image.fromarray(image[top : top + CROP, left : left + CROP])
+            sheet.paste(detail.resize((PANEL, PANEL), Image.Resampling.NEAREST), (x, y + CAPTION + PANEL + MARGIN // 2))
+            draw.text((x, y + CAPTION + 2 * PANEL + MARGIN // 2 + 2), caption, fill='black', font=font)
+    return sheet
+
+
+def load_network(opt: dict[str, Any]) -> nn.Module:
+    """``network_g`` of the options with the weights that ``path`` names, in eval mode."""
+    import torch
+    from basicsr.archs import build_network
+
+    from basicsr_effsr.utils.checkpoint import load_into
+
+    path = opt['path']
+    net = build_network(opt['network_g'])
+    load_into(net, path['pretrain_network_g'], param_key=path.get('param_key_g', 'params'))
+    device = 'cuda' if torch.cuda.is_available() and opt.get('num_gpu') != 0 else 'cpu'
+    return net.to(device).eval()
+
+
+def compare(opt: dict[str, Any]) -> tuple[list[Row], Image.Image]:
+    """Scores and picture of every test image of ``opt``.
+
+    Raises:
+        FileNotFoundError: an image of dataroot_gt has no partner in dataroot_lq.
+    """
+    scale = opt['scale']
+    net = load_network(opt)
+    rows, panels = [], []
+    for data in opt['datasets'].values():
+        template = data.get('filename_tmpl', '{}')
+        for gt_path in sorted(p for p in Path(data['dataroot_gt']).iterdir() if p.suffix.lower() == '.png'):
+            lq_path = Path(data['dataroot_lq']) / f'{template.format(gt_path.stem)}{gt_path.suffix}'
+            if not lq_path.is_file():
+                raise FileNotFoundError(f'effsr compare: {gt_path} has no partner {lq_path}; check filename_tmpl')
+            lq = np.asarray(Image.open(lq_path).convert('RGB'))
+            gt = np.asarray(Image.open(gt_path).convert('RGB'))[: lq.shape[0] * scale, : lq.shape[1] * scale]
+            nearest = lq.repeat(scale, axis=0).repeat(scale, axis=1)
+            cubic, ours = bicubic(lq, scale), super_resolve(net, lq)
+            row = Row(gt_path.stem, *score(cubic, gt, scale), *score(ours, gt, scale))
+            rows.append(row)
+            captions = (
+                'LR, pixels repeated',
+                f'bicubic  {row.bicubic_psnr:.2f} dB / {row.bicubic_ssim:.4f}',
+                f'{type(net).__name__}  {row.net_psnr:.2f} dB / {row.net_ssim:.4f}',
+                'HR',
+            )
+            images = (nearest, cubic, ours, gt)
+            panels.append((f'{gt_path.stem}, x{scale}', list(zip(captions, images, strict=True))))
+    return rows, picture(panels)
+
+
+def command(
+    opt: Annotated[Path, typer.Option('-opt', '--opt', help='Option file of a test, as for basicsr.test.')],
+    out: Annotated[Path, typer.Option(help='PNG to write.')] = Path('results/compare.png'),
+    as_json: Annotated[bool, typer.Option('--json', help='Print the scores as JSON.')] = False,
+) -> None:
+    """Compare bicubic with the network of an option file on its test images; a table and one picture."""
+    if not opt.is_file():
+        typer.echo(f'effsr compare: no option file {opt}; give one of options/test/', err=True)
+        raise typer.Exit(2)
+    try:
+        rows, sheet = compare(yaml.safe_load(opt.read_text()))
+    except (KeyError, OSError, ValueError) as error:
+        typer.echo(f'effsr compare: {error}', err=True)
+        raise typer.Exit(2) from error
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(out)
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table('image', 'bicubic', 'network', 'gain', title='PSNR-Y [dB] / SSIM-Y', title_justify='left')
+    for row in rows:
+        table.add_row(
+            row.image,
+            f'{row.bicubic_psnr:.2f} / {row.bicubic_ssim:.4f}',
+            f'{row.net_psnr:.2f} / {row.net_ssim:.4f}',
+            f'{row.net_psnr - row.bicubic_psnr:+.2f} / {row.net_ssim - row.bicubic_ssim:+.4f}',
+        )
+    console = Console()
+    console.print(table)
+    console.print(f'picture: {out}', markup=False)
