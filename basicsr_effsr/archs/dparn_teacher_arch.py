@@ -209,6 +209,15 @@ def _reflect_to_multiple(x: Tensor, side: int) -> Tensor:
     return x
 
 
+def _crop(x: Tensor, height: int, width: int) -> Tensor:
+    """The upper left height x width pixels."""
+    if not _exporting():
+        return x[..., :height, :width]
+    for dim, size in ((2, height), (3, width)):  # a slice would make the graph tell padded sizes from whole ones
+        x = x.index_select(dim, torch.arange(size, device=x.device))
+    return x
+
+
 @ARCH_REGISTRY.register()
 class DPARNTeacher(nn.Module):
     """Teacher of DPARN: residual-dense groups of shifted-window transformer blocks.
@@ -327,4 +336,4 @@ class DPARNTeacher(nn.Module):
             deep = group(deep, self.position_index, self.shift_masks)
         deep = self.conv_before_upsample(self.conv_after_body(self.norm(deep)) + shallow)
         out = self.upsampler(deep) if self.tail == 'paper' else self.conv_last(self.upsample(deep))
-        return out[..., :height, :width] + self.mean_out
+        return _crop(out + self.mean_out, height, width)
