@@ -46,6 +46,7 @@ setup(
             'ruff',
             'safetensors',
             'selenium',
+            'setuptools',
             'spandrel',
             'types-PyYAML',
         ],
