@@ -1,0 +1,61 @@
+"""What every loss asks of its two arguments."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def check_pair(who: str, pred: Tensor, target: Tensor) -> None:
+    """Refuses what torch would broadcast in silence.
+
+    Args:
+        who: name of the loss, for the message.
+        pred: output of the network, (N, C, H, W).
+        target: what it should be, same shape.
+
+    Raises:
+        ValueError: the shapes differ, or are not those of a batch of images.
+    """
+    if pred.shape != target.shape or pred.ndim != 4:
+        raise ValueError(
+            f'{who}: pred and target must both be (N, C, H, W) and of the same shape, got {tuple(pred.shape)} and '
+            f'{tuple(target.shape)}; check that scale, network_g.upscale and the data set agree'
+        )
+
+
+def check_choice(who: str, name: str, value: object, choices: tuple) -> None:
+    """Refuses an option value that is not one of ``choices``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in choices:
+        raise ValueError(f'{who}: {name} must be one of {", ".join(map(str, choices))}, got {value!r}')
+
+
+def check_positive(who: str, name: str, value: float) -> None:
+    """Refuses a number that is not above zero.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not value > 0:
+        raise ValueError(f'{who}: {name} must be above 0, got {value!r}')
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in float32 if it is of a smaller floating type, unchanged otherwise; the gradient returns in its type.
+
+    Sums over a batch of images do not fit the 8 or 11 significant bits of bf16 and fp16.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@lru_cache(maxsize=64)
+def constant(values: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The tensor of ``values``, made once per device and type: a copy in every iteration would wait for the GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device, dtype=dtype)

@@ -1,0 +1,226 @@
+"""Feature-affinity distillation without the affinity matrices in memory.
+
+Papers:       Z. He et al., "FAKD: Feature-Affinity Based Knowledge Distillation for Efficient Image
+              Super-Resolution", ICIP 2020; Y. Li et al., "Dual Path Attention and Re-parameterization Network
+              for efficient image super-resolution", Eq. 7.
+Differences:  Eq. 7 puts the 1 x 1 convolution that widens the student on the affinity matrix, where it has no
+              meaning; it acts on the student's features before they are normalised, or is left out as in FAKD
+              (the matrix does not depend on the number of channels). The matrices (N x HW x HW, 5 GiB each at
+              16 patches of 96 x 96) are visited block by block, loss and gradient at once; values are those of the
+              definition. The gradient at a position whose features are all zero is 0, where the definition has NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from basicsr_effsr.losses._inputs import at_least_float32, check_choice, check_positive
+
+__all__ = ['FAKDLoss', 'feature_affinity']
+
+ADAPTERS = ('none', 'conv1x1')
+BLOCK_ELEMENTS = {'cpu': 2**20, 'cuda': 2**24}  # entries of the matrix in memory at once: L2 cache, 64 MiB
+
+
+@contextmanager
+def _full_precision(device: str) -> Iterator[None]:
+    """Products in the type of their factors, whatever autocast, TF32 or bf16 acceleration is switched on.
+
+    The sign of nearly equal affinities decides the gradient; with fewer digits it is not rounded but wrong.
+    """
+    backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, 'matmul', None)]
+    name = 'fp32_precision'
+    if not hasattr(backends[0], name):  # torch < 2.9
+        backends, name = backends[:1], 'allow_tf32'
+    full = {'fp32_precision': 'ieee', 'allow_tf32': False}[name]
+    before = [getattr(backend, name) for backend in backends]
+    changed = [(backend, old) for backend, old in zip(backends, before, strict=True) if old not in ('none', full)]
+    for backend, _ in changed:
+        setattr(backend, name, full)
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        for backend, old in changed:
+            setattr(backend, name, old)
+
+
+def _unit_columns(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Columns of (n, C, L) over their length plus ``eps``, and the lengths (n, 1, L)."""
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / (length + eps), length
+
+
+def _visit(x: Tensor, t: Tensor, rows: int, want_grad: bool) -> tuple[Tensor, Tensor]:
+    """Sum of |X'X - T'T| and X sign(X'X - T'T) for unit columns X (n, C, L) and T (n, C', L).
+
+    The matrix is symmetric, so a block of rows [a, b) is computed from column a on and counts twice beyond b.
+    """
+    positions = x.shape[2]
+    left, right = torch.cat((x, t), dim=1), torch.cat((x, -t), dim=1)  # left' right = X'X - T'T in one product
+    total = x.new_zeros((), dtype=torch.float64)
+    grad = torch.zeros_like(x) if want_grad else x.new_empty(0)
+    for a in range(0, positions, rows):
+        b = min(a + rows, positions)
+        gap = left[:, :, a:b].transpose(1, 2) @ right[:, :, a:]  # (n, b - a, L - a)
+        size = gap.abs()
+        total += size[:, :, : b - a].sum(dtype=torch.float64) + 2 * size[:, :, b - a :].sum(dtype=torch.float64)
+        del size
+        if want_grad:
+            sign = gap.sign_()
+            grad[:, :, a:b] += x[:, :, a:] @ sign.transpose(1, 2)
+            if b < positions:
+                grad[:, :, b:] += x[:, :, a:b] @ sign[:, :, b - a :]
+    return total, grad
+
+
+class _StreamedAffinity(torch.autograd.Function):
+    """Mean |A_T - A_S|.  The incoming gradient is one number, so the forward pass computes all of ours."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, rows: int, samples: int, eps: float, want: bool) -> Tensor:
+        count, _, positions = student.shape
+        total = student.new_zeros((), dtype=torch.float64)
+        entries = count * positions**2
+        grads = torch.empty_like(student) if want else None
+        for i in range(0, count, samples):
+            x, length = _unit_columns(student[i : i + samples], eps)
+            t, _ = _unit_columns(teacher[i : i + samples], eps)
+            part, grad = _visit(x, t, rows, want)
+            total += part
+            if grads is not None:
+                grad *= 2 / entries
+                # dL/dx = (g - x^ (x^ . g) (|x| + eps) / |x|) / (|x| + eps), x^ the unit column
+                along = (x * grad).sum(dim=1, keepdim=True) * (length + eps) / length
+                grad -= x * along
+                grad /= length + eps
+                grads[i : i + samples] = grad.masked_fill_(length == 0, 0)
+        if grads is not None:
+            ctx.save_for_backward(grads)
+        return (total / entries).to(student.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (grads,) = ctx.saved_tensors
+        return grads * upstream, None, None, None, None, None
+
+
+def _positions_last(features: Tensor) -> Tensor:
+    """(N, C, H, W), or tokens (N, H*W, C) as a Swin trunk makes them, -> (N, C, H*W)."""
+    return features.flatten(2) if features.ndim == 4 else features.transpose(1, 2)
+
+
+def feature_affinity(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    block_size: int | None = None,
+    eps: float = 1e-7,
+    resize_teacher: bool = False,
+) -> Tensor:
+    """Mean of |A_T - A_S| over all N * HW * HW entries, A = X'X with X the features over their length.
+
+    One matrix per image; entry (i, j) is the cosine between positions i and j, in [-1, 1]. Memory beyond the
+    arguments: the gradient, one block of rows and the unit columns of the images that are worked on together. The
+    products run in float32 (or float64) even under autocast and TF32. Not twice differentiable.
+
+    Args:
+        student: features (N, C, H, W).
+        teacher: features (N, C', H, W), or tokens (N, H*W, C') in raster order; gets no gradient.
+        block_size: rows of the matrix in memory at once; None chooses by device.
+        eps: added to the length of a feature before it divides.
+        resize_teacher: let a teacher of another H x W be resized (bilinear) to the student's.
+
+    Returns:
+        A scalar in [0, 2], float32 or wider.
+
+    Raises:
+        ValueError: the grids differ and may not be resized, or the batches differ.
+    """
+    grid = student.shape[-2:]
+    if student.ndim != 4 or teacher.ndim not in (3, 4) or len(student) != len(teacher):
+        raise ValueError(
+            f"FAKDLoss: student features must be (N, C, H, W), the teacher's (N, C, H, W) or (N, H*W, C) with the "
+            f'same N, got {tuple(student.shape)} and {tuple(teacher.shape)}; check train.distill.feature_pairs'
+        )
+    with torch.no_grad():
+        teacher = at_least_float32(teacher)
+        if teacher.ndim == 4 and teacher.shape[-2:] != grid and resize_teacher:
+            teacher = F.interpolate(teacher, size=grid, mode='bilinear', align_corners=False)
+        columns_t = _positions_last(teacher)
+    if columns_t.shape[2] != grid.numel() or (teacher.ndim == 4 and teacher.shape[-2:] != grid):
+        raise ValueError(
+            f'FAKDLoss: student and teacher maps must agree in H x W, got {tuple(student.shape)} and '
+            f'{tuple(teacher.shape)}; check train.distill.feature_pairs, or set resize_teacher: true for maps'
+        )
+    columns_s = at_least_float32(student).flatten(2)
+    columns_t = columns_t.to(columns_s.dtype)
+    count, positions = len(student), grid.numel()
+    budget = BLOCK_ELEMENTS.get(student.device.type, BLOCK_ELEMENTS['cuda'])
+    rows = min(positions, block_size or max(1, budget // positions))
+    samples = min(count, max(1, budget // (rows * positions)))
+    want_grad = student.requires_grad and torch.is_grad_enabled()
+    with _full_precision(student.device.type):
+        return _StreamedAffinity.apply(columns_s, columns_t, rows, samples, eps, want_grad)
+
+
+@LOSS_REGISTRY.register()
+class FAKDLoss(nn.Module):
+    """Mean absolute difference of the student's and the teacher's spatial affinities; see ``feature_affinity``.
+
+    Between the features of one layer pair. Eq. 7 adds the pairs up; Eq. 8 multiplies the sum by gamma. The value
+    does not depend on the range of the images, while L1 does: FAKD's gamma = 10 for images in [0, 255] is
+    10 / 255 = 0.039 for images in [0, 1].
+
+    Args:
+        loss_weight: factor on the returned value.
+        block_size: rows of an affinity matrix in memory at once; None chooses by device. Changes memory and speed,
+            not the value.
+        eps: added to the length of a feature before it divides.
+        resize_teacher: resize teacher maps of another H x W to the student's (bilinear) instead of refusing them.
+        adapter: 'conv1x1' (DPARN) or 'none' (FAKD). This class compares what it is given; the distillation model
+            reads the attribute and puts a trainable 1 x 1 convolution behind each student feature.
+
+    Raises:
+        ValueError: an option is out of its range, or the features do not fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        loss_weight: float = 1.0,
+        block_size: int | None = None,
+        eps: float = 1e-7,
+        resize_teacher: bool = False,
+        adapter: str = 'conv1x1',
+    ) -> None:
+        super().__init__()
+        check_choice('FAKDLoss', 'adapter', adapter, ADAPTERS)
+        check_positive('FAKDLoss', 'eps', eps)
+        if block_size is not None:
+            check_positive('FAKDLoss', 'block_size', block_size)
+        self.loss_weight = loss_weight
+        self.block_size = block_size
+        self.eps = eps
+        self.resize_teacher = resize_teacher
+        self.adapter = adapter
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Args: features of student and teacher, (N, C, H, W) and (N, C', H, W).  Returns: a scalar."""
+        value = feature_affinity(
+            student,
+            teacher,
+            block_size=self.block_size,
+            eps=self.eps,
+            resize_teacher=self.resize_teacher,
+        )
+        return self.loss_weight * value

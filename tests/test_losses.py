@@ -1,0 +1,618 @@
+"""The losses: values by hand and from independent float64 code, gradients, options, errors."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from basicsr.losses import build_loss
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import nn
+from torch.autograd import gradcheck
+
+from basicsr_effsr.losses import fakd_loss
+from basicsr_effsr.losses.charbonnier_loss import EpsCharbonnierLoss, charbonnier
+from basicsr_effsr.losses.edge_loss import EdgeLoss, edge, laplacian, laplacian_pyramid
+from basicsr_effsr.losses.fakd_loss import FAKDLoss, feature_affinity
+from basicsr_effsr.losses.kl_loss import PixelKLLoss, pixel_kl
+from basicsr_effsr.losses.perceptual_loss import VGGFeatureLoss, VGGFeatures, feature_distance, vgg_weights
+from basicsr_effsr.utils.adapters import semi_orthogonal_conv1x1
+
+IMAGE_LOSSES = {
+    'PixelKLLoss': {},
+    'EpsCharbonnierLoss': {},
+    'EdgeLoss': {},
+}
+
+
+@pytest.fixture(scope='module')
+def vectors(reference):
+    """Golden values that independent float64 code made."""
+    with np.load(reference / 'golden' / 'losses_and_rerb.npz') as file:
+        return {name: torch.from_numpy(np.asarray(file[name])) for name in file.files}
+
+
+def images(*shape, dtype=torch.float64):
+    return torch.rand(*shape, dtype=dtype), torch.rand(*shape, dtype=dtype)
+
+
+class Probe(nn.Module):
+    """Stands in for VGG: two 'layers' that are known functions of the normalised image."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+    def forward(self, x):
+        return {'linear': self.gain * x, 'square': x.square()}
+
+
+# ---- every loss on images -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', [*IMAGE_LOSSES, 'FAKDLoss', 'VGGFeatureLoss'])
+def test_the_registry_finds_it_under_a_name_the_host_does_not_use(name):
+    assert LOSS_REGISTRY.get(name).__module__.startswith('basicsr_effsr.losses.')
+
+
+@pytest.mark.parametrize('name', IMAGE_LOSSES)
+def test_loss_weight_multiplies_the_value(name):
+    pred, target = images(2, 3, 5, 6)
+    once, thrice = (build_loss({'type': name, 'loss_weight': weight})(pred, target) for weight in (1.0, 3.0))
+    assert once > 0
+    torch.testing.assert_close(thrice, 3 * once, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize('name', IMAGE_LOSSES)
+def test_module_equals_function(name):
+    pred, target = images(2, 3, 5, 6)
+    function = {'PixelKLLoss': pixel_kl, 'EpsCharbonnierLoss': charbonnier, 'EdgeLoss': edge}[name]
+    assert torch.equal(build_loss({'type': name})(pred, target), function(pred, target))
+
+
+@pytest.mark.parametrize('name', IMAGE_LOSSES)
+def test_gradient_agrees_with_finite_differences(name):
+    pred, target = images(2, 3, 4, 5)
+    assert gradcheck(lambda p: build_loss({'type': name})(p, target), pred.requires_grad_())
+
+
+@pytest.mark.parametrize('name', IMAGE_LOSSES)
+@pytest.mark.parametrize('shape', [(2, 1, 5, 6), (1, 3, 5, 6), (2, 3, 5, 1), (3, 5, 6)])
+def test_shapes_that_torch_would_broadcast_are_refused(name, shape):
+    with pytest.raises(ValueError, match=rf'{name}: pred and target must .*same shape.*scale'):
+        build_loss({'type': name})(torch.rand(2, 3, 5, 6), torch.rand(shape))
+
+
+@pytest.mark.parametrize('name', [*IMAGE_LOSSES, 'FAKDLoss', 'VGGFeatureLoss'])
+def test_an_unknown_option_is_refused(name):
+    with pytest.raises(TypeError, match='los_weight'):
+        build_loss({'type': name, 'los_weight': 1.0})
+
+
+@pytest.mark.parametrize('name', IMAGE_LOSSES)
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_images_are_compared_in_float32(name, dtype):
+    pred, target = (x.to(dtype) for x in images(1, 3, 8, 8))
+    pred.requires_grad_()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        value = build_loss({'type': name})(pred, target)
+    assert value.dtype == torch.float32
+    exact = build_loss({'type': name})(pred.detach().double(), target.double())
+    torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-7)
+    value.backward()
+    assert pred.grad.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ('name', 'option', 'message'),
+    [
+        ('PixelKLLoss', {'axis': 'colour'}, "axis must be one of channel, spatial, all, got 'colour'"),
+        ('PixelKLLoss', {'reduction': 'sum'}, 'reduction must be one of mean, pixelmean, batchmean'),
+        ('PixelKLLoss', {'temperature': 0.0}, 'temperature must be above 0, got 0.0'),
+        ('PixelKLLoss', {'eps': -1.0}, 'eps must not be negative'),
+        ('EpsCharbonnierLoss', {'eps': 0.0}, 'eps must be above 0'),
+        ('EpsCharbonnierLoss', {'root': 'batch'}, 'root must be one of pixel, image'),
+        ('EdgeLoss', {'operator': 'sobel'}, 'operator must be one of pyramid, laplacian'),
+        ('EdgeLoss', {'eps': 0.0}, 'eps must be above 0'),
+        ('FAKDLoss', {'adapter': 'linear'}, 'adapter must be one of none, conv1x1'),
+        ('FAKDLoss', {'block_size': 0}, 'block_size must be above 0'),
+        ('FAKDLoss', {'eps': 0.0}, 'eps must be above 0'),
+        ('VGGFeatureLoss', {'network': 'vgg11'}, 'network must be one of vgg16, vgg19'),
+        ('VGGFeatureLoss', {'layers': {'relu9_1': 1.0}}, 'a layer of vgg16 must be one of conv1_1'),
+        ('VGGFeatureLoss', {'layers': {}}, 'layers names none'),
+        ('VGGFeatureLoss', {'if_missing': 'ignore'}, 'if_missing must be one of error, zero'),
+    ],
+)
+def test_impossible_options_are_refused_at_construction(name, option, message):
+    with pytest.raises(ValueError, match=message):
+        build_loss({'type': name, **option})
+
+
+# ---- KL -------------------------------------------------------------------------------------------------------------
+
+
+class TestPixelKL:
+    def test_by_hand(self):
+        # logits (0, 0, ln 2) make target probabilities (1/4, 1/4, 1/2); the prediction is uniform:
+        # KL = 1/4 ln(3/4) * 2 + 1/2 ln(3/2) = 1/2 ln(9/8); two pixels, the second without error
+        target = torch.zeros(1, 3, 1, 2, dtype=torch.float64)
+        target[0, 2, 0, 0] = math.log(2)
+        pred = torch.zeros(1, 3, 1, 2, dtype=torch.float64)
+        kl = 0.5 * math.log(9 / 8)
+        assert pixel_kl(pred, target).item() == pytest.approx(kl / 6)
+        assert pixel_kl(pred, target, reduction='pixelmean').item() == pytest.approx(kl / 2)
+        assert pixel_kl(pred, target, reduction='batchmean').item() == pytest.approx(kl)
+
+    def test_temperature_divides_the_images_and_keeps_the_size(self):
+        # the logits of the test above at T = 2 are 2 ln 2, so after division the value is the same, times T^2 = 4
+        target = torch.zeros(1, 3, 1, 1, dtype=torch.float64)
+        target[0, 2] = 2 * math.log(2)
+        value = pixel_kl(torch.zeros_like(target), target, temperature=2.0, reduction='batchmean')
+        assert value.item() == pytest.approx(4 * 0.5 * math.log(9 / 8))
+
+    @pytest.mark.parametrize(
+        ('name', 'options', 'tolerance'),
+        [
+            ('kl_official_mean', {'eps': 1e-8}, 1e-12),
+            ('kl_official_mean', {}, 1e-6),  # the authors' floor under the logarithm is all that differs
+            ('kl_channel_pixelmean', {'reduction': 'pixelmean'}, 1e-12),
+            ('kl_spatial_perchannel', {'axis': 'spatial', 'reduction': 'pixelmean'}, 1e-12),
+        ],
+    )
+    def test_golden(self, vectors, name, options, tolerance):
+        value = pixel_kl(vectors['loss_sr'], vectors['loss_hr'], **options)
+        torch.testing.assert_close(value, vectors[name], rtol=tolerance, atol=0)
+
+    @pytest.mark.parametrize('axis', ['channel', 'spatial', 'all'])
+    def test_equals_kl_div_of_torch(self, axis):
+        pred, target = images(2, 3, 4, 5)
+        first = {'channel': 1, 'spatial': 2, 'all': 1}[axis]
+        last = {'channel': 1, 'spatial': 3, 'all': 3}[axis]
+        log_p, log_q = (x.flatten(first, last).log_softmax(first) for x in (pred, target))
+        for reduction in ('mean', 'batchmean'):
+            count = log_p.numel() if reduction == 'mean' else len(pred)
+            expected = nn.functional.kl_div(log_p, log_q, reduction='sum', log_target=True) / count
+            torch.testing.assert_close(pixel_kl(pred, target, axis=axis, reduction=reduction), expected)
+        count = {'channel': 2 * 4 * 5, 'spatial': 2 * 3, 'all': 2}[axis]
+        expected = nn.functional.kl_div(log_p, log_q, reduction='sum', log_target=True) / count
+        torch.testing.assert_close(pixel_kl(pred, target, axis=axis, reduction='pixelmean'), expected)
+
+    def test_the_default_is_blind_to_grey(self):
+        pred, target = images(1, 3, 4, 4)
+        grey = 0.05 * torch.rand(1, 1, 4, 4, dtype=torch.float64)
+        torch.testing.assert_close(pixel_kl(pred + grey, target), pixel_kl(pred, target), rtol=1e-12, atol=0)
+        assert pixel_kl(pred + grey, target, axis='spatial') != pixel_kl(pred, target, axis='spatial')
+
+    def test_direction_is_target_to_prediction(self):
+        pred, target = images(1, 3, 4, 4)
+        log_p, log_q = pred.log_softmax(1), target.log_softmax(1)
+        assert pixel_kl(pred, target).item() == pytest.approx((log_q.exp() * (log_q - log_p)).mean().item())
+        assert pixel_kl(pred, target).item() != pytest.approx(pixel_kl(target, pred).item(), rel=1e-3)
+
+    def test_finite_where_a_softmax_underflows(self):
+        pred = torch.tensor([0.0, 0.0, 200.0]).view(1, 3, 1, 1).requires_grad_()
+        target = torch.tensor([200.0, 0.0, 0.0]).view(1, 3, 1, 1)
+        value = PixelKLLoss()(pred, target)
+        value.backward()
+        assert value.item() == pytest.approx(200 / 3)
+        assert pred.grad.isfinite().all()
+
+    def test_target_gets_no_gradient(self):
+        pred, target = (x.requires_grad_() for x in images(1, 3, 2, 2))
+        PixelKLLoss()(pred, target).backward()
+        assert pred.grad.any()
+        assert target.grad is None
+
+
+# ---- Charbonnier ----------------------------------------------------------------------------------------------------
+
+
+class TestCharbonnier:
+    def test_by_hand(self):
+        # differences 3 and 0 with eps 4: roots 5 and 4, mean 4.5; one root over the image: sqrt(9 + 16) = 5
+        pred = torch.tensor([[[[3.0, 0.0]]]])
+        assert EpsCharbonnierLoss(eps=4.0)(pred, torch.zeros_like(pred)).item() == pytest.approx(4.5)
+        assert EpsCharbonnierLoss(eps=4.0, root='image')(pred, torch.zeros_like(pred)).item() == pytest.approx(5.0)
+
+    def test_root_per_image_is_a_mean_over_the_batch(self):
+        pred, target = images(2, 3, 4, 5)
+        each = [charbonnier(p[None], t[None], root='image') for p, t in zip(pred, target, strict=True)]
+        torch.testing.assert_close(charbonnier(pred, target, root='image'), sum(each) / 2)
+        assert each[0].item() == pytest.approx(math.sqrt((pred[0] - target[0]).square().sum().item() + 1e-6))
+
+    def test_golden(self, vectors):
+        value = charbonnier(vectors['loss_sr'], vectors['loss_hr'])
+        torch.testing.assert_close(value, vectors['charbonnier'], rtol=1e-12, atol=0)
+
+    def test_differs_from_the_hosts_near_zero(self):
+        pred, target = torch.full((1, 3, 2, 2), 1e-3, dtype=torch.float64), torch.zeros(1, 3, 2, 2).double()
+        assert EpsCharbonnierLoss()(pred, target).item() == pytest.approx(math.sqrt(2) * 1e-3)
+        host = build_loss({'type': 'CharbonnierLoss'})(pred, target)
+        assert host.item() == pytest.approx(1e-3, rel=1e-5)
+
+
+# ---- edge -----------------------------------------------------------------------------------------------------------
+
+
+class TestEdge:
+    def test_golden(self, vectors):
+        value = edge(vectors['loss_sr'], vectors['loss_hr'])
+        torch.testing.assert_close(value, vectors['edge'], rtol=1e-12, atol=0)
+
+    @pytest.mark.parametrize('operator', [laplacian_pyramid, laplacian])
+    def test_a_flat_image_has_no_edges(self, operator):
+        """The pyramid replicates the border of a map in which three of four pixels are zero, so it is judged inside."""
+        flat = torch.full((1, 2, 8, 10), 0.7, dtype=torch.float64)
+        inner = operator(flat)[..., 2:-2, 2:-2] if operator is laplacian_pyramid else operator(flat)
+        assert inner.abs().max() < 1e-15
+
+    def test_laplacian_by_hand(self):
+        # a single 1 in the middle: -4 there, 1 at its four neighbours, 0 in the corners
+        x = torch.zeros(1, 1, 3, 3)
+        x[0, 0, 1, 1] = 1
+        assert torch.equal(laplacian(x)[0, 0], torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]))
+        # replicated border: a corner pixel has itself as two of its neighbours, so -4 + 2
+        y = torch.zeros(1, 1, 3, 3)
+        y[0, 0, 0, 0] = 1
+        assert laplacian(y)[0, 0, 0, 0] == -2
+
+    def test_pyramid_by_hand(self):
+        # A single 1 at an even position far from the border. Blurring leaves k_i k_j around it, of which the entries
+        # at even offsets survive times 4. Blurring again: the value at offset 0 is
+        # 4 (k_-2 k_2 + k_0 k_0 + k_2 k_-2)^2 = 4 (0.05^2 + 0.4^2 + 0.05^2)^2, and the operator returns 1 minus that.
+        x = torch.zeros(1, 1, 17, 17, dtype=torch.float64)
+        x[0, 0, 8, 8] = 1
+        assert laplacian_pyramid(x)[0, 0, 8, 8].item() == pytest.approx(1 - 4 * (0.4**2 + 2 * 0.05**2) ** 2)
+
+    def test_one_pass_over_the_difference_equals_two(self):
+        pred, target = images(2, 3, 7, 9)
+        for name, operator in (('pyramid', laplacian_pyramid), ('laplacian', laplacian)):
+            expected = charbonnier(operator(pred), operator(target))
+            torch.testing.assert_close(EdgeLoss(operator=name)(pred, target), expected, rtol=1e-12, atol=0)
+
+    @pytest.mark.parametrize('size', [(1, 1), (2, 1), (3, 5)])
+    def test_tiny_images_work(self, size):
+        pred, target = images(1, 3, *size)
+        assert EdgeLoss()(pred, target).isfinite()
+
+    def test_plain_laplacian_passes_gradcheck(self):
+        pred, target = images(1, 2, 4, 3)
+        assert gradcheck(lambda p: EdgeLoss(operator='laplacian')(p, target), pred.requires_grad_())
+
+
+# ---- perceptual -----------------------------------------------------------------------------------------------------
+
+
+def vgg_file(path, network='vgg16', prefix='features.', classifier=True):
+    """A file in torchvision's layout with random weights."""
+    features = VGGFeatures(network, ['pool5'])
+    state = {prefix + key: value for key, value in features.state_dict().items()}
+    if classifier:
+        state['classifier.0.weight'] = torch.zeros(1)
+    torch.save(state, path)
+    return features
+
+
+@pytest.fixture
+def no_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+
+    def refuse(*args, **kwargs):
+        raise AssertionError('a download was tried')
+
+    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', refuse)
+    return tmp_path
+
+
+class TestPerceptual:
+    def test_by_hand(self):
+        # one pixel, red off by 0.229 = one deviation: the linear layer is off by 2 in one of three values,
+        # mean square 4/3; the squares are off by 1, mean square 1/3; weights 3 and 6, loss_weight 0.5
+        target = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64).view(1, 3, 1, 1)
+        pred = target + torch.tensor([0.229, 0, 0], dtype=torch.float64).view(1, 3, 1, 1)
+        loss = VGGFeatureLoss(loss_weight=0.5, layers={'linear': 3.0, 'square': 6.0}, extractor=Probe())
+        assert loss(pred, target).item() == pytest.approx(0.5 * (3 * 4 / 3 + 6 / 3))
+        assert loss(target, target) == 0
+
+    def test_gradient_agrees_with_finite_differences(self):
+        pred, target = images(2, 3, 3, 2)
+        loss = VGGFeatureLoss(layers={'linear': 1.0, 'square': 0.5}, extractor=Probe())
+        assert gradcheck(lambda p: loss(p, target), pred.requires_grad_())
+
+    def test_module_equals_function(self):
+        pred, target = images(2, 3, 3, 2)
+        loss = VGGFeatureLoss(layers={'square': 0.5}, extractor=Probe())
+        assert torch.equal(loss(pred, target), feature_distance(pred, target, Probe(), {'square': 0.5}))
+
+    def test_extractor_is_frozen_and_stays_in_evaluation_mode(self):
+        extractor = Probe()
+        loss = VGGFeatureLoss(layers={'linear': 1.0}, extractor=extractor).train()
+        assert not extractor.training
+        pred, target = (x.requires_grad_() for x in images(1, 3, 2, 2))
+        loss(pred, target).backward()
+        assert pred.grad.any()
+        assert target.grad is None
+        assert extractor.gain.grad is None
+
+    @pytest.mark.parametrize('network', ['vgg16', 'vgg19'])
+    def test_layers_are_torchvisions(self, network):
+        """Same parameters, same values at a layer before and at one after its activation."""
+        import torchvision
+
+        reference = getattr(torchvision.models, network)
+        with torch.device('meta'):
+            theirs = reference().features
+        ours = VGGFeatures(network, ['pool5'])
+        shapes = {key: value.shape for key, value in theirs.state_dict().items()}
+        assert {key: value.shape for key, value in ours.state_dict().items()} == shapes
+        assert [type(m).__name__ for m in theirs] == [type(m).__name__ for m in ours.children()]
+
+    def test_named_layers_are_the_right_activations(self):
+        features = VGGFeatures('vgg19', ['relu2_2', 'conv2_2', 'conv1_1'])
+        x = torch.rand(1, 3, 8, 8)
+        found = features(x)
+        steps = list(features.children())
+        torch.testing.assert_close(found['conv1_1'], steps[0](x))
+        conv2_2 = nn.Sequential(*steps[:8])(x)
+        torch.testing.assert_close(found['conv2_2'], conv2_2)
+        assert (found['conv2_2'] < 0).any()
+        torch.testing.assert_close(found['relu2_2'], conv2_2.relu())
+        assert found['relu2_2'].shape == (1, 128, 4, 4)
+        assert features.names[-1] == 'relu2_2'
+
+    def test_conv5_4_is_before_its_activation(self):
+        features = VGGFeatures('vgg19', ['conv5_4'])
+        assert features.names[-1] == 'conv5_4'
+        assert features.min_size == 16
+        with pytest.raises(ValueError, match='H and W must be at least 16'):
+            features(torch.rand(1, 3, 15, 16))
+
+    @pytest.mark.parametrize('prefix', ['features.', ''])
+    def test_weights_from_a_file(self, no_cache, prefix):
+        theirs = vgg_file(no_cache / 'vgg.pth', prefix=prefix, classifier=bool(prefix))
+        loss = VGGFeatureLoss(weights_path=str(no_cache / 'vgg.pth'))
+        assert torch.equal(loss.extractor.get_parameter('7.weight'), theirs.get_parameter('7.weight'))
+        assert loss.extractor.names[-1] == 'relu2_2'
+
+    def test_weights_from_the_cache(self, no_cache):
+        (no_cache / 'hub' / 'checkpoints').mkdir(parents=True)
+        theirs = vgg_file(no_cache / 'hub' / 'checkpoints' / 'vgg16-397923af.pth')
+        pred, target = images(1, 3, 6, 5, dtype=torch.float32)
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        steps = nn.Sequential(*list(theirs.children())[:9])
+        phi = [steps((x - mean.view(3, 1, 1)) / std.view(3, 1, 1)) for x in (pred, target)]
+        expected = (phi[0] - phi[1]).square().mean()
+        torch.testing.assert_close(VGGFeatureLoss()(pred, target), expected)
+
+    def test_a_missing_file_says_how_to_get_it(self, no_cache):
+        with pytest.raises(
+            FileNotFoundError, match=r'vgg16 must be in .*vgg16-397923af\.pth.*https.*weights_path.*dow'
+        ):
+            VGGFeatureLoss()
+        with pytest.raises(FileNotFoundError, match=r'must be in .*mine\.pth'):
+            VGGFeatureLoss(weights_path=str(no_cache / 'mine.pth'), download=True)
+
+    def test_download_only_when_asked(self, no_cache):
+        with pytest.raises(AssertionError, match='a download was tried'):
+            VGGFeatureLoss(download=True)
+
+    def test_zero_if_missing_warns_and_returns_zero(self, no_cache, caplog):
+        with caplog.at_level('WARNING', logger='basicsr'):
+            loss = VGGFeatureLoss(if_missing='zero')
+        assert 'perceptual term is 0' in caplog.text
+        pred, target = images(1, 3, 4, 4)
+        value = loss(pred.requires_grad_(), target)
+        value.backward()
+        assert value == 0
+        assert not pred.grad.any()
+
+    def test_weights_of_another_network_are_refused(self, no_cache):
+        vgg_file(no_cache / 'vgg19.pth', 'vgg19')
+        with pytest.raises(ValueError, match="must be a state dict of torchvision's vgg16, it differs at '1"):
+            vgg_weights('vgg16', str(no_cache / 'vgg19.pth'))
+
+
+# ---- FAKD -----------------------------------------------------------------------------------------------------------
+
+
+def definition(student, teacher, eps=1e-7):
+    """Eq. 7 as it reads, with the matrices in memory; the length of a zero column has no gradient."""
+
+    def affinity(x):
+        x = x.flatten(2)
+        square = x.square().sum(1, keepdim=True)
+        length = torch.where(square > 0, square, 1).sqrt() * (square > 0)
+        unit = x / (length + eps)
+        return unit.transpose(1, 2) @ unit
+
+    return (affinity(student) - affinity(teacher.detach())).abs().mean()
+
+
+def gradient(loss, student, teacher):
+    leaf = student.detach().clone().requires_grad_()
+    value = loss(leaf, teacher)
+    value.backward()
+    return value.detach(), leaf.grad
+
+
+class TestFAKD:
+    def test_by_hand(self):
+        # two positions; 60 degrees apart in the student (affinity 1/2), parallel in the teacher (1):
+        # two of the four entries differ by 1/2, so the mean is 1/4
+        student = torch.tensor([[[[1.0, 0.5]], [[0.0, 0.75**0.5]]]])
+        teacher = torch.tensor([[[[1.0, 1.0]], [[0.0, 0.0]]]])
+        assert FAKDLoss(loss_weight=3.0)(student, teacher).item() == pytest.approx(0.75)
+
+    @pytest.mark.parametrize('block_size', [None, 1, 5, 41, 42, 1000])
+    def test_golden(self, vectors, block_size):
+        value, grad = gradient(
+            lambda s, t: feature_affinity(s, t, block_size=block_size), vectors['fakd_fS'], vectors['fakd_fT']
+        )
+        torch.testing.assert_close(value, vectors['fakd_loss'], rtol=0, atol=1e-12)
+        torch.testing.assert_close(grad, vectors['fakd_grad'], rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize('block_size', [None, 1, 7, 64, 500])
+    @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+    def test_equals_the_definition(self, block_size, dtype, tolerance):
+        student, teacher = torch.randn(3, 6, 9, 11, dtype=dtype), torch.randn(3, 10, 9, 11, dtype=dtype)
+        value, grad = gradient(FAKDLoss(block_size=block_size), student, teacher)
+        expected, expected_grad = gradient(definition, student, teacher)
+        torch.testing.assert_close(value, expected, rtol=tolerance, atol=0)
+        assert (grad - expected_grad).norm() <= tolerance * expected_grad.norm()
+
+    @pytest.mark.parametrize('elements', [50, 99, 99 * 99, 2 * 99 * 99])
+    def test_any_split_of_the_batch_is_the_same(self, monkeypatch, elements):
+        """Without a block size the blocks come from a budget: part of a row, a row, one image, two images."""
+        student, teacher = torch.randn(3, 4, 9, 11).double(), torch.randn(3, 5, 9, 11).double()
+        monkeypatch.setitem(fakd_loss.BLOCK_ELEMENTS, 'cpu', elements)
+        value, grad = gradient(FAKDLoss(), student, teacher)
+        expected, expected_grad = gradient(definition, student, teacher)
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-16)
+
+    def test_gradient_agrees_with_finite_differences(self):
+        student, teacher = torch.randn(2, 3, 2, 3).double().requires_grad_(), torch.randn(2, 5, 2, 3).double()
+        assert gradcheck(lambda s: FAKDLoss(loss_weight=2.0)(s, teacher), student)
+
+    def test_teacher_gets_no_gradient(self):
+        student, teacher = torch.randn(1, 3, 2, 3).requires_grad_(), torch.randn(1, 5, 2, 3).requires_grad_()
+        FAKDLoss()(student, teacher).backward()
+        assert student.grad.any()
+        assert teacher.grad is None
+
+    def test_upstream_factor_reaches_the_gradient(self):
+        student, teacher = torch.randn(1, 3, 3, 4).double(), torch.randn(1, 5, 3, 4).double()
+        _, once = gradient(FAKDLoss(), student, teacher)
+        _, scaled = gradient(lambda s, t: FAKDLoss(loss_weight=3.0)(s, t) * 7, student, teacher)
+        torch.testing.assert_close(scaled, 21 * once)
+
+    def test_all_zero_positions_get_no_gradient_and_no_nan(self):
+        student, teacher = torch.randn(2, 4, 3, 5).double(), torch.randn(2, 4, 3, 5).double()
+        student[0, :, 1, 2] = 0
+        teacher[1, :, 0, 0] = 0
+        value, grad = gradient(FAKDLoss(block_size=4), student, teacher)
+        expected, expected_grad = gradient(definition, student, teacher)
+        assert not grad[0, :, 1, 2].any()
+        expected_grad[0, :, 1, 2] = 0  # the definition divides by eps there
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(grad, expected_grad)
+
+    def test_student_of_zeros_is_finite(self):
+        value, grad = gradient(FAKDLoss(), torch.zeros(1, 3, 4, 4), torch.randn(1, 3, 4, 4))
+        assert value > 0
+        assert not grad.any()
+
+    def test_a_student_equal_to_its_teacher_has_nothing_to_learn(self):
+        features = torch.randn(2, 5, 6, 7)
+        assert FAKDLoss()(features, features).item() == pytest.approx(0, abs=1e-6)
+        assert FAKDLoss()(features, 3 * features).item() == pytest.approx(0, abs=1e-6)
+
+    def test_no_graph_no_gradient_work(self, monkeypatch):
+        wanted = []
+        visit = fakd_loss._visit
+        monkeypatch.setattr(
+            fakd_loss, '_visit', lambda x, t, rows, want: wanted.append(want) or visit(x, t, rows, want)
+        )
+        student, teacher = torch.randn(1, 3, 3, 4, requires_grad=True), torch.randn(1, 3, 3, 4)
+        with torch.no_grad():
+            quiet = FAKDLoss()(student, teacher)
+        assert torch.equal(quiet, FAKDLoss()(student, teacher).detach())
+        assert wanted == [False, True]
+
+    @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+    def test_products_stay_in_float32(self, dtype):
+        """Under autocast, with half features, and with reduced-precision float32 products switched on."""
+        student, teacher = torch.randn(1, 8, 6, 7).to(dtype), torch.randn(1, 8, 6, 7).to(dtype)
+        expected, expected_grad = gradient(FAKDLoss(), student.float(), teacher.float())
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision('medium')
+        try:
+            with torch.autocast('cpu', dtype=torch.bfloat16):
+                value, grad = gradient(FAKDLoss(), student, teacher)
+            assert torch.get_float32_matmul_precision() == 'medium'
+            assert torch.backends.cuda.matmul.allow_tf32
+        finally:
+            torch.set_float32_matmul_precision(before)
+        assert value.dtype == torch.float32
+        assert torch.equal(value, expected)
+        assert torch.equal(grad, expected_grad.to(dtype))
+
+    def test_reduced_precision_is_off_inside(self, monkeypatch):
+        seen = []
+        visit = fakd_loss._visit
+
+        def spy(*args):
+            matmul = torch.backends.cuda.matmul
+            full = matmul.fp32_precision == 'ieee' if hasattr(matmul, 'fp32_precision') else not matmul.allow_tf32
+            seen.append((full, torch.is_autocast_enabled('cpu')))
+            return visit(*args)
+
+        monkeypatch.setattr(fakd_loss, '_visit', spy)
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision('high')
+        try:
+            with torch.autocast('cpu', dtype=torch.bfloat16):
+                FAKDLoss()(torch.randn(1, 3, 2, 2), torch.randn(1, 3, 2, 2))
+        finally:
+            torch.set_float32_matmul_precision(before)
+        assert seen == [(True, False)]
+
+    def test_tokens_of_a_swin_trunk_are_taken_in_raster_order(self):
+        student, teacher = torch.randn(2, 3, 4, 5), torch.randn(2, 6, 4, 5)
+        tokens = teacher.flatten(2).transpose(1, 2)
+        assert torch.equal(FAKDLoss()(student, tokens), FAKDLoss()(student, teacher))
+
+    def test_another_grid_is_refused_or_resized(self):
+        student, teacher = torch.randn(1, 3, 4, 6), torch.randn(1, 5, 8, 12)
+        with pytest.raises(ValueError, match=r'agree in H x W.*\(1, 3, 4, 6\).*\(1, 5, 8, 12\).*feature_pairs'):
+            FAKDLoss()(student, teacher)
+        resized = nn.functional.interpolate(teacher, size=(4, 6), mode='bilinear')
+        torch.testing.assert_close(FAKDLoss(resize_teacher=True)(student, teacher), definition(student, resized))
+
+    @pytest.mark.parametrize(
+        ('student', 'teacher'),
+        [((1, 3, 4, 6), (1, 3, 6, 4)), ((1, 3, 4, 6), (1, 23, 5))],
+        ids=['transposed', 'tokens'],
+    )
+    def test_as_many_positions_is_not_the_same_grid(self, student, teacher):
+        with pytest.raises(ValueError, match='agree in H x W'):
+            FAKDLoss()(torch.randn(student), torch.randn(teacher))
+
+    def test_other_batches_are_refused(self):
+        with pytest.raises(ValueError, match='with the same N'):
+            FAKDLoss()(torch.randn(2, 3, 4, 4), torch.randn(1, 3, 4, 4))
+
+    def test_inputs_are_left_alone(self):
+        student, teacher = torch.randn(2, 3, 4, 5), torch.randn(2, 6, 4, 5)
+        before = student.clone(), teacher.clone()
+        gradient(FAKDLoss(block_size=3), student, teacher)
+        assert torch.equal(student, before[0])
+        assert torch.equal(teacher, before[1])
+
+
+class TestAdapter:
+    def test_starts_at_plain_fakd(self):
+        student, teacher = torch.randn(2, 5, 4, 6), torch.randn(2, 9, 4, 6)
+        adapter = semi_orthogonal_conv1x1(5, 9)
+        assert adapter.bias is None
+        torch.testing.assert_close(FAKDLoss()(adapter(student), teacher), FAKDLoss()(student, teacher))
+
+    @pytest.mark.parametrize(('c_in', 'c_out'), [(5, 9), (6, 6), (9, 5)])
+    def test_is_semi_orthogonal(self, c_in, c_out):
+        weight = semi_orthogonal_conv1x1(c_in, c_out).weight[:, :, 0, 0]
+        gram = weight.T @ weight if c_out >= c_in else weight @ weight.T
+        torch.testing.assert_close(gram, torch.eye(min(c_in, c_out)), atol=1e-6, rtol=0)
+
+    def test_gradients_of_student_and_adapter_equal_the_definition(self):
+        student, teacher = torch.randn(2, 3, 4, 6).double(), torch.randn(2, 5, 4, 6).double()
+        found = []
+        for loss in (FAKDLoss(block_size=7), definition):
+            torch.manual_seed(1)
+            adapter = semi_orthogonal_conv1x1(3, 5).double()
+            value, grad = gradient(lambda s, t, a=adapter, f=loss: f(a(s), t), student, teacher)
+            found.append((value, grad, adapter.weight.grad))
+        assert found[0][2].abs().max() > 0
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
