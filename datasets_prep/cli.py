@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -12,20 +14,273 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
-    help='From nothing to a verified, fast data set for super-resolution.',
+    help='From nothing to a verified, fast data set for super-resolution. Every command can be interrupted at any '
+    'moment and run again; what is finished is skipped.',
 )
-console = Console()
+console = Console(soft_wrap=True, highlight=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+Workers = Annotated[int, typer.Option('--workers', '-j', min=0, help='Processes; 0 works in this one.')]
+Shard = Annotated[str, typer.Option('--shard', help='i/n: this machine takes every n-th item from the i-th on.')]
+DryRun = Annotated[bool, typer.Option('--dry-run', help='Only say what would be done.')]
+Overwrite = Annotated[bool, typer.Option('--overwrite', help='Make again what is there.')]
+_CPUS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 @app.callback()
 def _app() -> None:
-    """Keeps the commands sub-commands, even if there is only one."""
+    """Keeps the commands sub-commands."""
+
+
+def _fail(error: BaseException) -> NoReturn:
+    text = error.args[0] if isinstance(error, KeyError) else error
+    errors.print('error:', style='red', end=' ')
+    errors.print(str(text), markup=False)
+    raise typer.Exit(1)
+
+
+def _run(command: Callable, workers: int = 0, shard: str = '1/1', dry_run: bool = False, /, *args, **options) -> None:
+    """Calls ``command(*args, plan=..., **options)``, prints its summary and leaves with its exit code."""
+    from datasets_prep.jobs import Plan, parse_shard
+
+    try:
+        plan = Plan(workers, parse_shard(shard), dry_run, progress=errors.is_terminal)
+        summary = command(*args, plan=plan, **options)
+    except (KeyError, ValueError, OSError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        errors.print('interrupted; run the same command again to go on')
+        raise typer.Exit(130) from None
+    for line in summary.lines():
+        console.print(line, markup=False)
+    raise typer.Exit(summary.exit_code)
+
+
+def _scales(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(','))
+    except ValueError:
+        raise ValueError(f'--scales must be integers with commas between, as in 2,3,4, got {text!r}') from None
+
+
+@app.command()
+def download(
+    names: Annotated[list[str] | None, typer.Argument(help='Data sets; without any, the table is shown.')] = None,
+    root: Annotated[Path, typer.Option(help='Folder of all data sets.')] = Path('datasets'),
+    archives: Annotated[
+        Path | None, typer.Option(help='Folder with archives that had to be requested by hand.')
+    ] = None,
+    sources: Annotated[Path | None, typer.Option(help='Another table of sources, for a mirror.')] = None,
+    keep_archives: Annotated[bool, typer.Option('--keep-archives', help='Keep archives after unpacking.')] = False,
+    workers: Annotated[int, typer.Option('--workers', '-j', min=1, help='Downloads at a time.')] = 2,
+    shard: Shard = '1/1',
+    dry_run: DryRun = False,
+) -> None:
+    """Fetches, verifies and unpacks data sets (DIV2K, Flickr2K, DF2K, LSDIR, Set5, ...)."""
+    from datasets_prep import download as module
+
+    table = sources or module.SOURCES
+    if not names:
+        _show_sources(table)
+        return
+    _run(
+        module.download,
+        workers,
+        shard,
+        dry_run,
+        names,
+        root,
+        sources=table,
+        archives=archives,
+        keep_archives=keep_archives,
+    )
+
+
+def _show_sources(path: Path) -> None:
+    from rich.table import Table
+
+    from datasets_prep.download import read_sources
+
+    try:
+        sets = read_sources(path)
+    except (ValueError, OSError) as error:
+        _fail(error)
+    table = Table('data set', 'what', 'licence', 'how')
+    for name, entry in sets.items():
+        how = 'needs ' + ', '.join(entry['needs']) if 'needs' in entry else f'{len(entry.get("files", []))} archives'
+        table.add_row(name, entry['about'], entry['licence'], 'by hand' if 'manual' in entry else how)
+    Console().print(table)
+
+
+@app.command()
+def lr(
+    hr: Annotated[Path, typer.Argument(help='Folder of HR images.')],
+    out: Annotated[Path, typer.Argument(help='Folder for the folders of LR images.')],
+    scales: Annotated[str, typer.Option(help='Scales, with commas between.')] = '2,3,4',
+    modulus: Annotated[
+        int | None, typer.Option(help='HR sides are cropped to multiples of it; by default the LCM of the scales.')
+    ] = None,
+    hr_out: Annotated[Path | None, typer.Option(help='Folder for the cropped HR images.')] = None,
+    folder_tmpl: Annotated[str, typer.Option(help='Name of the folder of a scale.')] = 'X{scale}',
+    filename_tmpl: Annotated[str, typer.Option(help='LR stem from the HR stem; DIV2K: {}x{scale}.')] = '{}',
+    alpha: Annotated[str, typer.Option(help='What to do with transparency: refuse or drop.')] = 'refuse',
+    overwrite: Overwrite = False,
+    workers: Workers = _CPUS,
+    shard: Shard = '1/1',
+    dry_run: DryRun = False,
+) -> None:
+    """Makes LR images with MATLAB's bicubic, bit for bit."""
+
+    def command(plan):
+        from datasets_prep.lr import make_lr
+
+        return make_lr(
+            hr,
+            out,
+            scales=_scales(scales),
+            modulus=modulus,
+            hr_out=hr_out,
+            folder_tmpl=folder_tmpl,
+            filename_tmpl=filename_tmpl,
+            alpha=alpha,
+            overwrite=overwrite,
+            plan=plan,
+        )
+
+    _run(command, workers, shard, dry_run)
+
+
+@app.command()
+def subimages(
+    folder: Annotated[Path, typer.Argument(help='Folder of images.')],
+    out: Annotated[Path, typer.Argument(help='Folder for the sub-images.')],
+    scale: Annotated[int, typer.Option(help='1 for HR; for LR its scale, which divides crop and step.')] = 1,
+    crop: Annotated[int, typer.Option(help='Side of a sub-image in HR pixels.')] = 480,
+    step: Annotated[int, typer.Option(help='Distance of two sub-images in HR pixels.')] = 240,
+    thresh: Annotated[int, typer.Option(help='A rest up to this many HR pixels is left out.')] = 0,
+    compression: Annotated[int, typer.Option(help='PNG level, 0 to 9.')] = 3,
+    overwrite: Overwrite = False,
+    workers: Workers = _CPUS,
+    shard: Shard = '1/1',
+    dry_run: DryRun = False,
+) -> None:
+    """Cuts images into overlapping sub-images, named as BasicSR names them."""
+
+    def command(plan):
+        from datasets_prep.subimages import make_subimages
+
+        return make_subimages(
+            folder,
+            out,
+            scale=scale,
+            crop=crop,
+            step=step,
+            thresh=thresh,
+            compression=compression,
+            overwrite=overwrite,
+            plan=plan,
+        )
+
+    _run(command, workers, shard, dry_run)
+
+
+@app.command()
+def meta_info(
+    folder: Annotated[Path, typer.Argument(help='Folder of HR (sub-)images.')],
+    out: Annotated[Path, typer.Argument(help='The text file.')],
+    dry_run: DryRun = False,
+) -> None:
+    """Writes BasicSR's meta_info_file: the name and shape of every image."""
+
+    def command(plan):
+        from datasets_prep.meta_info import make_meta_info
+
+        return make_meta_info(folder, out, plan=plan)
+
+    _run(command, 0, '1/1', dry_run)
+
+
+@app.command()
+def lmdb(
+    folder: Annotated[Path, typer.Argument(help='Folder of (sub-)images.')],
+    out: Annotated[Path, typer.Argument(help='The LMDB, ending in .lmdb.')],
+    compression: Annotated[int, typer.Option(help='PNG level, 0 to 9.')] = 1,
+    strip: Annotated[str, typer.Option(help='Ending left out of the keys, as x4 of DIV2K.')] = '',
+    overwrite: Overwrite = False,
+    workers: Workers = _CPUS,
+    shard: Shard = '1/1',
+    dry_run: DryRun = False,
+) -> None:
+    """Builds an LMDB in BasicSR's format."""
+
+    def command(plan):
+        from datasets_prep.lmdb_maker import make_lmdb
+
+        return make_lmdb(folder, out, compression=compression, strip=strip, overwrite=overwrite, plan=plan)
+
+    _run(command, workers, shard, dry_run)
+
+
+@app.command()
+def pack(
+    source: Annotated[Path, typer.Argument(help='Folder of images, or an LMDB.')],
+    out: Annotated[Path, typer.Argument(help='The pack, ending in .pack.')],
+    overwrite: Overwrite = False,
+    workers: Workers = _CPUS,
+    shard: Shard = '1/1',
+    dry_run: DryRun = False,
+) -> None:
+    """Packs images, uncompressed, for PackedPairedImageDataset."""
+
+    def command(plan):
+        from datasets_prep.pack import make_pack
+
+        return make_pack(source, out, overwrite=overwrite, plan=plan)
+
+    _run(command, workers, shard, dry_run)
+
+
+@app.command()
+def verify(
+    hr: Annotated[Path, typer.Argument(help='HR images: a folder, an .lmdb or a .pack.')],
+    lr: Annotated[Path | None, typer.Argument(help='LR images, likewise.')] = None,
+    scale: Annotated[int, typer.Option(help='HR size over LR size.')] = 1,
+    filename_tmpl: Annotated[str, typer.Option(help='LR stem from the HR stem; DIV2K X4: {}x4.')] = '{}',
+    bicubic: Annotated[bool, typer.Option(help='Compare LR with the bicubic of HR.')] = True,
+    tolerance: Annotated[float, typer.Option(help='Allowed fraction of differing values.')] = 0.0,
+    border: Annotated[int, typer.Option(help='LR pixels along the sides not compared; 2 for sub-images.')] = 0,
+    report: Annotated[Path | None, typer.Option(help='Write every finding to this JSON file.')] = None,
+    workers: Workers = _CPUS,
+    shard: Shard = '1/1',
+    dry_run: DryRun = False,
+) -> None:
+    """Checks pairs, sizes, decodability, and that LR is the bicubic of HR."""
+
+    def command(plan):
+        from datasets_prep.verify import verify as check
+        from datasets_prep.verify import write_report
+
+        summary = check(
+            hr,
+            lr,
+            scale=scale,
+            filename_tmpl=filename_tmpl,
+            bicubic=bicubic,
+            tolerance=tolerance,
+            border=border,
+            plan=plan,
+        )
+        if report is not None:
+            write_report(report, summary)
+        return summary
+
+    _run(command, workers, shard, dry_run)
 
 
 @app.command()
 def sample(
     out: Annotated[Path, typer.Argument(help='Folder of the data set.')] = Path('datasets/sample'),
-    overwrite: Annotated[bool, typer.Option('--overwrite', help='Write again what exists.')] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Writes a small paired data set from the photographs inside scikit-image; needs no network."""
     from datasets_prep.sample import SCALES, write_sample
@@ -33,10 +288,9 @@ def sample(
     try:
         counts = write_sample(out, overwrite=overwrite)
     except (OSError, ValueError) as error:
-        console.print(f'[red]error:[/] {error}', highlight=False)
-        raise typer.Exit(1) from None
+        _fail(error)
+    scales = ', '.join(f'x{scale}' for scale in SCALES)
     console.print(
-        f'{out}: {counts["train"]} photographs to train on, {counts["val"]} held out, '
-        f'LR at {", ".join(f"x{scale}" for scale in SCALES)} (MATLAB bicubic)',
-        highlight=False,
+        f'{out}: {counts["train"]} photographs to train on, {counts["val"]} held out, LR at {scales} (MATLAB bicubic)',
+        markup=False,
     )

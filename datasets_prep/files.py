@@ -12,6 +12,7 @@ from types import ModuleType
 
 import cv2
 import numpy as np
+from PIL import Image
 
 fcntl: ModuleType | None = None
 with suppress(ImportError):  # Windows, where an open file cannot be removed and so needs no lock
@@ -19,6 +20,8 @@ with suppress(ImportError):  # Windows, where an open file cannot be removed and
 
 PART_SUFFIX = '.part'
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
+_MAY_BE_TURNED = ('.jpg', '.jpeg', '.tif', '.tiff', '.webp')
+_EXIF_ORIENTATION = 0x0112
 
 
 class ImageError(ValueError):
@@ -96,16 +99,49 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 def read_image(path: Path) -> np.ndarray:
     """The pixels of an image file as stored: (H, W) or (H, W, C), BGR(A) order, uint8 or uint16.
 
-    Colour palettes come out as colours. An EXIF rotation is not applied, so the pixels are the file's.
+    Colour palettes come out as colours.
 
     Raises:
-        ImageError: when the file cannot be decoded.
+        ImageError: when the file cannot be decoded, or asks to be shown turned (EXIF orientation), which
+            some loaders heed and others do not.
     """
     data = np.fromfile(path, dtype=np.uint8)  # not cv2.imread, which fails on some names on Windows
     img = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if img is None:
         raise ImageError(f'{path}: cannot be decoded as an image ({data.size} bytes); replace or remove the file')
+    if img.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f'{path}: pixels must be 8 or 16 bit integers, got {img.dtype}; convert the file')
+    if path.suffix.lower() in _MAY_BE_TURNED:
+        with Image.open(path) as header:
+            orientation = header.getexif().get(_EXIF_ORIENTATION, 1)
+        if orientation != 1:
+            raise ImageError(f'{path}: has the EXIF orientation {orientation}; save it upright')
     return img
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) from the header of an image file.
+
+    Raises:
+        ImageError: when the header cannot be read.
+    """
+    return image_shape(path)[:2]
+
+
+def image_shape(path: Path) -> tuple[int, int, int]:
+    """(height, width, channels) from the header of an image file; a palette counts as its colours.
+
+    Raises:
+        ImageError: when the header cannot be read.
+    """
+    try:
+        with Image.open(path) as header:
+            mode, (width, height) = header.mode, header.size
+            transparent = 'transparency' in header.info
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f'{path}: cannot be read as an image ({error}); replace or remove the file') from None
+    channels = {'1': 1, 'L': 1, 'I;16': 1, 'I': 1, 'LA': 4, 'RGBA': 4, 'PA': 4}.get(mode, 4 if transparent else 3)
+    return height, width, channels
 
 
 def encode_png(img: np.ndarray, *, compression: int = 3) -> bytes:
@@ -130,3 +166,21 @@ def list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f'{folder}: no such folder; check the path')
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))
+
+
+@contextmanager
+def alone(lock: Path, out: Path) -> Iterator[None]:
+    """Keeps a second run from writing ``out`` within the block; the system frees the lock when a process dies.
+
+    Raises:
+        ValueError: when another process is at it.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open('w') as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(f'{out}: another run is writing it; wait for that one') from None
+        yield
+    lock.unlink(missing_ok=True)

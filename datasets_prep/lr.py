@@ -1,0 +1,125 @@
+"""Low-resolution images as MATLAB's bicubic ``imresize`` makes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import lcm
+from pathlib import Path
+
+from datasets_prep.bicubic import imresize, mod_crop
+from datasets_prep.files import ImageError, list_images, read_image, sweep_parts, write_png
+from datasets_prep.jobs import Job, Plan, Summary, claim_folder, run_jobs
+
+
+@dataclass(frozen=True)
+class _Task:
+    source: Path
+    hr_target: Path | None
+    lr_targets: dict[int, Path]
+    modulus: int
+    alpha: str
+
+
+def make_lr(
+    hr: Path,
+    out: Path,
+    *,
+    scales: tuple[int, ...] = (2, 3, 4),
+    modulus: int | None = None,
+    hr_out: Path | None = None,
+    folder_tmpl: str = 'X{scale}',
+    filename_tmpl: str = '{}',
+    alpha: str = 'refuse',
+    overwrite: bool = False,
+    plan: Plan | None = None,
+) -> Summary:
+    """Writes ``out/X<scale>/<name>.png`` for every image of ``hr`` and every scale.
+
+    Every HR image is cropped (top left) to a multiple of ``modulus``, by default the least common multiple
+    of the scales, so that the sets of all scales hold the same images and cut into equally many sub-images.
+    8 and 16 bit, gray and colour images keep their kind; colour palettes become colours.
+
+    Args:
+        hr: folder of HR images.
+        out: folder for the LR folders.
+        scales: the scales.
+        modulus: both sides of HR are cropped to multiples of it; every scale must divide it.
+        hr_out: folder for the cropped HR images. Without it an image that would lose pixels is an error,
+            because it would not fit its LR images.
+        folder_tmpl: name of the folder of a scale; ``LRbicx{scale}`` is BasicSR's for test sets.
+        filename_tmpl: stem of an LR file from the stem of its HR file, as in BasicSR's option of this
+            name, where ``{scale}`` may be used too; DIV2K's own names are ``{}x{scale}``.
+        alpha: ``'refuse'`` images with transparency, or ``'drop'`` it.
+        overwrite: make again what exists.
+        plan: workers, shard, dry run, progress.
+
+    Returns:
+        What became of each HR image.
+
+    Raises:
+        ValueError: for impossible options, or two HR files of one stem.
+        FileNotFoundError: when ``hr`` does not exist.
+    """
+    plan = plan or Plan()
+    if not scales or min(scales) < 1:
+        raise ValueError(f'lr: scales must be positive integers, got {scales}')
+    modulus = lcm(*scales) if modulus is None else modulus
+    if modulus < 1 or any(modulus % scale for scale in scales):
+        raise ValueError(f'lr: modulus must be a multiple of every scale of {scales}, got {modulus}')
+    if alpha not in ('refuse', 'drop'):
+        raise ValueError(f"lr: alpha must be 'refuse' or 'drop', got {alpha!r}")
+    if len({folder_tmpl.format(scale=scale) for scale in scales}) < len(scales):
+        raise ValueError(f'lr: folder_tmpl must tell the scales apart with {{scale}}, got {folder_tmpl!r}')
+
+    folders = {scale: out / folder_tmpl.format(scale=scale) for scale in scales}
+    jobs = []
+    for source in list_images(hr):
+        lr = {s: folder / f'{filename_tmpl.format(source.stem, scale=s)}.png' for s, folder in folders.items()}
+        target = hr_out / f'{source.stem}.png' if hr_out is not None else None
+        outputs = (*lr.values(), *([target] if target else []))
+        jobs.append(Job(str(source), _Task(source, target, lr, modulus, alpha), (source,), outputs))
+    if not jobs:
+        raise ValueError(f'lr: {hr} holds no image; give the folder of the HR images')
+    _refuse_equal_outputs(jobs)
+
+    if not plan.dry_run:
+        settings = {'command': 'lr', 'modulus': modulus, 'filename_tmpl': filename_tmpl, 'alpha': alpha}
+        for scale, folder in folders.items():
+            claim_folder(folder, {**settings, 'scale': scale}, overwrite=overwrite)
+            sweep_parts(folder)
+        if hr_out is not None:
+            claim_folder(hr_out, {'command': 'lr', 'modulus': modulus, 'alpha': alpha}, overwrite=overwrite)
+            sweep_parts(hr_out)
+    return run_jobs('lr', jobs, _make_one, plan, overwrite=overwrite)
+
+
+def _refuse_equal_outputs(jobs: list[Job]) -> None:
+    owners: dict[Path, str] = {}
+    for job in jobs:
+        for path in job.outputs:
+            if path in owners:
+                raise ValueError(f'{owners[path]} and {job.name} would both be written to {path}; rename one of them')
+            owners[path] = job.name
+
+
+def _make_one(task: _Task) -> None:
+    img = read_image(task.source)
+    if img.ndim == 3 and img.shape[2] == 4:
+        if task.alpha == 'refuse':
+            raise ImageError(f'{task.source}: has an alpha channel; give --alpha drop to ignore it')
+        img = img[:, :, :3]
+    if min(img.shape[:2]) < task.modulus:
+        raise ImageError(
+            f'{task.source}: both sides must be at least {task.modulus} pixels, got {img.shape[0]}x{img.shape[1]}'
+        )
+    cropped = mod_crop(img, task.modulus)
+    if task.hr_target is not None:
+        write_png(task.hr_target, cropped)
+    elif cropped.shape != img.shape:
+        raise ImageError(
+            f'{task.source}: {img.shape[0]}x{img.shape[1]} is not a multiple of {task.modulus}; '
+            'give --hr-out to write the cropped HR image that fits the LR images'
+        )
+    for scale, path in task.lr_targets.items():
+        write_png(path, imresize(cropped, scale=Fraction(1, scale)))

@@ -1,0 +1,44 @@
+"""BasicSR's ``meta_info_file``: one line ``name.png (h,w,c)`` per image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets_prep.files import image_shape, list_images, write_bytes
+from datasets_prep.jobs import Job, Plan, Summary, run_jobs
+
+
+def make_meta_info(folder: Path, out: Path, *, plan: Plan | None = None) -> Summary:
+    """Writes the names and shapes of the images of ``folder``, from their headers, to the text file ``out``.
+
+    Nothing is written when an image cannot be read.
+
+    Args:
+        folder: the images, usually HR sub-images.
+        out: the text file.
+        plan: workers, dry run, progress; it is one file, so shards are refused.
+
+    Returns:
+        What became of each image.
+
+    Raises:
+        ValueError: when the folder holds no image, or for a shard.
+        FileNotFoundError: when the folder does not exist.
+    """
+    plan = plan or Plan()
+    if plan.shard != (1, 1):
+        raise ValueError('meta-info: writes one small file from headers only; run it without --shard')
+    files = list_images(folder)
+    if not files:
+        raise ValueError(f'meta-info: {folder} holds no image; give the folder of the sub-images')
+    summary = run_jobs('meta-info', [Job(str(file), file) for file in files], image_shape, plan)
+    if plan.dry_run or summary.exit_code:
+        return summary
+    lines = []
+    for file in files:
+        height, width, channels = summary.results[str(file)]
+        lines.append(f'{file.name} ({height},{width},{channels})\n')
+    text = ''.join(lines).encode()
+    if not out.is_file() or out.read_bytes() != text:
+        write_bytes(out, text)
+    return summary

@@ -1,0 +1,172 @@
+"""A pack: many images in one file, uncompressed, so that a crop can be read without decoding anything.
+
+Layout, all numbers little-endian, so that a pack opens on any machine::
+
+    header   64 bytes: magic, version, size of a record, count, offsets, size of the file, CRC-32 of the index
+    images   uint8 planes (C, H, W), RGB or gray, each image beginning at a multiple of 64
+    index    one record per image: offset, height, width, channels, CRC-32 of the pixels
+    names    UTF-8, one per line, in the order of the index, sorted
+
+Needs numpy only.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+MAGIC = b'EFFSRPAK'
+VERSION = 1
+ALIGNMENT = 64
+PACK_SUFFIX = '.pack'
+RECORD = np.dtype(
+    [('offset', '<u8'), ('height', '<u4'), ('width', '<u4'), ('channels', '<u4'), ('crc32', '<u4')], align=False
+)
+_HEADER = struct.Struct('<8sIIQQQQI12x')  # 64 bytes
+_DROP_AFTER = 256 * 2**20
+
+
+class PackError(ValueError):
+    """A file that is not a whole pack; the message says why."""
+
+
+def layout(shapes: Iterable[tuple[int, int, int]]) -> np.ndarray:
+    """The index, with CRCs of zero, of images with the given (height, width, channels)."""
+    records = np.array([(0, *shape, 0) for shape in shapes], dtype=RECORD)
+    sizes = records['height'].astype(np.uint64) * records['width'] * records['channels']
+    slots = (sizes + np.uint64(ALIGNMENT - 1)) // np.uint64(ALIGNMENT) * np.uint64(ALIGNMENT)
+    records['offset'] = ALIGNMENT + np.cumsum(slots) - slots
+    return records
+
+
+def end_of_images(records: np.ndarray) -> int:
+    """First byte behind the images."""
+    if not len(records):
+        return ALIGNMENT
+    last = records[-1]
+    end = int(last['offset']) + int(last['height']) * int(last['width']) * int(last['channels'])
+    return -(-end // ALIGNMENT) * ALIGNMENT
+
+
+def header_and_tail(records: np.ndarray, names: list[str]) -> tuple[bytes, bytes]:
+    """The bytes before and behind the images.
+
+    Raises:
+        ValueError: unless the names are as many as the records, sorted, different and without line ends.
+    """
+    if len(names) != len(records) or any(a >= b for a, b in pairwise(names)):
+        raise ValueError('pack: there must be one name per image, sorted and each different')
+    if any('\n' in name for name in names):
+        raise ValueError('pack: a name must not hold a line end')
+    tail = records.tobytes() + '\n'.join(names).encode()
+    index_offset = end_of_images(records)
+    header = _HEADER.pack(
+        MAGIC,
+        VERSION,
+        RECORD.itemsize,
+        len(records),
+        index_offset,
+        index_offset + records.nbytes,
+        index_offset + len(tail),
+        zlib.crc32(tail),
+    )
+    return header, tail
+
+
+def to_planes(img: np.ndarray) -> np.ndarray:
+    """(H, W) or BGR (H, W, 3) -> RGB or gray planes (C, H, W), contiguous."""
+    return np.ascontiguousarray(img[None] if img.ndim == 2 else img[:, :, ::-1].transpose(2, 0, 1))
+
+
+def from_planes(planes: np.ndarray) -> np.ndarray:
+    """The inverse of ``to_planes``."""
+    return planes[0].copy() if len(planes) == 1 else np.ascontiguousarray(planes.transpose(1, 2, 0)[:, :, ::-1])
+
+
+class Pack:
+    """A pack opened for reading.
+
+    Only the index is held in memory; pixels are pages of the file that the system may drop at any time. The
+    pages that this process has touched are given back every 256 MiB, so that its resident memory stays
+    bounded for packs of any size.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        PackError: when it is no pack, was cut off, is damaged in its index, or is of a newer version.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f'{path}: no such pack; make it with: python -m datasets_prep pack')
+        size = self.path.stat().st_size
+        with self.path.open('rb') as file:
+            head = file.read(_HEADER.size)
+            if len(head) < _HEADER.size or head[:8] != MAGIC:
+                raise PackError(f'{path}: is not a pack (it does not begin with {MAGIC!r}); check the path')
+            _, version, record_size, count, index, names, end, crc = _HEADER.unpack(head)
+            if version != VERSION or record_size != RECORD.itemsize:
+                raise PackError(f'{path}: has pack version {version}, this code reads {VERSION}; make the pack again')
+            if size != end:
+                raise PackError(
+                    f'{path}: holds {size} bytes where its header says {end}; it was cut off, copy it again'
+                )
+            if not ALIGNMENT <= index <= names <= end or names - index != count * RECORD.itemsize:
+                raise PackError(f'{path}: the header contradicts itself; the file is damaged, copy it again')
+            file.seek(index)
+            tail = file.read()
+            if zlib.crc32(tail) != crc:
+                raise PackError(f'{path}: the index does not match its checksum; the file is damaged, copy it again')
+            self.records = np.frombuffer(tail, dtype=RECORD, count=count)
+            self.names = tail[names - index :].decode().split('\n') if count else []
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if hasattr(mmap, 'MADV_RANDOM'):
+            self._map.madvise(mmap.MADV_RANDOM)  # crops touch few pages; reading ahead would only waste the disk
+        self._bytes = np.frombuffer(self._map, dtype=np.uint8)
+        self._offsets = self.records['offset'].tolist()
+        self._shapes = [(int(r['channels']), int(r['height']), int(r['width'])) for r in self.records]
+        self._touched = 0
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def shape(self, i: int) -> tuple[int, int, int]:
+        """(channels, height, width) of the i-th image."""
+        return self._shapes[i]
+
+    def image(self, i: int) -> np.ndarray:
+        """The i-th image, (C, H, W) uint8, RGB or gray, as a read-only view of the file."""
+        channels, height, width = self._shapes[i]
+        offset = self._offsets[i]
+        planes = self._bytes[offset : offset + channels * height * width].reshape(channels, height, width)
+        self._count(planes.nbytes)
+        return planes
+
+    def crop(self, i: int, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """A part of the i-th image, (C, height, width), as a read-only view of the file."""
+        channels, rows, columns = self._shapes[i]
+        offset = self._offsets[i]
+        planes = self._bytes[offset : offset + channels * rows * columns].reshape(channels, rows, columns)
+        self._count(channels * height * max(width, mmap.PAGESIZE // 2))
+        return planes[:, top : top + height, left : left + width]
+
+    def damaged(self) -> Iterator[str]:
+        """Names of the images whose pixels do not match their checksum; reads the whole file."""
+        for i, name in enumerate(self.names):
+            if zlib.crc32(self.image(i).data) != self.records[i]['crc32']:
+                yield name
+
+    def _count(self, touched: int) -> None:
+        self._touched += touched
+        if self._touched > _DROP_AFTER and hasattr(mmap, 'MADV_DONTNEED'):
+            self._map.madvise(mmap.MADV_DONTNEED)  # the pages stay in the system's cache, not in this process
+            self._touched = 0

@@ -1,0 +1,133 @@
+"""One way to look at images, whether they lie in a folder, in an LMDB or in a pack."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+from datasets_prep.files import ImageError, image_shape, list_images, read_image
+from datasets_prep.pack_format import PACK_SUFFIX, Pack, from_planes
+
+LMDB_SUFFIX = '.lmdb'
+
+
+class Store(Protocol):
+    """Images by name; a name has no suffix."""
+
+    path: Path
+    names: list[str]
+
+    def shape(self, name: str) -> tuple[int, int, int]:
+        """(height, width, channels) without decoding the pixels."""
+
+    def read(self, name: str) -> np.ndarray:
+        """(H, W) or BGR(A) (H, W, C), uint8 or uint16."""
+
+    def where(self, name: str) -> str:
+        """What a message calls the image."""
+
+
+def open_store(path: Path) -> Store:
+    """Opens a folder of images, a ``.lmdb`` folder or a ``.pack`` file.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        ValueError: when it cannot be read as what its name says.
+    """
+    if path.suffix == PACK_SUFFIX:
+        return PackStore(path)
+    if path.suffix == LMDB_SUFFIX:
+        return LmdbStore(path)
+    return FolderStore(path)
+
+
+@lru_cache(maxsize=4)
+def worker_store(path: Path) -> Store:
+    """``open_store``, once per worker process; clear the cache before using it in a process that goes on."""
+    return open_store(path)
+
+
+class FolderStore:
+    """The images directly in a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files: dict[str, Path] = {}
+        for file in list_images(path):
+            if file.stem in self.files:
+                raise ValueError(f'{path}: {self.files[file.stem].name} and {file.name} share a name; rename one')
+            self.files[file.stem] = file
+        self.names = sorted(self.files)
+
+    def shape(self, name: str) -> tuple[int, int, int]:
+        return image_shape(self.files[name])
+
+    def read(self, name: str) -> np.ndarray:
+        return read_image(self.files[name])
+
+    def where(self, name: str) -> str:
+        return str(self.files[name])
+
+
+class LmdbStore:
+    """An LMDB in BasicSR's format."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        meta = path / 'meta_info.txt'
+        if not meta.is_file() or not (path / 'data.mdb').is_file():
+            raise FileNotFoundError(f'{path}: is not an LMDB of BasicSR (data.mdb, meta_info.txt); check the path')
+        self._shapes: dict[str, tuple[int, int, int]] = {}
+        for line in meta.read_text(encoding='utf-8').splitlines():
+            try:
+                name, shape, _ = line.rsplit(' ', 2)
+                height, width, channels = (int(side) for side in shape.strip('()').split(','))
+            except ValueError:
+                raise ValueError(f'{meta}: a line must be "name.png (h,w,c) level", got {line!r}') from None
+            self._shapes[name.split('.')[0]] = (height, width, channels)
+        self.names = sorted(self._shapes)
+        self._env: Any = None
+
+    def shape(self, name: str) -> tuple[int, int, int]:
+        return self._shapes[name]
+
+    def read(self, name: str) -> np.ndarray:
+        import lmdb
+
+        if self._env is None:
+            self._env = lmdb.open(str(self.path), readonly=True, lock=False, readahead=False, meminit=False)
+        with self._env.begin() as transaction:
+            data = transaction.get(name.encode())
+        img = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+        if img is None:
+            raise ImageError(
+                f'{self.where(name)}: {"cannot be decoded" if data else "is missing"}; make the LMDB again'
+            )
+        return img
+
+    def where(self, name: str) -> str:
+        return f'{self.path}:{name}'
+
+
+class PackStore:
+    """A pack."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.pack = Pack(path)
+        self.names = self.pack.names
+        self._index = {name: i for i, name in enumerate(self.names)}
+
+    def shape(self, name: str) -> tuple[int, int, int]:
+        channels, height, width = self.pack.shape(self._index[name])
+        return height, width, channels
+
+    def read(self, name: str) -> np.ndarray:
+        return from_planes(self.pack.image(self._index[name]))
+
+    def where(self, name: str) -> str:
+        return f'{self.path}:{name}'

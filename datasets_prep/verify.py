@@ -1,0 +1,149 @@
+"""Is a data set what it should be? Pairs, sizes, decodability, and LR really being the bicubic of HR."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from datasets_prep.bicubic import imresize
+from datasets_prep.files import ImageError, write_bytes
+from datasets_prep.jobs import Job, Plan, Summary, run_jobs
+from datasets_prep.stores import PackStore, open_store, worker_store
+
+_CUT_BORDER = 2  # the widened kernel reaches two LR pixels to either side
+
+
+@dataclass(frozen=True)
+class _Task:
+    hr: Path
+    lr: Path | None
+    hr_name: str
+    lr_name: str
+    scale: int
+    bicubic: bool
+    tolerance: float
+    border: int
+
+
+def verify(
+    hr: Path,
+    lr: Path | None = None,
+    *,
+    scale: int = 1,
+    filename_tmpl: str = '{}',
+    bicubic: bool = True,
+    tolerance: float = 0.0,
+    border: int = 0,
+    plan: Plan | None = None,
+) -> Summary:
+    """Reads every image of ``hr`` and, when given, of ``lr``, and compares each pair.
+
+    Either may be a folder, a ``.lmdb`` or a ``.pack``; of a pack the checksums are verified, too. Checked
+    of a pair: both exist and decode, both have the same depth and channels, HR is ``scale`` times LR, and
+    LR differs from MATLAB's bicubic of HR in at most the fraction ``tolerance`` of its values.
+
+    Args:
+        hr: HR images.
+        lr: LR images, or None to check ``hr`` alone.
+        scale: HR size over LR size.
+        filename_tmpl: stem of an LR file from that of its HR file; BasicSR's option of this name.
+        bicubic: compare the pixels with the bicubic of HR.
+        tolerance: allowed fraction of differing values, 0 to 1.
+        border: LR pixels along each side whose values are not compared; 2 for sub-images, which were cut
+            after the resizing and so have neighbours that the bicubic of the HR sub-image does not see.
+        plan: workers, shard, dry run, progress.
+
+    Returns:
+        Failures under the name of the offending file; the fraction of differing values of each pair in
+        ``results``.
+
+    Raises:
+        ValueError: for impossible options or an empty data set.
+        FileNotFoundError: when one of the two does not exist.
+    """
+    plan = plan or Plan()
+    if scale < 1 or not 0 <= tolerance <= 1 or border < 0:
+        raise ValueError(
+            f'verify: scale must be positive, tolerance 0 to 1, border not negative, got {scale}, {tolerance}, {border}'
+        )
+    worker_store.cache_clear()
+    hr_store = open_store(hr)
+    if not hr_store.names:
+        raise ValueError(f'verify: {hr} holds no image; give a folder of images, an .lmdb or a .pack')
+    lr_store = open_store(lr) if lr is not None else None
+
+    summary = Summary('verify')
+    present = set(lr_store.names) if lr_store else set()
+    wanted = {filename_tmpl.format(name): name for name in hr_store.names}
+    if lr_store is not None:
+        for name in sorted(present - set(wanted)):
+            summary.failed[lr_store.where(name)] = f'has no HR image in {hr}'
+        for name in sorted(set(wanted) - present):
+            summary.failed[hr_store.where(wanted[name])] = f'has no LR image {name!r} in {lr}'
+    jobs = [
+        Job(hr_store.where(name), _Task(hr, lr, name, lr_name, scale, bicubic, tolerance, border))
+        for lr_name, name in wanted.items()
+        if lr_store is None or lr_name in present
+    ]
+    if not plan.dry_run:
+        for store in (hr_store, lr_store):
+            if isinstance(store, PackStore):
+                summary.failed |= dict.fromkeys(map(store.where, store.pack.damaged()), 'does not match its checksum')
+    compared = run_jobs('verify', jobs, _compare, plan)
+    compared.failed = {**compared.failed, **summary.failed}
+    worst = max(compared.results.values(), default=0.0)
+    if lr is not None and bicubic and not plan.dry_run:
+        compared.notes.append(f'verify: pixels that differ from the bicubic of HR: {worst:.4%} in the worst good pair')
+    return compared
+
+
+def _compare(task: _Task) -> float:
+    hr_store = worker_store(task.hr)
+    hr = hr_store.read(task.hr_name)
+    if hr.shape[:2] != hr_store.shape(task.hr_name)[:2]:
+        raise ImageError(f'is {hr.shape[0]}x{hr.shape[1]}, announced as {hr_store.shape(task.hr_name)[:2]}')
+    if task.lr is None:
+        return 0.0
+    lr_store = worker_store(task.lr)
+    where = lr_store.where(task.lr_name)
+    lr = lr_store.read(task.lr_name)
+    if hr.dtype != lr.dtype or hr.shape[2:] != lr.shape[2:]:
+        raise ImageError(
+            f'is {hr.dtype} with {_channels(hr)} channels, but {where} is {lr.dtype} with {_channels(lr)}; '
+            'make the LR images again'
+        )
+    if hr.shape[:2] != (lr.shape[0] * task.scale, lr.shape[1] * task.scale):
+        raise ImageError(
+            f'is {hr.shape[0]}x{hr.shape[1]}, which is not {task.scale} times the {lr.shape[0]}x{lr.shape[1]} '
+            f'of {where}; crop HR or make LR again with the command lr'
+        )
+    if not task.bicubic:
+        return 0.0
+    different = imresize(hr, scale=Fraction(1, task.scale)) != lr
+    fraction = _inside(different, task.border)
+    if fraction > task.tolerance:
+        hint = ''
+        if task.border < _CUT_BORDER and _inside(different, _CUT_BORDER) <= task.tolerance:
+            hint = f', but only along its border, as in sub-images: if these are, give --border {_CUT_BORDER}'
+        raise ImageError(f'{fraction:.4%} of the values of {where} differ from the bicubic of HR{hint}')
+    return fraction
+
+
+def _inside(different: np.ndarray, border: int) -> float:
+    """Fraction of differing values that are not within ``border`` pixels of a side."""
+    inner = different[border : len(different) - border, border : different.shape[1] - border]
+    return float(inner.mean()) if inner.size else 0.0
+
+
+def _channels(img: np.ndarray) -> int:
+    return 1 if img.ndim == 2 else img.shape[2]
+
+
+def write_report(path: Path, summary: Summary) -> None:
+    """Writes every failure and the fraction of differing values of every good pair to a JSON file."""
+    findings = {'failed': summary.failed, 'differing': summary.results}
+    write_bytes(path, json.dumps(findings, indent=1, sort_keys=True).encode())
