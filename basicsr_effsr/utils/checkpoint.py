@@ -1,0 +1,170 @@
+"""Reading any checkpoint of an SR network, and writing so that nothing is ever half there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CONTAINERS = ('params_ema', 'params', 'state_dict', 'model', 'net_g', 'generator')  # in order of preference
+MAX_SHOWN = 3
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or does not fit the network; the message says why and what to do."""
+
+
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint {path} does not exist; check the path, or train or download it first')
+    if path.suffix == '.safetensors':
+        try:
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise CheckpointError(f'reading {path} needs safetensors: pip install basicsr_effsr[export]') from error
+        return load_file(path)
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a truncated or foreign file
+        raise CheckpointError(
+            f'checkpoint {path} cannot be read: it must be a file of torch.save holding tensors only, and is truncated '
+            f'or of another kind ({type(error).__name__}); copy or download it again'
+        ) from error
+
+
+def _is_state_dict(stored: Any) -> bool:
+    return isinstance(stored, dict) and bool(stored) and all(isinstance(v, Tensor) for v in stored.values())
+
+
+def read_state_dict(path: str | Path, param_key: str | None = None) -> dict[str, Tensor]:
+    """The parameters stored in ``path``, on the CPU, without ``module.`` in front of their names.
+
+    Understands BasicSR files (``params``, ``params_ema``), bare state dicts, ``state_dict`` containers
+    and safetensors. Never executes code from the file.
+
+    Args:
+        path: the checkpoint.
+        param_key: take this entry; None takes ``params_ema`` before ``params`` before the others, or
+            the file itself if it is a bare state dict. As in BasicSR, ``params`` stands in for a
+            missing ``params_ema``, and a bare file is taken whatever the key.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is no checkpoint, or lacks ``param_key``.
+    """
+    path = Path(path).expanduser()
+    stored = _load(path)
+    if not _is_state_dict(stored):
+        if not isinstance(stored, dict):
+            raise CheckpointError(f'checkpoint {path} must hold a dictionary of tensors, found {type(stored).__name__}')
+        present = [key for key in CONTAINERS if _is_state_dict(stored.get(key))]
+        if (
+            param_key is not None
+            and param_key not in present
+            and not (param_key == 'params_ema' and 'params' in present)
+        ):
+            raise CheckpointError(f'checkpoint {path} has no {param_key!r}, it has {sorted(map(str, stored))}')
+        if not present:
+            raise CheckpointError(f'checkpoint {path} holds no parameters, it has {sorted(map(str, stored))[:8]}')
+        key = param_key if param_key in present else present[0]
+        stored = stored[key]
+    return {name.removeprefix('module.'): tensor for name, tensor in stored.items()}
+
+
+def mismatch(net: nn.Module, state: dict[str, Tensor]) -> str:
+    """Why ``state`` does not fit ``net``, in words; empty if it does."""
+    wanted = {name: tuple(t.shape) for name, t in net.state_dict().items()}
+    given = {name: tuple(t.shape) for name, t in state.items()}
+    missing = [name for name in wanted if name not in given]
+    surplus = [name for name in given if name not in wanted]
+    shapes = [name for name in wanted if name in given and wanted[name] != given[name]]
+    if not (missing or surplus or shapes):
+        return ''
+    parts = []
+    if shapes:
+        shown = ', '.join(f'{n} is {given[n]} and must be {wanted[n]}' for n in shapes[:MAX_SHOWN])
+        parts.append(f'{len(shapes)} of other shape ({shown})')
+    if missing:
+        parts.append(f'{len(missing)} missing ({", ".join(missing[:MAX_SHOWN])})')
+    if surplus:
+        close = [(n, get_close_matches(n, missing, 1)) for n in surplus[:MAX_SHOWN]]
+        parts.append(f'{len(surplus)} unknown ({", ".join(n + (f", near {m[0]}" if m else "") for n, m in close)})')
+    if shapes and not missing and not surplus and all(n.startswith(('upsampl', 'up.', 'up1', 'up2')) for n in shapes):
+        cause = 'the checkpoint is of another scale: set upscale to the one it was trained for'
+    elif len(missing) == len(wanted) or len(surplus) == len(given):
+        cause = 'the checkpoint is of another network: check type'
+    else:
+        cause = 'the checkpoint is of another network or of other options: check network_g'
+    return f'{"; ".join(parts)}; {cause}'
+
+
+def load_into(
+    net: nn.Module, path: str | Path, *, param_key: str | None = None, strict: bool = True
+) -> dict[str, Tensor]:
+    """Loads a checkpoint into ``net`` and returns the state dict that was read.
+
+    Args:
+        net: the bare network.
+        path: the checkpoint.
+        param_key: see ``read_state_dict``.
+        strict: False loads what fits by name and shape and leaves the rest as it is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it cannot be read or, if ``strict``, does not fit; nothing was loaded.
+    """
+    state = read_state_dict(path, param_key)
+    if strict:
+        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        try:
+            net.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            net.load_state_dict(before)  # torch has copied what did fit
+            reason = mismatch(net, state) or str(error)
+            raise CheckpointError(f'checkpoint {path} does not fit {type(net).__name__}: {reason}') from error
+    else:
+        own = net.state_dict()
+        fitting = {n: t for n, t in state.items() if n in own and own[n].shape == t.shape}
+        if not fitting:
+            raise CheckpointError(f'checkpoint {path} shares no parameter with {type(net).__name__}: check type')
+        net.load_state_dict(fitting, strict=False)
+    return state
+
+
+def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Lets ``write`` fill a temporary file beside ``path``, then puts it there in one step.
+
+    Whatever happens, ``path`` holds either what it held before or all of the new content.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; ``path`` is as before.
+    """
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        write(temporary)
+        with open(temporary, 'rb') as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_atomic(obj: Any, path: str | Path) -> None:
+    """``torch.save`` that is all or nothing: written beside ``path``, read back, then renamed.
+
+    Raises:
+        OSError: it could not be written; what ``path`` held before is untouched.
+        CheckpointError: what was written does not read back.
+    """
+
+    def write(temporary: Path) -> None:
+        torch.save(obj, temporary)
+        _load(temporary)
+
+    write_atomic(path, write)

@@ -1,0 +1,99 @@
+"""``effsr compare``: its scores, its picture, its errors."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from basicsr_effsr.archs.hasn_arch import HASN
+from basicsr_effsr.cli import app
+from basicsr_effsr.tools.compare import busiest_crop, picture, score, super_resolve
+from datasets_prep.bicubic import imresize
+
+TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
+
+
+@pytest.fixture
+def option_file(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ('HR', 'LR'):
+        (tmp_path / name).mkdir()
+    gt = imresize(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8), scale=4)
+    Image.fromarray(gt).save(tmp_path / 'HR' / 'noise.png')
+    Image.fromarray(imresize(gt, scale=0.5)).save(tmp_path / 'LR' / 'noise.png')
+    torch.save({'params': HASN(**TINY).state_dict()}, tmp_path / 'net.pth')
+    opt = {
+        'scale': 2,
+        'num_gpu': 0,
+        'datasets': {'test_1': {'dataroot_gt': str(tmp_path / 'HR'), 'dataroot_lq': str(tmp_path / 'LR')}},
+        'network_g': {'type': 'HASN', **TINY},
+        'path': {'pretrain_network_g': str(tmp_path / 'net.pth')},
+    }
+    file = tmp_path / 'test.yml'
+    file.write_text(yaml.safe_dump(opt))
+    return file
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ['compare', *map(str, arguments)])
+
+
+def test_scores_and_picture(option_file, tmp_path):
+    done = run('-opt', option_file, '--out', tmp_path / 'new' / 'sheet.png', '--json')
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.output)
+    gt = np.asarray(Image.open(tmp_path / 'HR' / 'noise.png'))
+    lq = np.asarray(Image.open(tmp_path / 'LR' / 'noise.png'))
+    net = HASN(**TINY).eval()
+    net.load_state_dict(torch.load(tmp_path / 'net.pth', weights_only=True)['params'])
+    assert (row['net_psnr'], row['net_ssim']) == pytest.approx(score(super_resolve(net, lq), gt, 2))
+    assert (row['bicubic_psnr'], row['bicubic_ssim']) == pytest.approx(score(imresize(lq, scale=2), gt, 2))
+    assert row['bicubic_psnr'] > row['net_psnr'] + 1, 'an untrained network must lose'
+    assert Image.open(tmp_path / 'new' / 'sheet.png').width > 4 * 288
+
+
+def test_super_resolve_rounds_and_clamps():
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.anchor = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return x * 2 - 0.1
+
+    out = super_resolve(Twice(), np.array([[[0, 100, 200]]], dtype=np.uint8))
+    assert out.tolist() == [[[0, round(200 - 25.5), 255]]]
+
+
+def test_detail_is_where_the_picture_is_busy():
+    image = np.zeros((200, 300, 3), np.uint8)
+    image[100:120, 150:170] = np.random.default_rng(0).integers(0, 255, (20, 20, 3))
+    top, left = busiest_crop(image, 48)
+    assert top <= 101
+    assert top + 48 >= 119
+    assert left <= 151
+    assert left + 48 >= 169
+
+
+def test_picture_has_a_line_per_image():
+    image = np.full((60, 80, 3), 200, np.uint8)
+    one = picture([('a', [('x', image), ('y', image)])])
+    two = picture([('a', [('x', image), ('y', image)]), ('b', [('x', image), ('y', image)])])
+    assert two.width == one.width
+    assert two.height > 1.9 * one.height
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(option_file, tmp_path):
+    done = run('-opt', tmp_path / 'no.yml')
+    assert done.exit_code == 2
+    (tmp_path / 'LR' / 'noise.png').unlink()
+    done = run('-opt', option_file, '--out', tmp_path / 'sheet.png')
+    assert done.exit_code == 2
+    assert 'has no partner' in done.output
+    assert not (tmp_path / 'sheet.png').exists()
