@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -166,6 +167,12 @@ def list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f'{folder}: no such folder; check the path')
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))
+
+
+def newest(stamps: Iterable[int]) -> int:
+    """The latest of the modification times (ns) that do not lie in the future, which tell nothing."""
+    now = time.time_ns()
+    return max((stamp for stamp in stamps if stamp <= now), default=0)
 
 
 @contextmanager

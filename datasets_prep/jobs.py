@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -44,10 +45,11 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Every output exists and none is older than a source."""
+        """Every output exists and none is older than a source; a source dated in the future tells nothing."""
         try:
             oldest = min(path.stat().st_mtime_ns for path in self.outputs)
-            return all(path.stat().st_mtime_ns <= oldest for path in self.sources)
+            changes = [path.stat().st_mtime_ns for path in self.sources]
+            return all(change <= oldest or change > time.time_ns() for change in changes)
         except (ValueError, FileNotFoundError):
             return False
 

@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets_prep.files import encode_png, image_shape, list_images, read_image, sweep_parts, write_bytes
+from datasets_prep.files import encode_png, image_shape, list_images, newest, read_image, sweep_parts, write_bytes
 from datasets_prep.jobs import Job, Plan, Summary, claim_folder, run_jobs
 from datasets_prep.stores import LMDB_SUFFIX, LmdbStore
 
@@ -64,9 +64,9 @@ def make_lmdb(
             f'lmdb: the output must end in {LMDB_SUFFIX} and compression be 0 to 9, got {out.name!r}, {compression}'
         )
     files = _by_key(folder, strip)
-    newest = max(file.stat().st_mtime_ns for file in files.values())
+    changed = newest(file.stat().st_mtime_ns for file in files.values())
     staging = out.with_name(f'.{out.name}.staging')
-    if not overwrite and _is_whole(out, files, compression, newest):
+    if not overwrite and _is_whole(out, files, compression, changed):
         if not plan.dry_run:
             shutil.rmtree(staging, ignore_errors=True)  # a run killed in its last moment leaves it
         return Summary('lmdb', skipped=len(plan.mine(list(files))))
@@ -112,13 +112,13 @@ def _by_key(folder: Path, strip: str) -> dict[str, Path]:
     return dict(sorted(files.items()))
 
 
-def _is_whole(out: Path, files: dict[str, Path], compression: int, newest: int) -> bool:
+def _is_whole(out: Path, files: dict[str, Path], compression: int, changed: int) -> bool:
     try:
         store = LmdbStore(out)
     except (FileNotFoundError, ValueError):
         return False
     levels = {line.rsplit(' ', 1)[1] for line in (out / 'meta_info.txt').read_text().splitlines()}
-    fresh = (out / 'data.mdb').stat().st_mtime_ns >= newest
+    fresh = (out / 'data.mdb').stat().st_mtime_ns >= changed
     return fresh and store.names == sorted(files) and levels == {str(compression)}
 
 
@@ -147,6 +147,7 @@ def _assemble(out: Path, encoded: dict[str, Path], compression: int) -> None:
     transaction.commit()
     env.sync(True)
     env.close()
+    (building / 'lock.mdb').write_bytes(b'')  # LMDB fills it anew when opened; it would hold our process ids
     write_bytes(building / 'meta_info.txt', ''.join(lines).encode())
     if out.exists():
         shutil.rmtree(out)

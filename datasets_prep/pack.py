@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets_prep.files import ImageError, alone
+from datasets_prep.files import ImageError, alone, newest
 from datasets_prep.jobs import Job, Plan, Summary, run_jobs
 from datasets_prep.pack_format import PACK_SUFFIX, RECORD, Pack, PackError, end_of_images, header_and_tail, layout
 from datasets_prep.pack_format import to_planes as planes_of
@@ -76,7 +76,7 @@ def make_pack(source: Path, out: Path, *, overwrite: bool = False, plan: Plan | 
     records = layout(shapes)
     stamps = [_stamp(store, name) for name in names]
     building, journal, lock = (out.with_name(f'.{out.name}.{end}') for end in ('building', 'journal', 'lock'))
-    if not overwrite and _is_whole(out, names, records, max(stamps)):
+    if not overwrite and _is_whole(out, names, records, newest(stamps)):
         if not plan.dry_run:
             for leftover in (journal, lock):  # of a run killed in its last moment
                 leftover.unlink(missing_ok=True)
@@ -129,13 +129,13 @@ def _stamp(store: Store, name: str) -> int:
     return (files[name] if files else store.path / 'data.mdb').stat().st_mtime_ns
 
 
-def _is_whole(out: Path, names: list[str], records: np.ndarray, newest: int) -> bool:
+def _is_whole(out: Path, names: list[str], records: np.ndarray, changed: int) -> bool:
     try:
         pack = Pack(out)
     except (FileNotFoundError, PackError):
         return False
     same = all(np.array_equal(pack.records[field], records[field]) for field in RECORD.names[:4])  # type: ignore[index]
-    return pack.names == names and same and out.stat().st_mtime_ns >= newest
+    return pack.names == names and same and out.stat().st_mtime_ns >= changed
 
 
 def _resume(building: Path, journal: Path, key: str, records: np.ndarray) -> dict[int, int]:

@@ -1,0 +1,636 @@
+"""Are the data sets that our commands write exact, complete, and readable by the host?"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from datasets_prep.bicubic import imresize
+from datasets_prep.cli import app
+from datasets_prep.files import ImageError, atomic_path, image_shape, is_part, read_image, sweep_parts, write_png
+from datasets_prep.jobs import Job, Plan, claim_folder, parse_shard, run_jobs
+from datasets_prep.lmdb_maker import make_lmdb
+from datasets_prep.lr import make_lr
+from datasets_prep.meta_info import make_meta_info
+from datasets_prep.pack import make_pack
+from datasets_prep.pack_format import Pack, PackError
+from datasets_prep.sample import PHOTOGRAPHS, write_sample
+from datasets_prep.subimages import make_subimages, positions
+from datasets_prep.verify import verify
+
+
+def noise(*shape, seed=0, dtype=np.uint8):
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
+
+
+def tree(folder):
+    """Every file below ``folder`` with its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+
+
+@pytest.fixture
+def hr(tmp_path):
+    folder = tmp_path / 'HR'
+    for i, size in enumerate([(48, 60), (36, 72), (61, 50)]):
+        write_png(folder / f'{i:04d}.png', noise(*size, 3, seed=i))
+    return folder
+
+
+class TestFiles:
+    def test_nothing_is_left_of_a_file_that_fails_half_way(self, tmp_path):
+        def write_half():
+            with atomic_path(tmp_path / 'a.png') as part:
+                part.write_bytes(b'half')
+                raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            write_half()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_the_sweep_takes_dead_parts_and_leaves_living_ones(self, tmp_path):
+        dead = tmp_path / 'sub' / '.b.png.1234.part'
+        dead.parent.mkdir()
+        dead.write_bytes(b'half')
+        with atomic_path(tmp_path / 'a.png') as part:
+            assert is_part(part)
+            assert sweep_parts(tmp_path) == 1
+            part.write_bytes(b'whole')
+        assert tree(tmp_path) == {'a.png': b'whole'}
+
+    @pytest.mark.parametrize(
+        'kind', ['palette', 'gray', 'gray16', 'colour16', 'bilevel', 'cmyk', 'alpha', 'gray alpha']
+    )
+    def test_the_header_announces_what_reading_gives(self, tmp_path, kind):
+        rgb = Image.fromarray(noise(14, 12, 3))
+        path = tmp_path / ('a.jpg' if kind == 'cmyk' else 'a.png')
+        if kind == 'gray16':
+            write_png(path, noise(14, 12, dtype=np.uint16))
+        elif kind == 'colour16':
+            write_png(path, noise(14, 12, 3, dtype=np.uint16))
+        elif kind == 'palette':
+            rgb.quantize(16).save(path)
+        else:
+            rgb.convert({'gray': 'L', 'bilevel': '1', 'cmyk': 'CMYK', 'alpha': 'RGBA', 'gray alpha': 'LA'}[kind]).save(
+                path
+            )
+        img = read_image(path)
+        channels = {'gray': 1, 'gray16': 1, 'bilevel': 1, 'alpha': 4, 'gray alpha': 4}.get(kind, 3)
+        assert image_shape(path) == (14, 12, channels)
+        assert img.shape == ((14, 12) if channels == 1 else (14, 12, channels))
+        assert img.dtype == (np.uint16 if '16' in kind else np.uint8)
+
+    def test_palettes_come_out_as_their_colours(self, tmp_path):
+        image = Image.fromarray(noise(9, 9, 3)).quantize(8)
+        image.save(tmp_path / 'a.png')
+        np.testing.assert_array_equal(read_image(tmp_path / 'a.png')[:, :, ::-1], np.asarray(image.convert('RGB')))
+
+    def test_an_exif_rotation_is_refused(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(noise(9, 12, 3)).save(tmp_path / 'a.jpg', exif=exif)
+        with pytest.raises(ImageError, match=r'a\.jpg: has the EXIF orientation 6'):
+            read_image(tmp_path / 'a.jpg')
+
+    def test_floats_are_refused(self, tmp_path):
+        cv2.imwrite(str(tmp_path / 'a.tiff'), np.zeros((4, 4, 3), np.float32))
+        with pytest.raises(ImageError, match='float32'):
+            read_image(tmp_path / 'a.tiff')
+
+
+def double(task):
+    if task == 'bad':
+        raise ValueError('is bad')
+    if task == 'deadly':
+        os._exit(9)
+    return 2 * task
+
+
+class TestJobs:
+    @pytest.mark.parametrize('workers', [0, 2])
+    def test_an_error_is_named_and_the_others_go_on(self, workers):
+        jobs = [Job(f'item {task}', task) for task in (1, 'bad', 3)]
+        summary = run_jobs('test', jobs, double, Plan(workers))
+        assert summary.results == {'item 1': 2, 'item 3': 6}
+        assert summary.failed == {'item bad': 'is bad'}
+        assert summary.exit_code == 1
+        assert 'failed: item bad: is bad' in summary.lines()
+
+    def test_a_dying_worker_is_named_and_the_others_go_on(self):
+        jobs = [Job(f'item {task}', task) for task in (1, 'deadly', 3)]
+        summary = run_jobs('test', jobs, double, Plan(2))
+        assert summary.results == {f'item {i}': 2 * i for i in (1, 3)}
+        assert list(summary.failed) == ['item deadly']
+        assert 'process died' in summary.failed['item deadly']
+
+    def test_shards_are_disjoint_and_complete(self):
+        jobs = [Job(str(i), i) for i in range(11)]
+        parts = [set(run_jobs('test', jobs, double, Plan(shard=(i, 3))).results) for i in (1, 2, 3)]
+        assert sorted(len(part) for part in parts) == [3, 4, 4]
+        assert set.union(*parts) == {str(i) for i in range(11)}
+
+    @pytest.mark.parametrize('text', ['0/2', '3/2', '1', 'a/b', '-1/2', '1/0'])
+    def test_impossible_shards_are_refused(self, text):
+        with pytest.raises(ValueError, match='--shard must be i/n'):
+            parse_shard(text)
+
+    def test_an_output_older_than_its_source_is_not_done(self, tmp_path):
+        source, output = tmp_path / 'source', tmp_path / 'output'
+        source.touch()
+        output.touch()
+        job = Job('item', 1, (source,), (output,))
+        os.utime(output, ns=(10**9, 10**9))
+        os.utime(source, ns=(10**9, 10**9))
+        assert job.is_done
+        os.utime(source, ns=(2 * 10**9, 2 * 10**9))
+        assert not job.is_done
+        os.utime(source, (2**33, 2**33))  # a clock that is wrong must not make work for ever
+        assert job.is_done
+
+    def test_other_settings_are_not_mixed_into_a_folder(self, tmp_path):
+        claim_folder(tmp_path, {'crop': 480})
+        claim_folder(tmp_path, {'crop': 480})
+        with pytest.raises(ValueError, match='made with crop=480, now asked for crop=96'):
+            claim_folder(tmp_path, {'crop': 96})
+        claim_folder(tmp_path, {'crop': 96}, overwrite=True)
+        claim_folder(tmp_path, {'crop': 96})
+
+
+class TestLR:
+    def test_every_scale_is_the_bicubic_of_the_cropped_hr(self, hr, tmp_path):
+        assert make_lr(hr, tmp_path / 'LR', hr_out=tmp_path / 'HRmod12').exit_code == 0
+        for source in sorted(hr.glob('*.png')):
+            img = read_image(source)
+            cropped = img[: img.shape[0] // 12 * 12, : img.shape[1] // 12 * 12]
+            np.testing.assert_array_equal(read_image(tmp_path / 'HRmod12' / source.name), cropped)
+            for scale in (2, 3, 4):
+                ours = read_image(tmp_path / 'LR' / f'X{scale}' / source.name)
+                np.testing.assert_array_equal(ours, imresize(cropped, scale=1 / scale))
+
+    def test_an_image_that_would_lose_pixels_is_an_error_without_a_place_for_the_cropped_one(self, hr, tmp_path):
+        summary = make_lr(hr, tmp_path / 'LR')
+        assert list(summary.failed) == [str(hr / '0002.png')]
+        assert '61x50 is not a multiple of 12' in summary.failed[str(hr / '0002.png')]
+        assert sorted(p.name for p in (tmp_path / 'LR' / 'X3').glob('*.png')) == ['0000.png', '0001.png']
+
+    def test_names_follow_the_templates(self, hr, tmp_path):
+        make_lr(
+            hr,
+            tmp_path,
+            scales=(4,),
+            modulus=12,
+            hr_out=tmp_path / 'GTmod12',
+            folder_tmpl='LRbicx{scale}',
+            filename_tmpl='{}x{scale}',
+        )
+        assert (tmp_path / 'LRbicx4' / '0001x4.png').is_file()
+        assert read_image(tmp_path / 'LRbicx4' / '0002x4.png').shape == (15, 12, 3)
+
+    @pytest.mark.parametrize('shape', [(24, 36), (24, 36, 3)])
+    def test_16_bit_stays_16_bit(self, tmp_path, shape):
+        img = noise(*shape, dtype=np.uint16)
+        write_png(tmp_path / 'HR' / 'a.png', img)
+        assert make_lr(tmp_path / 'HR', tmp_path / 'LR').exit_code == 0
+        ours = read_image(tmp_path / 'LR' / 'X2' / 'a.png')
+        assert ours.dtype == np.uint16
+        np.testing.assert_array_equal(ours, imresize(img, scale=1 / 2))
+
+    def test_transparency_is_refused_by_name_or_dropped(self, tmp_path):
+        img = noise(24, 24, 4)
+        write_png(tmp_path / 'HR' / 'a.png', img)
+        refused = make_lr(tmp_path / 'HR', tmp_path / 'LR')
+        assert 'has an alpha channel' in refused.failed[str(tmp_path / 'HR' / 'a.png')]
+        assert make_lr(tmp_path / 'HR', tmp_path / 'LR2', alpha='drop').exit_code == 0
+        np.testing.assert_array_equal(
+            read_image(tmp_path / 'LR2' / 'X4' / 'a.png'), imresize(img[:, :, :3], scale=1 / 4)
+        )
+
+    def test_unreadable_and_tiny_images_are_named(self, hr, tmp_path):
+        (hr / 'broken.png').write_bytes(b'no image')
+        write_png(hr / 'tiny.png', noise(8, 30, 3))
+        failed = make_lr(hr, tmp_path / 'LR', hr_out=tmp_path / 'HR12').failed
+        assert 'cannot be decoded' in failed[str(hr / 'broken.png')]
+        assert 'at least 12 pixels, got 8x30' in failed[str(hr / 'tiny.png')]
+        assert len(failed) == 2
+
+    def test_a_second_run_does_nothing_and_a_lost_file_is_made_again(self, hr, tmp_path):
+        options = {'hr_out': tmp_path / 'HR12', 'scales': (2, 4)}
+        assert make_lr(hr, tmp_path / 'LR', **options).done == 3
+        before = tree(tmp_path)
+        again = make_lr(hr, tmp_path / 'LR', **options)
+        assert (again.done, again.skipped) == (0, 3)
+        (tmp_path / 'LR' / 'X2' / '0001.png').unlink()
+        assert make_lr(hr, tmp_path / 'LR', **options).done == 1
+        assert tree(tmp_path) == before
+
+    def test_a_dry_run_writes_nothing(self, hr, tmp_path):
+        before = tree(tmp_path)
+        summary = make_lr(hr, tmp_path / 'LR', plan=Plan(dry_run=True))
+        assert summary.planned == 3
+        assert f'would do: {hr / "0000.png"}' in summary.lines()
+        assert tree(tmp_path) == before
+        assert not (tmp_path / 'LR').exists()
+
+    def test_workers_and_shards_give_the_same_bytes(self, hr, tmp_path):
+        make_lr(hr, tmp_path / 'a', hr_out=tmp_path / 'a' / 'HR')
+        make_lr(hr, tmp_path / 'b', hr_out=tmp_path / 'b' / 'HR', plan=Plan(1, shard=(1, 2)))
+        make_lr(hr, tmp_path / 'b', hr_out=tmp_path / 'b' / 'HR', plan=Plan(1, shard=(2, 2)))
+        assert tree(tmp_path / 'a') == tree(tmp_path / 'b')
+
+    @pytest.mark.parametrize(
+        ('options', 'words'),
+        [
+            ({'scales': (0,)}, 'scales must be positive'),
+            ({'scales': (2, 3), 'modulus': 4}, 'modulus must be a multiple'),
+            ({'alpha': 'maybe'}, 'alpha must be'),
+            ({'folder_tmpl': 'LR'}, 'tell the scales apart'),
+        ],
+    )
+    def test_impossible_options_are_refused(self, hr, tmp_path, options, words):
+        with pytest.raises(ValueError, match=words):
+            make_lr(hr, tmp_path / 'LR', **options)
+
+    def test_two_files_of_one_stem_are_refused(self, hr, tmp_path):
+        cv2.imwrite(str(hr / '0001.bmp'), noise(12, 12, 3))
+        with pytest.raises(ValueError, match='would both be written'):
+            make_lr(hr, tmp_path / 'LR')
+
+
+class TestSubimages:
+    def test_positions_cover_a_side_and_end_flush(self):
+        assert positions(1020, 480, 240) == [0, 240, 480, 540]  # by hand
+        assert positions(960, 480, 240) == [0, 240, 480]
+        assert positions(1020, 480, 240, thresh=60) == [0, 240, 480]
+        assert positions(480, 480, 240) == [0]
+
+    def test_crops_go_row_by_row_and_are_numbered_from_one(self, hr, tmp_path):
+        assert make_subimages(hr, tmp_path / 'sub', crop=24, step=16).exit_code == 0
+        img = read_image(hr / '0000.png')  # 48 x 60: rows 0, 16, 24; columns 0, 16, 32, 36
+        names = sorted(p.name for p in (tmp_path / 'sub').glob('0000*'))
+        assert names == [f'0000_s{i:03d}.png' for i in range(1, 13)]
+        np.testing.assert_array_equal(read_image(tmp_path / 'sub' / '0000_s007.png'), img[16:40, 32:56])
+
+    def test_hr_and_lr_cuts_belong_together(self, hr, tmp_path):
+        make_lr(hr, tmp_path / 'LR', hr_out=tmp_path / 'HR12', filename_tmpl='{}x{scale}')
+        make_subimages(tmp_path / 'HR12', tmp_path / 'HRsub', crop=24, step=12)
+        counts = {len(list((tmp_path / 'HRsub').glob('*.png')))}
+        for scale in (2, 3, 4):
+            make_subimages(tmp_path / 'LR' / f'X{scale}', tmp_path / f'X{scale}sub', scale=scale, crop=24, step=12)
+            counts.add(len(list((tmp_path / f'X{scale}sub').glob('*.png'))))
+            report = verify(tmp_path / 'HRsub', tmp_path / f'X{scale}sub', scale=scale, border=2)
+            assert report.exit_code == 0, report.failed
+        assert counts == {12 + 10 + 12}  # 48x60: 3x4, 36x72: 2x5, 60x48: 4x3
+
+    def test_a_too_small_image_is_named_and_the_others_are_cut(self, hr, tmp_path):
+        summary = make_subimages(hr, tmp_path / 'sub', crop=48, step=24)
+        assert list(summary.failed) == [str(hr / '0001.png')]
+        assert 'at least the crop size 48, got 36x72' in summary.failed[str(hr / '0001.png')]
+        assert summary.done == 2
+
+    def test_a_crop_that_the_scale_does_not_divide_is_refused(self, hr, tmp_path):
+        with pytest.raises(ValueError, match='multiples of the scale 3'):
+            make_subimages(hr, tmp_path / 'sub', scale=3, crop=32, step=16)
+
+
+class TestForTheHost:
+    @pytest.fixture
+    def pair(self, hr, tmp_path):
+        make_lr(hr, tmp_path / 'LR', scales=(4,), modulus=12, hr_out=tmp_path / 'GT')
+        return tmp_path / 'GT', tmp_path / 'LR' / 'X4'
+
+    @staticmethod
+    def dataset(gt, lq, backend='disk', **options):
+        from basicsr.data import build_dataset
+
+        return build_dataset(
+            {
+                'name': 'test',
+                'type': 'PairedImageDataset',
+                'dataroot_gt': str(gt),
+                'dataroot_lq': str(lq),
+                'io_backend': {'type': backend},
+                'scale': 4,
+                'phase': 'val',
+                **options,
+            }
+        )
+
+    def check(self, dataset, gt, lq):
+        assert len(dataset) == 3
+        for i in range(3):
+            item = dataset[i]
+            name = Path(item['gt_path']).stem
+            for key, folder in (('gt', gt), ('lq', lq)):
+                img = read_image(folder / f'{name}.png')[:, :, ::-1].transpose(2, 0, 1)
+                np.testing.assert_array_equal(item[key].numpy(), img.astype(np.float32) / 255)
+
+    def test_folders(self, pair):
+        self.check(self.dataset(*pair), *pair)
+
+    def test_meta_info(self, pair, tmp_path):
+        assert make_meta_info(pair[0], tmp_path / 'meta.txt').exit_code == 0
+        assert (tmp_path / 'meta.txt').read_text() == '0000.png (48,60,3)\n0001.png (36,72,3)\n0002.png (60,48,3)\n'
+        self.check(self.dataset(*pair, meta_info_file=str(tmp_path / 'meta.txt')), *pair)
+
+    def test_lmdb(self, pair, tmp_path):
+        gt, lq = tmp_path / 'GT.lmdb', tmp_path / 'X4.lmdb'
+        assert make_lmdb(pair[0], gt).exit_code == make_lmdb(pair[1], lq).exit_code == 0
+        self.check(self.dataset(gt, lq, 'lmdb'), *pair)
+
+    def test_the_lmdb_holds_what_the_hosts_own_maker_writes(self, pair, tmp_path):
+        from basicsr.utils.lmdb_util import make_lmdb_from_imgs
+
+        names = sorted(p.name for p in pair[0].glob('*.png'))
+        make_lmdb_from_imgs(str(pair[0]), str(tmp_path / 'host.lmdb'), names, [n[:-4] for n in names], map_size=2**20)
+        make_lmdb(pair[0], tmp_path / 'ours.lmdb')
+        assert sorted(p.name for p in (tmp_path / 'ours.lmdb').iterdir()) == ['data.mdb', 'lock.mdb', 'meta_info.txt']
+        contents = []
+        for name in ('host.lmdb', 'ours.lmdb'):
+            with lmdb.open(str(tmp_path / name)) as env, env.begin() as transaction:
+                contents.append(dict(transaction.cursor()))
+        assert contents[0] == contents[1]
+        assert len(contents[0]) == 3
+        assert (tmp_path / 'host.lmdb' / 'meta_info.txt').read_bytes() == (
+            tmp_path / 'ours.lmdb' / 'meta_info.txt'
+        ).read_bytes()
+
+    def test_dots_in_names_are_refused_for_lmdb(self, tmp_path):
+        write_png(tmp_path / 'HR' / 'a.b.png', noise(9, 9, 3))
+        with pytest.raises(ValueError, match=r'a\.b\.png: its name must be ASCII without dots'):
+            make_lmdb(tmp_path / 'HR', tmp_path / 'a.lmdb')
+
+    def test_the_lmdb_is_made_again_when_an_image_changed(self, pair, tmp_path):
+        out = tmp_path / 'GT.lmdb'
+        make_lmdb(pair[0], out)
+        assert make_lmdb(pair[0], out).skipped == 3
+        write_png(pair[0] / '0001.png', noise(24, 24, 3, seed=9))
+        os.utime(out / 'data.mdb', (1, 1))
+        assert make_lmdb(pair[0], out).done == 3
+        assert verify(pair[0], out).exit_code == 0
+        assert not list(tmp_path.glob('.*'))
+
+    def test_lmdb_shards_encode_and_a_last_run_assembles(self, pair, tmp_path):
+        make_lmdb(pair[0], tmp_path / 'whole.lmdb')
+        first = make_lmdb(pair[0], tmp_path / 'GT.lmdb', plan=Plan(shard=(1, 2)))
+        assert not (tmp_path / 'GT.lmdb').exists()
+        assert 'other shards' in first.lines()[0]
+        make_lmdb(pair[0], tmp_path / 'GT.lmdb', plan=Plan(shard=(2, 2)))
+        assert tree(tmp_path / 'GT.lmdb') == tree(tmp_path / 'whole.lmdb')
+
+
+class TestVerify:
+    @pytest.fixture
+    def pair(self, hr, tmp_path):
+        make_lr(hr, tmp_path / 'LR', hr_out=tmp_path / 'GT')
+        return tmp_path / 'GT', tmp_path / 'LR' / 'X2'
+
+    def only_failure(self, pair, **options):
+        failed = verify(*pair, scale=2, **options).failed
+        assert len(failed) == 1, failed
+        return next(iter(failed.items()))
+
+    def test_a_good_set_is_good_in_every_form(self, pair, tmp_path):
+        make_lmdb(pair[0], tmp_path / 'GT.lmdb')
+        make_pack(pair[1], tmp_path / 'X2.pack')
+        for gt, lq in (pair, (tmp_path / 'GT.lmdb', pair[1]), (pair[0], tmp_path / 'X2.pack')):
+            summary = verify(gt, lq, scale=2)
+            assert summary.exit_code == 0, summary.failed
+            assert list(summary.results.values()) == [0.0] * 3
+
+    def test_one_changed_value_is_found_and_counted(self, pair):
+        img = read_image(pair[1] / '0001.png')
+        img[3, 4, 1] ^= 1
+        write_png(pair[1] / '0001.png', img)
+        name, reason = self.only_failure(pair)
+        assert name.endswith('GT/0001.png')
+        assert f'{1 / img.size:.4%} of the values of {pair[1] / "0001.png"} differ' in reason
+        assert verify(*pair, scale=2, tolerance=1.5 / img.size).exit_code == 0
+        assert verify(*pair, scale=2, bicubic=False).exit_code == 0
+
+    def test_changes_along_the_border_give_a_hint(self, pair):
+        img = read_image(pair[1] / '0001.png')
+        img[0, 4, 1] ^= 1
+        write_png(pair[1] / '0001.png', img)
+        assert 'give --border 2' in self.only_failure(pair)[1]
+        assert verify(*pair, scale=2, border=2).exit_code == 0
+
+    def test_missing_partners_are_named(self, pair):
+        (pair[1] / '0000.png').unlink()
+        assert self.only_failure(pair) == (str(pair[0] / '0000.png'), f"has no LR image '0000' in {pair[1]}")
+        (pair[0] / '0000.png').rename(pair[0] / 'other.png')
+        (pair[0] / 'other.png').unlink()
+        write_png(pair[1] / 'alone.png', noise(9, 9, 3))
+        assert self.only_failure(pair) == (str(pair[1] / 'alone.png'), f'has no HR image in {pair[0]}')
+
+    def test_wrong_size_depth_and_broken_files_are_named(self, pair):
+        write_png(pair[1] / '0000.png', noise(24, 29, 3))
+        assert 'is 48x60, which is not 2 times the 24x29' in self.only_failure(pair)[1]
+        write_png(pair[1] / '0000.png', noise(24, 30))
+        assert 'is uint8 with 3 channels, but' in self.only_failure(pair)[1]
+        (pair[1] / '0000.png').write_bytes((pair[1] / '0001.png').read_bytes()[:40])
+        assert 'X2/0000.png: cannot be' in self.only_failure(pair)[1]
+
+
+class TestPack:
+    def test_pixels_and_names_come_back(self, hr, tmp_path):
+        write_png(hr / 'gray.png', noise(10, 7))
+        assert make_pack(hr, tmp_path / 'HR.pack').done == 4
+        pack = Pack(tmp_path / 'HR.pack')
+        assert pack.names == ['0000', '0001', '0002', 'gray']
+        for i, name in enumerate(pack.names):
+            img = read_image(hr / f'{name}.png')
+            expected = img[None] if img.ndim == 2 else img[:, :, ::-1].transpose(2, 0, 1)
+            np.testing.assert_array_equal(pack.image(i), expected)
+        np.testing.assert_array_equal(pack.crop(1, 5, 7, 20, 30), pack.image(1)[:, 5:25, 7:37])
+        assert list(pack.damaged()) == []
+
+    def test_the_header_is_the_same_on_every_machine(self, tmp_path):
+        write_png(tmp_path / 'HR' / 'a.png', noise(5, 6))
+        make_pack(tmp_path / 'HR', tmp_path / 'HR.pack')
+        data = (tmp_path / 'HR.pack').read_bytes()
+        # by hand: magic; version 1, records of 24; one image; index behind 64 + 64; names 24 later; one letter
+        assert data[:48] == b'EFFSRPAK' + b''.join(
+            n.to_bytes(size, 'little') for n, size in [(1, 4), (24, 4), (1, 8), (128, 8), (152, 8), (153, 8)]
+        )
+        assert data[128:144] == b''.join(n.to_bytes(size, 'little') for n, size in [(64, 8), (5, 4), (6, 4)])
+
+    def test_a_truncated_pack_is_refused(self, hr, tmp_path):
+        make_pack(hr, tmp_path / 'HR.pack')
+        data = (tmp_path / 'HR.pack').read_bytes()
+        (tmp_path / 'cut.pack').write_bytes(data[:-10])
+        with pytest.raises(PackError, match=f'holds {len(data) - 10} bytes where its header says {len(data)}'):
+            Pack(tmp_path / 'cut.pack')
+
+    def test_foreign_newer_and_damaged_packs_are_refused(self, hr, tmp_path):
+        make_pack(hr, tmp_path / 'HR.pack')
+        data = bytearray((tmp_path / 'HR.pack').read_bytes())
+        path = tmp_path / 'other.pack'
+        for change, words in [
+            (b'PK\3\4' + data[4:], 'is not a pack'),
+            (b'', 'is not a pack'),
+            (data[:8] + b'\2' + data[9:], 'has pack version 2'),
+            (data[:-1] + b'?', 'index does not match its checksum'),
+            (data[:24] + b'\xff' + data[25:], 'contradicts itself|does not match'),
+        ]:
+            path.write_bytes(change)
+            with pytest.raises(PackError, match=words):
+                Pack(path)
+        with pytest.raises(FileNotFoundError, match='no such pack'):
+            Pack(tmp_path / 'absent.pack')
+
+    def test_damaged_pixels_are_found(self, hr, tmp_path):
+        make_pack(hr, tmp_path / 'HR.pack')
+        data = bytearray((tmp_path / 'HR.pack').read_bytes())
+        data[64 + 48 * 60 * 3 + 100] ^= 1  # inside the second image
+        (tmp_path / 'HR.pack').write_bytes(data)
+        assert list(Pack(tmp_path / 'HR.pack').damaged()) == ['0001']
+        assert f'{tmp_path / "HR.pack"}:0001' in verify(tmp_path / 'HR.pack').failed
+
+    def test_an_interrupted_run_goes_on_and_trusts_nothing_damaged(self, hr, tmp_path):
+        make_pack(hr, tmp_path / 'whole.pack')
+        (hr / '0002.png').rename(hr / 'keep')
+        (hr / '0002.png').write_bytes(b'')
+        os.utime(hr / '0002.png', ns=(0, os.stat(hr / 'keep').st_mtime_ns))
+        assert make_pack(hr, tmp_path / 'HR.pack').failed  # its header cannot be read: nothing is begun
+        assert not (tmp_path / '.HR.pack.building').exists()
+        png = (hr / 'keep').read_bytes()
+        (hr / '0002.png').write_bytes(png[:60])  # the header can, the pixels cannot
+        os.utime(hr / '0002.png', ns=(0, os.stat(hr / 'keep').st_mtime_ns))
+        assert list(make_pack(hr, tmp_path / 'HR.pack').failed) == [str(hr / '0002.png')]
+        assert not (tmp_path / 'HR.pack').exists()
+        building = tmp_path / '.HR.pack.building'
+        data = bytearray(building.read_bytes())
+        data[64] ^= 1  # the first image is damaged meanwhile
+        building.write_bytes(data)
+        (hr / '0002.png').write_bytes(png)
+        os.utime(hr / '0002.png', ns=(0, os.stat(hr / 'keep').st_mtime_ns))
+        summary = make_pack(hr, tmp_path / 'HR.pack')
+        assert (summary.done, summary.skipped) == (2, 1)
+        assert (tmp_path / 'HR.pack').read_bytes() == (tmp_path / 'whole.pack').read_bytes()
+        assert not list(tmp_path.glob('.*'))
+
+    def test_what_a_pack_cannot_hold_is_refused_by_name(self, hr, tmp_path):
+        write_png(hr / 'alpha.png', noise(9, 9, 4))
+        failed = make_pack(hr, tmp_path / 'HR.pack').failed
+        assert list(failed) == [str(hr / 'alpha.png')]
+        assert '4 channels' in failed[str(hr / 'alpha.png')]
+        write_png(hr / 'alpha.png', noise(9, 9, 3, dtype=np.uint16))
+        assert '8 bit images, got uint16' in make_pack(hr, tmp_path / 'HR.pack').failed[str(hr / 'alpha.png')]
+
+    def test_shards_are_packs_of_their_own(self, hr, tmp_path):
+        make_pack(hr, tmp_path / 'HR.pack', plan=Plan(shard=(1, 2)))
+        make_pack(hr, tmp_path / 'HR.pack', plan=Plan(shard=(2, 2)))
+        assert Pack(tmp_path / 'HR-1-of-2.pack').names == ['0000', '0002']
+        assert Pack(tmp_path / 'HR-2-of-2.pack').names == ['0001']
+
+    def test_memory_does_not_grow_with_what_was_read(self, tmp_path, monkeypatch):
+        from datasets_prep import pack_format
+
+        if not Path('/proc/self/smaps_rollup').exists():
+            pytest.skip('needs /proc/self/smaps_rollup (Linux)')
+        monkeypatch.setattr(pack_format, '_DROP_AFTER', 4 * 2**20)
+        write_png(tmp_path / 'HR' / 'a.png', noise(4000, 4000))
+        make_pack(tmp_path / 'HR', tmp_path / 'HR.pack')
+        pack = Pack(tmp_path / 'HR.pack')
+
+        def resident():
+            return int(Path('/proc/self/smaps_rollup').read_text().split('Rss:')[1].split()[0])
+
+        before, most = resident(), 0
+        for top in range(0, 4000, 250):
+            pack.crop(0, top, 0, 250, 4000).sum()
+            most = max(most, resident())
+        assert most - before < 10_000  # kB; the image has 16,000
+
+
+class TestSample:
+    def test_pairs_are_exact_and_the_held_out_are_not_trained_on(self, tmp_path):
+        assert write_sample(tmp_path) == {'train': 7, 'val': 2}
+        for split, names in PHOTOGRAPHS.items():
+            stems = sorted(Path(name).stem for name in names)
+            for scale in (2, 3, 4):
+                folder = tmp_path / split / 'LR_bicubic' / f'X{scale}'
+                assert sorted(p.stem for p in folder.iterdir()) == stems
+            summary = verify(tmp_path / split / 'HR', tmp_path / split / 'LR_bicubic' / 'X4', scale=4)
+            assert summary.exit_code == 0, summary.failed
+        assert not {*PHOTOGRAPHS['train']} & {*PHOTOGRAPHS['val']}
+
+    def test_a_second_run_mends_and_keeps(self, tmp_path):
+        write_sample(tmp_path, scales=(4,))
+        before = tree(tmp_path)
+        lost = tmp_path / 'val' / 'LR_bicubic' / 'X4' / 'chelsea.png'
+        lost.unlink()
+        kept = (tmp_path / 'val' / 'HR' / 'chelsea.png').stat().st_mtime_ns
+        write_sample(tmp_path, scales=(4,))
+        assert tree(tmp_path) == before
+        assert (tmp_path / 'val' / 'HR' / 'chelsea.png').stat().st_mtime_ns == kept
+
+    def test_a_scale_that_does_not_fit_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match='must divide 12'):
+            write_sample(tmp_path, scales=(5,))
+
+
+class TestCommandLine:
+    @staticmethod
+    def run(*words):
+        return CliRunner().invoke(app, [str(word) for word in words])
+
+    def test_the_chain_from_photographs_to_packs(self, tmp_path):
+        write_sample(tmp_path / 's', scales=(4,))
+        hr, lr = tmp_path / 's' / 'val' / 'HR', tmp_path / 's' / 'val' / 'LR_bicubic' / 'X4'
+        for words in (
+            ('lr', hr, tmp_path / 'lr', '--scales', '2,4'),
+            ('subimages', hr, tmp_path / 'sub', '--crop', 240, '--step', 120),
+            ('subimages', lr, tmp_path / 'sub4', '--scale', 4, '--crop', 240, '--step', 120),
+            ('meta-info', tmp_path / 'sub', tmp_path / 'meta.txt'),
+            ('lmdb', tmp_path / 'sub', tmp_path / 'sub.lmdb'),
+            ('pack', tmp_path / 'sub.lmdb', tmp_path / 'sub.pack'),
+            ('verify', tmp_path / 'sub.pack', tmp_path / 'sub4', '--scale', 4, '--border', 2),
+        ):
+            extra = () if words[0] == 'meta-info' else ('-j', 0)
+            result = self.run(*words, *extra)
+            assert result.exit_code == 0, result.output
+            assert '0 failed' in result.output
+        assert len((tmp_path / 'meta.txt').read_text().splitlines()) == len(Pack(tmp_path / 'sub.pack'))
+
+    def test_failures_end_in_exit_code_1_and_a_report(self, hr, tmp_path):
+        result = self.run('verify', hr, hr, '--scale', 2, '-j', 0, '--report', tmp_path / 'report.json')
+        assert result.exit_code == 1
+        assert '3 failed' in result.output
+        assert len(json.loads((tmp_path / 'report.json').read_text())['failed']) == 3
+
+    @pytest.mark.parametrize(
+        ('words', 'message'),
+        [
+            (('lr', 'absent', 'out'), 'absent: no such folder'),
+            (('lr', 'absent', 'out', '--scales', 'two'), '--scales must be integers'),
+            (('subimages', 'absent', 'out', '--shard', '5/4'), '--shard must be i/n'),
+            (('download', 'DIV3K'), 'is not in the table'),
+            (('pack', 'absent', 'out.bin'), 'must end in .pack'),
+        ],
+    )
+    def test_wrong_words_end_in_one_sentence(self, words, message):
+        result = self.run(*words)
+        assert result.exit_code == 1
+        assert message in result.output
+        assert 'Traceback' not in result.output
+
+    def test_every_option_of_the_table_is_shown(self):
+        result = self.run('download')
+        assert result.exit_code == 0
+        for name in ('DIV2K', 'Flickr2K', 'DF2K', 'LSDIR', 'Set5', 'Set14', 'B100', 'Urban100', 'Manga109'):
+            assert name in result.output
+
+    def test_the_start_is_light(self):
+        script = "import sys, datasets_prep.cli; print({'torch', 'cv2', 'numpy', 'basicsr'} & {*sys.modules})"
+        done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == 'set()'
