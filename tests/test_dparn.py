@@ -314,6 +314,11 @@ def test_parameter_free_path_by_hand(last_act, zero_mean, expected):
     assert out.item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_activation_of_both_paths_can_be_silu():
+    for path in (module for module in DPARN(**TINY, act='silu').modules() if hasattr(module, 'convs')):
+        assert isinstance(path.act, nn.SiLU)
+
+
 def test_left_path_adds_its_input_before_esa():
     net = DPARN(**TINY, deploy=True).double()
     left = net.body[0].left
@@ -360,6 +365,19 @@ def test_mean_frames_the_network():
         for p in net.parameters():
             nn.init.zeros_(p)
         torch.testing.assert_close(net(x), expected, rtol=0, atol=1e-6)
+
+
+def test_head_sees_the_centred_image_and_skips_the_body():
+    """Eq. 5: the second convolution is added to the shallow features; with it at zero they alone remain."""
+    net = DPARN(**TINY).double()
+    x = image(1, 3, 15, 17)
+    mean = torch.tensor((0.4488, 0.4371, 0.4040)).double().view(1, 3, 1, 1)
+    shallow = F.conv2d(x - mean, net.head.weight, net.head.bias, padding=1)
+    deep = F.conv2d(net.body(shallow), net.tail.weight, net.tail.bias, padding=1)
+    torch.testing.assert_close(net(x), net.upsampler(shallow + deep) + mean, rtol=0, atol=1e-12)
+    nn.init.zeros_(net.tail.weight)
+    nn.init.zeros_(net.tail.bias)
+    torch.testing.assert_close(net(x), net.upsampler(shallow) + mean, rtol=0, atol=1e-12)
 
 
 def test_convolutional_form_states_an_exact_halo():
