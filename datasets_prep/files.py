@@ -189,5 +189,8 @@ def alone(lock: Path, out: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise ValueError(f'{out}: another run is writing it; wait for that one') from None
-        yield
-    lock.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink()

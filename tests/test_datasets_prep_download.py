@@ -1,0 +1,337 @@
+"""Does a download survive the servers and archives of the real world? Loopback only."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from datasets_prep.archives import ArchiveError, extract
+from datasets_prep.download import SOURCES, DownloadError, count_images, download, fetch, read_sources
+from datasets_prep.files import encode_png
+from datasets_prep.jobs import Plan
+
+PNG = encode_png(np.zeros((4, 4, 3), np.uint8))
+FAST = {'retries': 2, 'timeout': 5, 'pause': 0.01}
+
+
+def zipped(members: dict[str, bytes], compression=zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, 'w', compression) as archive:
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name), data, compression)
+    return buffer.getvalue()
+
+
+def tarred(members: dict[str, bytes], mode='w', extra: tarfile.TarInfo | None = None) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        if extra is not None:
+            archive.addfile(extra)
+    return buffer.getvalue()
+
+
+class Server:
+    """Serves ``data`` and misbehaves as told; keeps the Range headers it has seen."""
+
+    def __init__(self) -> None:
+        self.data = b''
+        self.etag: str | None = '"1"'
+        self.ranges = True
+        self.drop_after: list[int] = []  # bytes after which the connection is cut, one per request
+        self.status: list[int] = []  # error codes to answer first
+        self.hide_length = False
+        self.seen: list[str | None] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.answer(self)
+
+            def log_message(self, *args) -> None:
+                pass
+
+        self.httpd = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+        self.url = f'http://127.0.0.1:{self.httpd.server_port}/set.zip'
+        threading.Thread(target=self.httpd.serve_forever, args=(0.01,), daemon=True).start()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        wanted = request.headers.get('Range')
+        self.seen.append(wanted)
+        if self.status:
+            request.send_error(self.status.pop(0))
+            return
+        begin = 0
+        if wanted and self.ranges and request.headers.get('If-Range', self.etag) == self.etag:
+            begin = int(wanted.removeprefix('bytes=').rstrip('-'))
+            if begin >= len(self.data):
+                request.send_error(416)
+                return
+            request.send_response(206)
+            request.send_header('Content-Range', f'bytes {begin}-{len(self.data) - 1}/{len(self.data)}')
+        else:
+            request.send_response(200)
+        if not self.hide_length:
+            request.send_header('Content-Length', str(len(self.data) - begin))
+        if self.etag:
+            request.send_header('ETag', self.etag)
+        request.end_headers()
+        end = begin + self.drop_after.pop(0) if self.drop_after else len(self.data)
+        request.wfile.write(self.data[begin:end])
+        request.close_connection = True
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    server.data = np.random.default_rng(0).bytes(1_000_000)
+    yield server
+    server.httpd.shutdown()
+    server.httpd.server_close()
+
+
+class TestFetch:
+    def test_a_dropped_connection_is_resumed_where_it_broke(self, server, tmp_path):
+        server.drop_after = [300_000, 200_000]
+        fetch(server.url, tmp_path / 'a.zip', **FAST)
+        assert (tmp_path / 'a.zip').read_bytes() == server.data
+        assert server.seen == [None, 'bytes=300000-', 'bytes=500000-']
+        assert [p.name for p in tmp_path.iterdir()] == ['a.zip']
+
+    def test_the_next_run_goes_on_too(self, server, tmp_path):
+        server.drop_after = [400_000, 0, 0, 0]
+        with pytest.raises(DownloadError, match='go on from 400000 bytes'):
+            fetch(server.url, tmp_path / 'a.zip', **FAST)
+        assert not (tmp_path / 'a.zip').exists()
+        fetch(server.url, tmp_path / 'a.zip', **FAST)
+        assert server.seen[-1] == 'bytes=400000-'
+        assert (tmp_path / 'a.zip').read_bytes() == server.data
+
+    def test_a_file_that_changed_meanwhile_is_fetched_anew(self, server, tmp_path):
+        server.drop_after = [400_000, 0, 0, 0]
+        with pytest.raises(DownloadError):
+            fetch(server.url, tmp_path / 'a.zip', **FAST)
+        server.data, server.etag = server.data[::-1], '"2"'
+        fetch(server.url, tmp_path / 'a.zip', **FAST)
+        assert (tmp_path / 'a.zip').read_bytes() == server.data
+
+    def test_a_file_that_changed_without_an_etag_is_fetched_anew(self, server, tmp_path):
+        server.etag = None
+        server.drop_after = [400_000, 0, 0, 0]
+        with pytest.raises(DownloadError):
+            fetch(server.url, tmp_path / 'a.zip', **FAST)
+        server.data = server.data[::-1] + b'longer'
+        fetch(server.url, tmp_path / 'a.zip', **FAST)
+        assert (tmp_path / 'a.zip').read_bytes() == server.data
+
+    def test_a_server_without_ranges_starts_again(self, server, tmp_path):
+        server.ranges = False
+        server.drop_after = [300_000]
+        fetch(server.url, tmp_path / 'a.zip', **FAST)
+        assert (tmp_path / 'a.zip').read_bytes() == server.data
+
+    def test_errors_of_the_moment_are_retried_and_final_ones_told(self, server, tmp_path):
+        server.status = [503, 429]
+        fetch(server.url, tmp_path / 'a.zip', **FAST)
+        assert (tmp_path / 'a.zip').read_bytes() == server.data
+        server.status = [404]
+        with pytest.raises(DownloadError, match='the server answers 404'):
+            fetch(server.url, tmp_path / 'b.zip', **FAST)
+        assert len(server.seen) == 4
+
+    def test_a_wrong_checksum_or_size_leaves_nothing(self, server, tmp_path):
+        with pytest.raises(DownloadError, match='has the SHA-256'):
+            fetch(server.url, tmp_path / 'a.zip', sha256='0' * 64, **FAST)
+        with pytest.raises(DownloadError, match='has 1000000 bytes, the table says 7'):
+            fetch(server.url, tmp_path / 'a.zip', size=7, **FAST)
+        assert list(tmp_path.iterdir()) == []
+        right = hashlib.sha256(server.data).hexdigest()
+        fetch(server.url, tmp_path / 'a.zip', sha256=right, size=1_000_000, **FAST)
+        assert (tmp_path / 'a.zip').is_file()
+
+    def test_a_short_file_without_a_length_is_caught_by_its_known_size(self, server, tmp_path):
+        server.hide_length = True
+        server.drop_after = [10]
+        with pytest.raises(DownloadError, match='has 10 bytes, the table says 1000000'):
+            fetch(server.url, tmp_path / 'a.zip', size=1_000_000, **FAST)
+
+    def test_offline_is_said_in_words(self, server, tmp_path):
+        server.httpd.shutdown()
+        server.httpd.server_close()
+        with pytest.raises(DownloadError, match=r'are you offline\? Run the same command again'):
+            fetch(server.url, tmp_path / 'a.zip', **FAST)
+
+    def test_other_schemes_are_refused(self, tmp_path):
+        with pytest.raises(DownloadError, match='must begin with http'):
+            fetch('file:///etc/passwd', tmp_path / 'a.zip')
+
+    def test_a_file_put_there_by_hand_is_checked_and_never_removed(self, server, tmp_path):
+        (tmp_path / 'a.zip').write_bytes(b'mine')
+        with pytest.raises(DownloadError, match='remove it and run again'):
+            fetch(server.url, tmp_path / 'a.zip', size=5)
+        fetch(server.url, tmp_path / 'a.zip', size=4)
+        assert (tmp_path / 'a.zip').read_bytes() == b'mine'
+        assert server.seen == []
+
+
+def link(kind, target) -> tarfile.TarInfo:
+    info = tarfile.TarInfo('HR/link.png')
+    info.type, info.linkname = kind, target
+    return info
+
+
+def zip_link() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, 'w') as archive:
+        info = zipfile.ZipInfo('HR/link.png')
+        info.create_system, info.external_attr = 3, 0o120777 << 16
+        archive.writestr(info, '/etc/passwd')
+    return buffer.getvalue()
+
+
+HOSTILE = {
+    'climbs out': (zipped({'HR/a.png': PNG, '../evil.png': PNG}), 'written outside'),
+    'is absolute': (tarred({'/tmp/evil.png': PNG}), 'written outside'),
+    'has a drive': (zipped({'C:evil.png': PNG}), 'written outside'),
+    'has backslashes': (tarred({'..\\evil.png': PNG}), 'written outside'),
+    'has control characters': (tarred({'HR/a\n.png': PNG}), 'written outside'),
+    'holds a symlink': (tarred({'HR/a.png': PNG}, extra=link(tarfile.SYMTYPE, '/etc')), 'link or a device'),
+    'holds a hard link': (tarred({'HR/a.png': PNG}, extra=link(tarfile.LNKTYPE, 'HR/a.png')), 'link or a device'),
+    'holds a device': (tarred({'HR/a.png': PNG}, extra=link(tarfile.CHRTYPE, '')), 'link or a device'),
+    'holds a zip symlink': (zip_link(), 'link or a device'),
+    'is a bomb': (zipped({'HR/a.png': bytes(2**27)}, zipfile.ZIP_DEFLATED), 'no set of photographs'),
+    'writes a file twice': (zipped({'HR/a.png': PNG, 'HR/A.png': PNG}), 'one file on some systems'),
+    'is empty': (zipped({}), 'is empty'),
+    'is no archive': (b'<html>please log in</html>', 'is damaged or no archive'),
+    'is cut off': (tarred({'HR/a.png': PNG, 'HR/b.png': bytes(5000)}, 'w:gz')[:-20], 'is damaged or no archive'),
+}
+
+
+class TestExtract:
+    @pytest.mark.parametrize('case', HOSTILE)
+    def test_an_archive_is_refused_and_nothing_unpacked_when_it(self, tmp_path, case):
+        data, words = HOSTILE[case]
+        (tmp_path / 'a.archive').write_bytes(data)
+        with pytest.raises(ArchiveError, match=words):
+            extract(tmp_path / 'a.archive', tmp_path / 'into')
+        assert [p for p in tmp_path.rglob('*') if p.is_file()] == [tmp_path / 'a.archive']
+
+    def test_a_damaged_member_leaves_no_half_file(self, tmp_path):
+        data = bytearray(zipped({'HR/a.png': PNG, 'HR/b.png': PNG * 50}))
+        data[data.rindex(PNG * 50) + 200] ^= 1
+        (tmp_path / 'a.zip').write_bytes(data)
+        with pytest.raises(ArchiveError, match='is damaged'):
+            extract(tmp_path / 'a.zip', tmp_path / 'into')
+        assert [p.name for p in (tmp_path / 'into').rglob('*') if p.is_file()] == ['a.png']
+
+    @pytest.mark.parametrize('pack', [zipped, tarred, lambda members: tarred(members, 'w:gz')])
+    def test_what_is_there_is_kept_and_the_rest_unpacked(self, tmp_path, pack):
+        (tmp_path / 'archive').write_bytes(pack({f'HR/{i}.png': PNG + bytes([i]) for i in range(4)}))
+        assert extract(tmp_path / 'archive', tmp_path / 'into') == (4, 0)
+        (tmp_path / 'into' / 'HR' / '2.png').unlink()
+        (tmp_path / 'into' / 'HR' / '3.png').write_bytes(PNG)  # too short
+        assert extract(tmp_path / 'archive', tmp_path / 'into') == (2, 2)
+        for i in range(4):
+            assert (tmp_path / 'into' / 'HR' / f'{i}.png').read_bytes() == PNG + bytes([i])
+
+    def test_the_first_are_the_first_by_name(self, tmp_path):
+        (tmp_path / 'a.tar').write_bytes(tarred({f'{i}.png': PNG for i in (3, 1, 2, 0)} | {'readme.txt': b'x'}))
+        assert extract(tmp_path / 'a.tar', tmp_path / 'into', first=2) == (2, 0)
+        assert sorted(p.name for p in (tmp_path / 'into').iterdir()) == ['0.png', '1.png']
+
+
+class TestDownload:
+    @pytest.fixture
+    def table(self, server, tmp_path):
+        server.data = zipped({f'Mini_HR/{i}.png': PNG for i in range(3)})
+        one = {'url': server.url, 'size': None, 'sha256': None, 'into': 'Mini', 'folder': 'Mini_HR', 'images': 3}
+        sets = {
+            'Mini': {'about': '', 'licence': '', 'files': [one]},
+            'Both': {
+                'about': '',
+                'licence': '',
+                'needs': ['Mini'],
+                'merge': {'into': 'Both/HR', 'folders': ['Mini/Mini_HR'], 'images': 3},
+            },
+            'ByHand': {
+                'about': '',
+                'licence': '',
+                'manual': 'ask the authors',
+                'archives': 'part-*.zip',
+                'into': 'ByHand',
+                'folder': 'ByHand',
+                'first': 3,
+                'images': 3,
+            },
+        }
+        path = tmp_path / 'sources.json'
+        path.write_text(json.dumps({'sets': sets}))
+        return path
+
+    def test_from_the_table_to_the_images(self, server, table, tmp_path):
+        summary = download(['Both'], tmp_path / 'd', sources=table, **FAST)
+        assert summary.exit_code == 0, summary.failed
+        assert 'set.zip: checksum not known, so not verified' in summary.notes
+        assert count_images(tmp_path / 'd' / 'Both' / 'HR') == 3
+        assert list((tmp_path / 'd' / 'archives').iterdir()) == []
+        before = len(server.seen)
+        again = download(['Both'], tmp_path / 'd', sources=table, **FAST)
+        assert (again.done, again.skipped, len(server.seen)) == (0, 2, before)
+
+    def test_a_dry_run_asks_nothing(self, server, table, tmp_path):
+        summary = download(['Mini'], tmp_path / 'd', sources=table, plan=Plan(dry_run=True))
+        assert summary.notes == [f'would fetch: {server.url} (size not known, checksum not known)']
+        assert server.seen == []
+        assert not (tmp_path / 'd').exists()
+
+    def test_missing_images_are_an_error(self, server, table, tmp_path):
+        server.data = zipped({f'Mini_HR/{i}.png': PNG for i in range(2)})
+        failed = download(['Mini'], tmp_path / 'd', sources=table, **FAST).failed
+        assert 'holds 2 images after unpacking set.zip, 3 were expected' in failed['set.zip']
+
+    def test_a_hostile_archive_is_told_and_the_others_go_on(self, server, table, tmp_path):
+        server.data = HOSTILE['climbs out'][0]
+        failed = download(['Mini', 'ByHand'], tmp_path / 'd', sources=table, **FAST).failed
+        assert 'written outside' in failed['set.zip']
+        assert failed['ByHand'] == 'ask the authors'
+
+    def test_archives_fetched_by_hand_are_taken_from_their_folder(self, table, tmp_path):
+        (tmp_path / 'mine').mkdir()
+        for part in (0, 1):
+            data = zipped({f'{part}{i}.png': PNG for i in range(2)})
+            (tmp_path / 'mine' / f'part-{part}.zip').write_bytes(data)
+        summary = download(['ByHand'], tmp_path / 'd', sources=table, archives=tmp_path / 'mine', **FAST)
+        assert summary.exit_code == 0, summary.failed
+        assert sorted(p.name for p in (tmp_path / 'd' / 'ByHand').iterdir()) == ['00.png', '01.png', '10.png']
+        assert download(['ByHand'], tmp_path / 'd', sources=table).skipped == 1
+
+    def test_an_unknown_data_set_lists_the_known(self, table, tmp_path):
+        with pytest.raises(KeyError, match='known are Mini, Both, ByHand'):
+            download(['Maxi'], tmp_path, sources=table)
+
+    def test_our_table_is_complete_and_claims_no_checksum_by_accident(self):
+        table = read_sources(SOURCES)
+        assert {'DIV2K', 'Flickr2K', 'DF2K', 'LSDIR', 'LSDIR10k', 'Set5', 'Set14', 'B100', 'Urban100', 'Manga109'} == {
+            *table
+        }
+        for entry in table.values():
+            for file in entry.get('files', []):
+                assert {'url', 'size', 'sha256', 'into', 'folder', 'images'} == {*file}
+                assert file['sha256'] is None or len(file['sha256']) == 64
+
+    def test_a_broken_table_is_refused(self, tmp_path):
+        (tmp_path / 't.json').write_text('{"sets": {"A": {}}}')
+        with pytest.raises(ValueError, match='is not a table of sources'):
+            read_sources(tmp_path / 't.json')
