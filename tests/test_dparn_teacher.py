@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from basicsr_effsr.archs import dparn_teacher_arch
 from basicsr_effsr.archs.dparn_teacher_arch import DPARNTeacher, SwinBlock
@@ -75,6 +76,16 @@ def test_sizes_of_drct_and_drct_l():
     assert [size(**DRCT, upscale=r) for r in (2, 3, 4)] == [13_991_867, 14_176_507, 14_139_579]
     large = {**DRCT, 'num_block': 12}
     assert [size(**large, upscale=r) for r in (2, 3, 4)] == [27_433_007, 27_617_647, 27_580_719]
+
+
+@pytest.mark.parametrize(('options', 'upscale', 'expected'), [(DRCT, 4, 1115.03), (DRCT, 3, 1838.32), ({}, 4, 349.84)])
+def test_multiply_adds_at_1280x720(options, upscale, expected):
+    """Those of DRCT are the official code's, counted by operator on images padded to whole windows."""
+    with torch.device('meta'):
+        net = DPARNTeacher(**options, upscale=upscale).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(torch.empty(1, 3, *{3: (240, 426), 4: (180, 320)}[upscale]))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(expected, abs=0.006)
 
 
 def test_official_keys_and_shapes():
@@ -204,10 +215,20 @@ def test_attention_sees_one_small_mask_of_its_own_dtype(monkeypatch):
 
     monkeypatch.setattr(dparn_teacher_arch, 'F', Recorded())
     net = DPARNTeacher(**TINY).bfloat16().eval()
-    with torch.no_grad():
-        net(torch.rand(1, 3, 24, 21).bfloat16())
-    assert len(masks) == 2 * (3 + 2 * 4)  # two groups: three plain blocks, two shifted ones of four kinds of window
-    assert set(masks) == {((1, 2, 16, 16), True)}
+    # three plain blocks and two shifted ones per group; four kinds of window, or the corner alone
+    for shape, calls in (((24, 21), 2 * (3 + 2 * 4)), ((3, 4), 2 * (3 + 2 * 1))):
+        masks.clear()
+        with torch.no_grad():
+            net(torch.rand(1, 3, *shape).bfloat16())
+        assert len(masks) == calls
+        assert set(masks) == {((1, 2, 16, 16), True)}
+
+
+def test_masks_may_stay_in_float32_where_only_parameters_are_cast():
+    net, block = DPARNTeacher(**TINY), SwinBlock(6, 2, 4, True, 1.0, 0.0).bfloat16()
+    out = block(torch.randn(1, 8, 8, 6).bfloat16(), net.position_index, net.shift_masks)
+    assert out.dtype == torch.bfloat16
+    assert out.isfinite().all()
 
 
 # Size of the image -----------------------------------------------------------------------------------------
