@@ -133,7 +133,7 @@ def _adapt_options(module: ModuleType) -> None:
       host would write there, and ``--auto_resume`` would not find it (1.4.2 and head).
     * ``init_dist`` falls back to gloo without a GPU. Reason: the host divides by zero GPUs.
     * If the options name a class of ours they are checked before anything is created, and functions
-      of the training module are replaced by ours (``utils/resume.py`` says which and why).
+      of the training module are replaced by ours (``_loop.py`` says which and why).
 
     Condition: the module has a ``parse_options(root_path, is_train)``, as every version since 1.3.
     """
@@ -153,7 +153,7 @@ def _adapt_options(module: ModuleType) -> None:
             _stop_on_problems(rooted, is_train)
             caller = sys._getframe(1).f_globals
             with suppress(ModuleNotFoundError):
-                from basicsr_effsr.utils.resume import replacements
+                from basicsr_effsr._loop import replacements
 
                 for name, ours in replacements(rooted).items():
                     if name in caller:

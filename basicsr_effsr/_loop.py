@@ -1,0 +1,153 @@
+"""What replaces functions of BasicSR's training loop when an option file names our classes.
+
+The host's loop lives in ``basicsr/train.py`` and takes these names from its own globals;
+``_host.py`` puts ours there. Reasons:
+
+* ``load_resume_state``: the host needs a GPU to resume (1.4.2 and head), picks the newest state even
+  if it is truncated, and looks for a frozen teacher among the run's own checkpoints.
+* ``EnlargedSampler``, ``build_dataloader``: the host starts an epoch anew after a resume, its workers
+  repeat their draws in every epoch, and it ends a run early without a word.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from basicsr_effsr.data.resumable_sampler import Plan, PlannedBatches, ResumableSampler, make_loader
+from basicsr_effsr.utils.checkpoint import CheckpointError, read_state_dict
+
+Options = dict[str, Any]
+
+
+def _warn(message: str) -> None:
+    logging.getLogger('basicsr').warning(message)
+    print(f'basicsr_effsr: {message}', flush=True)  # noqa: T201 (the host's logger does not exist yet)
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(file, map_location='cpu', weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f'resume_state {file} does not exist; check the path') from error
+    except Exception as error:  # torch raises half a dozen types for a truncated file
+        raise CheckpointError(
+            f'training state {file} cannot be read ({type(error).__name__}), it is truncated'
+        ) from error
+    if not isinstance(state, dict) or not {'epoch', 'iter', 'optimizers', 'schedulers'} <= set(state):
+        raise CheckpointError(f'training state {file} must hold epoch, iter, optimizers and schedulers')
+    return state
+
+
+def _check_weights(opt: Options, iteration: int) -> None:
+    """The networks that belong to a state must be readable too."""
+    ignored = opt['path'].get('ignore_resume_networks') or []
+    for key in opt:
+        if key.startswith('network_') and key not in ignored:
+            read_state_dict(Path(opt['path']['models']) / f'net_{key.removeprefix("network_")}_{iteration}.pth')
+
+
+def load_resume_state(opt: Options) -> dict[str, Any] | None:
+    """BasicSR's function of this name; works without a GPU and steps back over a broken checkpoint.
+
+    Raises:
+        CheckpointError: ``path.resume_state`` cannot be read, or every state of the run is broken.
+    """
+    from basicsr.utils import check_resume
+
+    if 'network_t' in opt:
+        ignored = opt['path'].get('ignore_resume_networks') or []
+        opt['path']['ignore_resume_networks'] = sorted({*ignored, 'network_t'})
+    if opt['auto_resume']:
+        folder = Path(opt['path']['training_states'])
+        files = sorted(folder.glob('*.state'), key=lambda f: float(f.stem), reverse=True) if folder.is_dir() else []
+    else:
+        named = opt['path'].get('resume_state')
+        files = [Path(named)] if named else []
+    for file in files:
+        try:
+            state = _read_state(file)
+            if opt['auto_resume']:
+                _check_weights(opt, state['iter'])
+        except (CheckpointError, FileNotFoundError) as error:
+            if not opt['auto_resume']:
+                raise
+            _warn(f'{error}; going back to the checkpoint before it')
+            continue
+        opt['path']['resume_state'] = str(file)
+        check_resume(opt, state['iter'])
+        return state
+    if files:
+        raise CheckpointError(f'no state in {files[0].parent} can be read; move the folder away to start anew')
+    return None
+
+
+def iterations_that_run(plan: Plan, length: int, ratio: float, world: int, batch: int, total: int) -> int:
+    """Iterations after which the host's loop stops: it counts epochs rounded up, loaders give them rounded down."""
+    samples = math.ceil(length * ratio / world)
+    epochs = math.ceil(total / math.ceil(length * ratio / (batch * world)))
+    done = 0
+    for _ in range(epochs + 1):
+        step = plan.iterations(samples, done)
+        done += step
+        if step == 0 or done >= total:
+            break
+    return min(done, total)
+
+
+def enlarge_ratio_for(plan: Plan, length: int, ratio: float, world: int, batch: int, total: int) -> int:
+    """The smallest whole ``dataset_enlarge_ratio`` with which a run of ``total`` iterations reaches its end."""
+    ratio = max(1, math.ceil(ratio))
+    while iterations_that_run(plan, length, ratio, world, batch, total) < total:
+        ratio += max(1, ratio // 8)
+    while ratio > 1 and iterations_that_run(plan, length, ratio - 1, world, batch, total) >= total:
+        ratio -= 1
+    return ratio
+
+
+def _is_ours(dataset: Any) -> bool:
+    return type(dataset).__module__.startswith('basicsr_effsr.')
+
+
+def replacements(opt: Options) -> dict[str, Any]:
+    """Name in ``basicsr.train`` -> what to put there, for a run with these options."""
+    from basicsr.data import build_dataloader as host_loader
+    from basicsr.data.data_sampler import EnlargedSampler as HostSampler
+
+    resumed = {'at': (0, 0)}
+
+    def resume(options: Options) -> dict[str, Any] | None:
+        state = load_resume_state(options)
+        if state is not None:
+            resumed['at'] = (state['epoch'], state['iter'])
+        return state
+
+    def sampler(dataset: Any, num_replicas: int, rank: int, ratio: float = 1) -> Any:
+        if not _is_ours(dataset):
+            return HostSampler(dataset, num_replicas, rank, ratio)
+        return ResumableSampler(dataset, num_replicas, rank, ratio, seed=opt['manual_seed'])
+
+    def loader(dataset: Any, dataset_opt: Options, num_gpu: int = 1, dist: bool = False, **others: Any) -> Any:
+        if dataset_opt['phase'] != 'train' or not _is_ours(dataset):
+            return host_loader(dataset, dataset_opt, num_gpu=num_gpu, dist=dist, **others)
+        multiplier = 1 if dist else max(num_gpu, 1)
+        batch = dataset_opt['batch_size_per_gpu'] * multiplier
+        plan = Plan(batch, opt['train'].get('progressive'))
+        ours = others['sampler']
+        total = int(opt['train']['total_iter'])
+        ratio = dataset_opt.get('dataset_enlarge_ratio', 1)
+        arguments = (plan, len(dataset), ratio, ours.num_replicas, dataset_opt['batch_size_per_gpu'])
+        PlannedBatches(ours, plan)  # refuses an epoch without a batch, in words
+        runs = iterations_that_run(*arguments, total)
+        if runs < total:
+            raise ValueError(
+                f'training would end after {runs} of {total} iterations, because the last incomplete batch of every '
+                f'epoch is dropped; set dataset_enlarge_ratio to {enlarge_ratio_for(*arguments, total)}'
+            )
+        return make_loader(dataset, dataset_opt, ours, plan, multiplier=multiplier, resumed=resumed['at'])
+
+    return {'load_resume_state': resume, 'EnlargedSampler': sampler, 'build_dataloader': loader}

@@ -1,0 +1,212 @@
+"""Which sample comes when: a sampler that can start anywhere, and batches that follow the plan of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from basicsr_effsr.data.draws import SampleIndex
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of a run with patches of one size.
+
+    Attributes:
+        end: iteration after which the next stage begins; None for the last.
+        batch: samples per iteration and rank.
+        gt_size: side of the HR patch; None leaves it to the data set.
+    """
+
+    end: int | None
+    batch: int
+    gt_size: int | None = None
+
+
+class Plan:
+    """The stages of a run, from ``train.progressive`` or one stage for all of it.
+
+    ``train.progressive: {gt_size: [64, 128], iters: [1000, 500], batch: [16, 8]}`` gives the side of the
+    HR patch, the iterations and the samples per rank of each stage; after the last, the last goes on.
+
+    Raises:
+        ValueError: the lists differ in length or hold something other than positive whole numbers.
+    """
+
+    def __init__(self, batch: int, progressive: dict[str, list[int]] | None = None) -> None:
+        if not progressive:
+            self.stages = [Stage(None, batch)]
+            return
+        known = {'gt_size', 'iters', 'batch'}
+        if set(progressive) - known or 'gt_size' not in progressive or 'iters' not in progressive:
+            raise ValueError(f'train.progressive must have gt_size, iters and maybe batch, got {sorted(progressive)}')
+        sizes, iters = progressive['gt_size'], progressive['iters']
+        batches = progressive.get('batch') or [batch] * len(sizes)
+        values = [*sizes, *iters, *batches]
+        if len({len(sizes), len(iters), len(batches)}) != 1 or not sizes:
+            raise ValueError(
+                f'train.progressive: gt_size, iters and batch must be lists of one length, got {len(sizes)}, '
+                f'{len(iters)} and {len(batches)}'
+            )
+        if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
+            raise ValueError(f'train.progressive must hold whole numbers of at least 1, got {progressive!r}')
+        self.stages = []
+        end = 0
+        for size, count, samples in zip(sizes, iters, batches, strict=True):
+            end += count
+            self.stages.append(Stage(end, samples, size))
+        self.stages[-1] = Stage(None, batches[-1], sizes[-1])
+
+    def at(self, done: int) -> Stage:
+        """The stage of the iteration that follows ``done`` finished ones."""
+        return next(stage for stage in self.stages if stage.end is None or done < stage.end)
+
+    def iterations(self, samples: int, done: int) -> int:
+        """Iterations that an epoch of ``samples`` samples per rank gives after ``done`` finished ones."""
+        start = done
+        while True:
+            stage = self.at(done)
+            count = samples // stage.batch
+            if stage.end is not None:
+                count = min(count, stage.end - done)
+            if count == 0:
+                return done - start
+            done += count
+            samples -= count * stage.batch
+
+
+class ResumableSampler(Sampler):
+    """BasicSR's ``EnlargedSampler``, same order of images, whose indices know their place in the run.
+
+    Args:
+        dataset: anything with a length.
+        num_replicas: ranks of the run.
+        rank: this rank.
+        ratio: the data set is repeated this many times in an epoch.
+        seed: ``manual_seed``, handed on to the draws of crops and flips.
+    """
+
+    def __init__(self, dataset: Dataset, num_replicas: int, rank: int, ratio: float = 1, *, seed: int = 0) -> None:
+        self.dataset = dataset
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.seed = seed
+        self.epoch = 0
+        self.num_samples = math.ceil(len(dataset) * ratio / num_replicas)  # type: ignore[arg-type]
+        self.total_size = self.num_samples * num_replicas
+        self._rng_state: torch.Tensor | None = None
+
+    def __iter__(self) -> Iterator[SampleIndex]:
+        order = torch.randperm(self.total_size, generator=torch.Generator().manual_seed(self.epoch)).tolist()
+        size, epoch = len(self.dataset), self.epoch  # type: ignore[arg-type]
+        for position in range(self.rank, self.total_size, self.num_replicas):
+            yield SampleIndex(order[position] % size, self.seed, epoch, position)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the training loop at the start of every epoch."""
+        self.epoch = epoch
+        self._rng_state = torch.get_rng_state()
+
+    def restore_rng(self) -> None:
+        """Undoes what making a loader's iterator drew from torch's generator.
+
+        A resumed run makes its iterators at other moments than the run it continues; without this, dropout
+        after an epoch's border would differ.
+        """
+        if self._rng_state is not None:
+            torch.set_rng_state(self._rng_state)
+            self._rng_state = None
+
+
+class PlannedBatches(Sampler):
+    """Batches of a ``ResumableSampler`` after the plan, from any iteration on.
+
+    Args:
+        sampler: the source of the samples.
+        plan: stages of the run.
+        resumed: (epoch, iterations done) to start from.
+
+    Raises:
+        ValueError: an epoch is too small for one batch.
+    """
+
+    def __init__(self, sampler: ResumableSampler, plan: Plan, resumed: tuple[int, int] = (0, 0)) -> None:
+        largest = max(stage.batch for stage in plan.stages)
+        if len(sampler) < largest:
+            ratio = math.ceil(largest * sampler.num_replicas / len(sampler.dataset))  # type: ignore[arg-type]
+            raise ValueError(
+                f'an epoch has {len(sampler)} samples and a batch needs {largest}, so no iteration would run; set '
+                f'dataset_enlarge_ratio to at least {ratio}'
+            )
+        self.sampler = sampler
+        self.plan = plan
+        self._begins = {0: 0}  # epoch -> iterations done before it
+        epoch, done = resumed
+        self._start = (epoch, done)
+        if not self._before(epoch) <= done <= self._before(epoch + 1):
+            raise ValueError(
+                f'cannot resume exactly: the state is of epoch {epoch} and iteration {done}, but with this data set, '
+                f'dataset_enlarge_ratio, batch size and number of ranks that epoch runs from iteration '
+                f'{self._before(epoch)} to {self._before(epoch + 1)}; restore the options of the first run, or start '
+                'from its weights with pretrain_network_g'
+            )
+
+    def _before(self, epoch: int) -> int:
+        known = max(e for e in self._begins if e <= epoch)
+        while known < epoch:
+            done = self._begins[known]
+            known += 1
+            self._begins[known] = done + self.plan.iterations(len(self.sampler), done)
+        return self._begins[epoch]
+
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
+        epoch = self.sampler.epoch
+        done = self._before(epoch)
+        skip = self._start[1] - done if epoch == self._start[0] else 0
+        self.sampler.restore_rng()
+        source = iter(self.sampler)
+        for i in range(self.plan.iterations(len(self.sampler), done)):
+            stage = self.plan.at(done + i)
+            batch = [next(source) for _ in range(stage.batch)]
+            if i >= skip:
+                yield [SampleIndex(int(s), s.seed, s.epoch, s.position, stage.gt_size) for s in batch]
+
+    def __len__(self) -> int:
+        return self.plan.iterations(len(self.sampler), self._before(self.sampler.epoch))
+
+
+def make_loader(
+    dataset: Dataset,
+    dataset_opt: dict[str, Any],
+    sampler: ResumableSampler,
+    plan: Plan,
+    *,
+    multiplier: int = 1,
+    resumed: tuple[int, int] = (0, 0),
+) -> torch.utils.data.DataLoader:
+    """The training loader, with the keys of BasicSR's ``build_dataloader``.
+
+    Args:
+        dataset: a data set of this package.
+        dataset_opt: ``num_worker_per_gpu``, ``pin_memory``, ``persistent_workers``.
+        sampler: the order of the samples.
+        plan: stages of the run.
+        multiplier: GPUs of one process without a launcher.
+        resumed: (epoch, iterations done) to start from.
+    """
+    workers = dataset_opt['num_worker_per_gpu'] * multiplier
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_sampler=PlannedBatches(sampler, plan, resumed),
+        num_workers=workers,
+        pin_memory=dataset_opt.get('pin_memory', False),
+        persistent_workers=bool(dataset_opt.get('persistent_workers', False)) and workers > 0,
+    )

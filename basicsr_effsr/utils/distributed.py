@@ -1,0 +1,60 @@
+"""Process groups on machines with and without GPUs."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+
+def init_dist(launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
+    """BasicSR's ``init_dist``; without a GPU the group runs over gloo.
+
+    Args:
+        launcher: ``pytorch`` (torchrun) or ``slurm``.
+        backend: used with GPUs.
+        kwargs: as the host's, ``port`` for slurm.
+    """
+    from basicsr.utils import dist_util
+
+    if torch.cuda.is_available() or launcher != 'pytorch':
+        dist_util.init_dist(launcher, backend, **kwargs)
+        return
+    if mp.get_start_method(allow_none=True) is None:
+        mp.set_start_method('spawn')
+    if 'RANK' not in os.environ:
+        raise SystemExit('--launcher pytorch needs torchrun: torchrun --nproc_per_node=2 -m basicsr.train -opt ...')
+    dist.init_process_group(backend='gloo')
+
+
+def active() -> bool:
+    """True inside a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def mean_over_ranks(tensors: list[Tensor]) -> None:
+    """Replaces each tensor by its mean over all ranks, in place; does nothing outside a group."""
+    if active() and dist.get_world_size() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor /= dist.get_world_size()
+
+
+def same_on_all_ranks(module: nn.Module) -> None:
+    """Gives every rank the parameters and buffers that rank 0 has."""
+    if active() and dist.get_world_size() > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.data, src=0)
+
+
+def true_everywhere(value: bool, device: torch.device) -> bool:
+    """True if ``value`` is true on every rank; all ranks must call it."""
+    if not active() or dist.get_world_size() == 1:
+        return value
+    flag = torch.tensor(float(value), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag.item())
