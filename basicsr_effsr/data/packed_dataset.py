@@ -1,0 +1,187 @@
+"""LR/HR pairs out of packs: random crops without decoding anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from basicsr.utils import bgr2ycbcr
+from basicsr.utils.registry import DATASET_REGISTRY
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.functional import normalize
+
+from basicsr_effsr.data.draws import Draw, SampleIndex, draw
+from datasets_prep.pack_format import PACK_SUFFIX, Pack
+
+__all__ = ['PackedPairedImageDataset']
+
+
+class PackSet:
+    """The images of a pack, or of all packs of a folder, by name; the files are opened when first needed.
+
+    A set can be sent to another process, which opens the files for itself.
+
+    Args:
+        root: a ``.pack`` file, or a folder with such files.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        ValueError: when one is not a whole pack, or two hold an image of the same name.
+    """
+
+    def __init__(self, root: str) -> None:
+        path = Path(root)
+        self.files = sorted(path.glob(f'*{PACK_SUFFIX}')) if path.is_dir() else [path]
+        if not self.files:
+            raise FileNotFoundError(f'{root}: holds no {PACK_SUFFIX} file; make one with: python -m datasets_prep pack')
+        self.where: dict[str, tuple[int, int]] = {}
+        self._packs: list[Pack] | None = None
+        for number, pack in enumerate(self.packs):
+            for i, name in enumerate(pack.names):
+                if name in self.where:
+                    other = self.files[self.where[name][0]]
+                    raise ValueError(f'{other} and {pack.path} both hold {name!r}; take one of them out of {root}')
+                self.where[name] = (number, i)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_packs': None}
+
+    @property
+    def packs(self) -> list[Pack]:
+        """The opened files."""
+        if self._packs is None:
+            self._packs = [Pack(file) for file in self.files]
+        return self._packs
+
+    def find(self, name: str) -> tuple[Pack, int]:
+        """The pack that holds the image, and its number in there."""
+        number, i = self.where[name]
+        return self.packs[number], i
+
+
+@DATASET_REGISTRY.register()
+class PackedPairedImageDataset(Dataset):
+    """What ``PairedImageDataset`` gives, out of packs that ``python -m datasets_prep pack`` has made.
+
+    Crop and flips of a sample are drawn as in ``EffSRPairedDataset`` (``data.draws``): from (manual_seed,
+    epoch, position) when the sampler says them, and the two data sets then give equal samples.
+
+    Option keys: dataroot_gt and dataroot_lq (a ``.pack``, or a folder of packs), filename_tmpl, scale, phase,
+    gt_size, use_hflip, use_rot, color, mean, std; ``uint8: true`` returns bytes, to be converted on the device
+    by ``EffSRModel``. Gray images come out with three equal channels.
+
+    Items: ``lq`` (3, h, w) and ``gt`` (3, rh, rw), RGB float32 in [0, 1] (or uint8), ``lq_path``, ``gt_path``.
+
+    Raises:
+        FileNotFoundError, ValueError: when a pack is missing, damaged or cut off, an HR image has no LR image,
+            or a pair is not of the given scale or smaller than a patch; the message names it.
+    """
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        super().__init__()
+        self.opt = opt
+        self.scale: int = opt['scale']
+        self.training = opt['phase'] == 'train'
+        if opt.get('uint8') and (opt.get('color') == 'y' or opt.get('mean') is not None or opt.get('std') is not None):
+            raise ValueError('PackedPairedImageDataset: uint8 cannot be combined with color, mean or std; drop one')
+        self.gt, self.lq = PackSet(opt['dataroot_gt']), PackSet(opt['dataroot_lq'])
+        template = opt.get('filename_tmpl', '{}')
+        self.pairs = [(name, template.format(name)) for name in sorted(self.gt.where)]
+        self._check()
+
+    def _check(self) -> None:
+        opt = self.opt
+        if not self.pairs:
+            raise ValueError(f'{opt["dataroot_gt"]}: holds no image; make the pack again')
+        missing = [name for name, lq_name in self.pairs if lq_name not in self.lq.where]
+        if missing or len(self.pairs) != len(self.lq.where):
+            raise ValueError(
+                f'{opt["dataroot_gt"]} and {opt["dataroot_lq"]} must hold pairs, found {len(self.pairs)} HR and '
+                f'{len(self.lq.where)} LR images'
+                + (f', and no LR image for {missing[0]!r}' if missing else '')
+                + '; check filename_tmpl, or make the packs again'
+            )
+        patch = opt['gt_size'] // self.scale if self.training else 1
+        for name, lq_name in self.pairs:
+            (gt_pack, i), (lq_pack, j) = self.gt.find(name), self.lq.find(lq_name)
+            gt, lq = gt_pack.shape(i)[1:], lq_pack.shape(j)[1:]
+            if self.training and gt != (lq[0] * self.scale, lq[1] * self.scale):
+                raise ValueError(
+                    f'{name!r} of {gt_pack.path} ({gt[1]}x{gt[0]}) must be {self.scale} times the size of {lq_name!r} '
+                    f'of {lq_pack.path} ({lq[1]}x{lq[0]}); check scale and dataroot_lq'
+                )
+            self._check_patch(lq, patch, lq_pack, lq_name)
+
+    def _check_patch(self, size: tuple[int, ...], patch: int, pack: Pack, name: str) -> None:
+        if min(size) < patch:
+            raise ValueError(
+                f'{name!r} of {pack.path} ({size[1]}x{size[0]}) must be at least {patch} pixels wide and high for '
+                f'gt_size {patch * self.scale}; lower gt_size or leave the image out'
+            )
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name, lq_name = self.pairs[index]
+        (gt_pack, i), (lq_pack, j) = self.gt.find(name), self.lq.find(lq_name)
+        _, height, width = lq_pack.shape(j)
+        if self.training:
+            staged = index.gt_size if isinstance(index, SampleIndex) else None
+            patch = (staged or self.opt['gt_size']) // self.scale
+            if staged:
+                self._check_patch((height, width), patch, lq_pack, lq_name)
+            drawn = draw(
+                index, (height, width), patch, self.opt.get('use_hflip', False), self.opt.get('use_rot', False)
+            )
+            gt, lq = cut_planes(gt_pack, i, drawn, patch, self.scale), cut_planes(lq_pack, j, drawn, patch)
+        else:
+            gt = gt_pack.image(i)[:, : height * self.scale, : width * self.scale].copy()
+            lq = lq_pack.image(j).copy()
+        return {
+            'lq': self._tensor(lq),
+            'gt': self._tensor(gt),
+            'lq_path': f'{lq_pack.path}/{lq_name}.png',
+            'gt_path': f'{gt_pack.path}/{name}.png',
+        }
+
+    def _tensor(self, planes: np.ndarray) -> Tensor:
+        """(C, H, W) uint8, RGB or gray, owned -> (3, H, W) (1 for y) as the options say."""
+        if len(planes) == 1:
+            planes = np.repeat(planes, 3, axis=0)
+        if self.opt.get('uint8'):
+            return torch.from_numpy(planes)
+        scaled = planes.astype(np.float32)
+        scaled /= 255.0
+        if self.opt.get('color') == 'y':
+            scaled = bgr2ycbcr(np.ascontiguousarray(scaled[::-1].transpose(1, 2, 0)), y_only=True)[None]
+        out = torch.from_numpy(scaled)
+        if self.opt.get('mean') is not None or self.opt.get('std') is not None:
+            normalize(out, self.opt['mean'], self.opt['std'], inplace=True)
+        return out
+
+
+def cut_planes(pack: Pack, i: int, drawn: Draw, patch: int, scale: int = 1) -> np.ndarray:
+    """The drawn patch of an image, turned as drawn: ``draws.cut`` for planes, (C, side, side) in memory of its own.
+
+    Args:
+        pack: the open pack.
+        i: number of the image.
+        drawn: corner in LR pixels and symmetry.
+        patch: side of the LR patch.
+        scale: 1 for LR, the scale factor for HR.
+    """
+    side = patch * scale
+    view = pack.crop(i, drawn.top * scale, drawn.left * scale, side, side)
+    out = view[:, ::-1].copy() if drawn.vflip else view.copy()  # by rows, so as fast as a plain copy
+    if drawn.hflip:
+        rows = out.reshape(-1, side)
+        cv2.flip(rows, 1, rows)
+    if drawn.transpose:
+        for plane in out:  # in place for squares; numpy's own transposition takes ten times as long
+            cv2.transpose(plane, plane)
+    return out
