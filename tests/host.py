@@ -22,3 +22,10 @@ def succeed(*arguments: str, cwd: Path, timeout: float = 300, **environment: str
     done = run(*arguments, cwd=cwd, timeout=timeout, **environment)
     assert done.returncode == 0, f'{" ".join(arguments)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}'
     return done.stdout
+
+
+def logged(*arguments: str, cwd: Path, timeout: float = 300, **environment: str) -> str:
+    """As ``succeed``; returns what the host's logger wrote (standard error) after the output."""
+    done = run(*arguments, cwd=cwd, timeout=timeout, **environment)
+    assert done.returncode == 0, f'{" ".join(arguments)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}'
+    return done.stdout + done.stderr

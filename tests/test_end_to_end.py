@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from host import run, succeed
+from host import logged, run
 from nets import CASES
 
 from basicsr_effsr.archs import hasn_arch
@@ -108,7 +108,7 @@ def test_every_network_trains_with_falling_loss(case, photos, tmp_path):
     scale = max(case.scales)
     opt = options(photos, case.option(), scale=scale, val=None)
     del opt['val']
-    out = succeed('-m', 'basicsr.train', '-opt', write(opt, tmp_path / 'short.yml'), cwd=tmp_path)
+    out = logged('-m', 'basicsr.train', '-opt', write(opt, tmp_path / 'short.yml'), cwd=tmp_path)
     values = losses(out)
     assert len(values) == 20
     assert np.mean(values[-5:]) < 0.9 * np.mean(values[:5])
@@ -123,19 +123,19 @@ def test_train_resume_and_test_leave_everything_where_the_user_stands(photos, tm
     site_before = {p.name for p in HOST.parent.iterdir()}
     opt = options(photos, HASN, iters=10)
     file = write(opt, tmp_path / 'short.yml')
-    succeed('-m', 'basicsr.train', '-opt', file, cwd=tmp_path)
+    logged('-m', 'basicsr.train', '-opt', file, cwd=tmp_path)
     experiment = tmp_path / 'experiments' / 'short'
     assert (experiment / 'training_states' / '10.state').is_file()
     assert list((tmp_path / 'tb_logger' / 'short').iterdir())
 
     opt['train']['total_iter'] = 14
-    out = succeed('-m', 'basicsr.train', '-opt', write(opt, Path(file)), '--auto_resume', cwd=tmp_path)
+    out = logged('-m', 'basicsr.train', '-opt', write(opt, Path(file)), '--auto_resume', cwd=tmp_path)
     assert 'iter: 10.' in out
     assert len(losses(out)) == 4
     assert [p.name for p in (tmp_path / 'experiments').iterdir()] == ['short'], 'the first run must not be archived'
 
     twin = test_options(opt, experiment / 'models' / 'net_g_latest.pth')
-    out = succeed('-m', 'basicsr.test', '-opt', write(twin, tmp_path / 'test.yml'), cwd=tmp_path)
+    out = logged('-m', 'basicsr.test', '-opt', write(twin, tmp_path / 'test.yml'), cwd=tmp_path)
     assert re.search(r'psnr: \d\d\.\d+', out)
     assert len(list((tmp_path / 'results' / 'short' / 'visualization' / 'photos').glob('*.png'))) == 4
     assert {p.name for p in HOST.parent.iterdir()} == site_before
@@ -145,10 +145,10 @@ def test_our_own_commands_need_no_hook(photos, tmp_path):
     opt = options(photos, HASN, iters=2)
     file = write(opt, tmp_path / 'short.yml')
     off = {'BASICSR_EFFSR_AUTOLOAD': '0', 'TORCH_DEVICE_BACKEND_AUTOLOAD': '0'}
-    out = succeed('-m', 'basicsr_effsr.train', '-opt', file, '--local-rank=0', cwd=tmp_path, **off)
+    out = logged('-m', 'basicsr_effsr.train', '-opt', file, '--local-rank=0', cwd=tmp_path, **off)
     assert len(losses(out)) == 2
     twin = test_options(opt, tmp_path / 'experiments' / 'short' / 'models' / 'net_g_latest.pth')
-    out = succeed('-m', 'basicsr_effsr.test', '-opt', write(twin, tmp_path / 'test.yml'), cwd=tmp_path, **off)
+    out = logged('-m', 'basicsr_effsr.test', '-opt', write(twin, tmp_path / 'test.yml'), cwd=tmp_path, **off)
     assert (tmp_path / 'results' / 'short').is_dir()
     assert 'psnr' in out
 
@@ -156,7 +156,7 @@ def test_our_own_commands_need_no_hook(photos, tmp_path):
 def test_hosts_own_model_and_data_set_train_our_network(photos, tmp_path):
     opt = options(photos, HASN, iters=3, model_type='SRModel')
     opt['datasets']['train']['type'] = 'PairedImageDataset'
-    out = succeed('-m', 'basicsr.train', '-opt', write(opt, tmp_path / 'short.yml'), cwd=tmp_path)
+    out = logged('-m', 'basicsr.train', '-opt', write(opt, tmp_path / 'short.yml'), cwd=tmp_path)
     assert len(losses(out)) == 3
 
 
@@ -174,7 +174,7 @@ def test_dropped_in_files_train_in_a_pristine_tree(photos, tmp_path):
         'import sys, runpy\nsys.modules["basicsr_effsr"] = None\n'
         'runpy.run_module("basicsr.train", run_name="__main__", alter_sys=True)\n'
     )
-    out = succeed('-c', code, '-opt', file, cwd=tmp_path, TORCH_DEVICE_BACKEND_AUTOLOAD='0')
+    out = logged('-c', code, '-opt', file, cwd=tmp_path, TORCH_DEVICE_BACKEND_AUTOLOAD='0')
     assert len(losses(out)) == 2
     assert (tmp_path / 'experiments' / 'short' / 'models' / 'net_g_latest.pth').is_file()
 
@@ -202,7 +202,7 @@ def test_official_weights_score_on_set5_what_the_papers_say(reference, tmp_path,
     target = tmp_path / opt['path']['pretrain_network_g']
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(reference / 'checkpoints' / f'{weights}.pth', target)
-    out = succeed(
+    out = logged(
         '-m',
         'basicsr.test',
         '-opt',

@@ -1,0 +1,444 @@
+"""EffSRModel: BasicSR's SRModel with everything an efficient-SR run wants, each thing by a key of its own."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.archs import build_network
+from basicsr.losses import build_loss
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from basicsr_effsr.utils import distributed
+from basicsr_effsr.utils.checkpoint import load_into, save_atomic
+from basicsr_effsr.utils.self_ensemble import self_ensemble
+from basicsr_effsr.utils.tiling import tiled_forward
+from basicsr_effsr.utils.training import (
+    gradients_are_finite,
+    make_optimizer,
+    random_states,
+    restore_random_states,
+    to_float,
+    update_average,
+)
+
+__all__ = ['EffSRModel']
+
+HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+class _Share:
+    """Every ``world``-th item of a validation loader, from ``rank`` on."""
+
+    def __init__(self, loader: Any, rank: int, world: int) -> None:
+        self.loader, self.rank, self.world = loader, rank, world
+        self.dataset = loader.dataset
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.dataset), self.world))
+
+    def __iter__(self) -> Iterator[Any]:
+        subset = torch.utils.data.Subset(self.dataset, range(self.rank, len(self.dataset), self.world))
+        return iter(torch.utils.data.DataLoader(subset, batch_size=1))
+
+
+@MODEL_REGISTRY.register()
+class EffSRModel(SRModel):
+    """BasicSR's SRModel; with none of the keys below, its weights bit for bit.
+
+    Under ``train``: ``losses`` {log name: loss}, beside the host's ``pixel_opt`` and ``perceptual_opt``;
+    ``optim_g.type`` any optimizer of torch; ``amp`` (bf16, fp16); ``channels_last``; ``compile`` (true, or
+    options of ``torch.compile``); ``grad_clip`` (largest norm); ``accumulate`` (the batch is worked off in so
+    many parts); ``max_nonfinite`` (so many iterations in a row with an infinite or NaN loss or gradient are
+    passed over, one more stops the run); ``progressive`` (patch sizes in stages). Under ``val``:
+    ``self_ensemble``; ``tile`` {size, overlap, blend}; ``fuse`` (true: a network that offers ``fuse()`` is
+    validated in its deployed form). ``docs/training.md`` describes each.
+
+    Always: the moving average takes over buffers, logs cost no GPU synchronisation between prints, files are
+    written all or nothing, a side file makes a resume exact, validation is shared among ranks, and a run that
+    ends early is an error.
+
+    Raises:
+        ValueError: an option that this class does not understand, or weights that do not fit.
+    """
+
+    train_keys = frozenset(
+        [
+            'total_iter',
+            'warmup_iter',
+            'ema_decay',
+            'optim_g',
+            'scheduler',
+            'pixel_opt',
+            'perceptual_opt',
+            'losses',
+            'amp',
+            'channels_last',
+            'compile',
+            'grad_clip',
+            'accumulate',
+            'max_nonfinite',
+            'progressive',
+        ]
+    )
+    val_keys = frozenset(['val_freq', 'save_img', 'suffix', 'pbar', 'metrics', 'self_ensemble', 'tile', 'fuse'])
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self.iteration = 0
+        self._deployed: nn.Module | None = None
+        self._sharing = False
+        self._random_states: dict[str, Any] | None = None
+        self._terms: dict[str, Tensor] = {}
+        self._nonfinite = 0
+        self._check_options(opt)
+        if opt.get('val'):
+            opt['val'].setdefault('suffix', None)  # the host reads it without a default when it saves test images
+        super().__init__(opt)
+
+    def _check_options(self, opt: dict[str, Any]) -> None:
+        from basicsr_effsr.utils.options import refuse_unknown
+
+        name = type(self).__name__
+        refuse_unknown(name, 'train', opt.get('train') or {}, self.train_keys)
+        refuse_unknown(name, 'val', opt.get('val') or {}, self.val_keys)
+        train = opt.get('train') or {}
+        if train.get('amp') not in (None, False, *HALF):
+            raise ValueError(f'{name}: train.amp must be bf16 or fp16, got {train["amp"]!r}')
+        for key in ('accumulate', 'max_nonfinite'):
+            value = train.get(key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f'{name}: train.{key} must be a whole number of at least 1, got {value!r}')
+        tile = (opt.get('val') or {}).get('tile')
+        if tile is not None:
+            refuse_unknown(name, 'val.tile', tile, {'size', 'overlap', 'blend'})
+
+    # ------------------------------------------------------------------ networks
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        train = self.opt.get('train') or {}
+        if train.get('channels_last'):
+            net = net.to(memory_format=torch.channels_last)
+        if self.opt['dist'] and not torch.cuda.is_available():  # the host asks CUDA for its device here
+            return DistributedDataParallel(
+                net.to(self.device), find_unused_parameters=self.opt.get('find_unused_parameters', False)
+            )
+        return super().model_to_device(net)
+
+    def load_network(
+        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
+    ) -> None:
+        """Loads any layout of checkpoint; one sentence says what does not fit.
+
+        Args:
+            net: the network, wrapped or bare.
+            load_path: the file.
+            strict: every parameter must be there, of the right shape.
+            param_key: entry of the file; None takes the best there is.
+        """
+        bare = self.get_bare_model(net)
+        get_root_logger().info(f'Loading {type(bare).__name__} from {load_path}, param key: [{param_key}].')
+        load_into(bare, load_path, param_key=param_key, strict=strict)
+
+    def init_training_settings(self) -> None:
+        train = self.opt['train']
+        self.net_g.train()
+        self.ema_decay = train.get('ema_decay', 0)
+        if self.ema_decay > 0:
+            self._init_ema()
+        self.losses = nn.ModuleDict(self._build_losses(train)).to(self.device)
+        if not self.losses:
+            raise ValueError(f'{type(self).__name__}: train names no loss; give losses, or pixel_opt as BasicSR does')
+        self.amp_dtype = HALF.get(train.get('amp') or '')
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
+        self.setup_optimizers()
+        self.setup_schedulers()
+        if train.get('compile'):
+            options = train['compile'] if isinstance(train['compile'], dict) else {}
+            self.get_bare_model(self.net_g).compile(**options)
+
+    def _init_ema(self) -> None:
+        get_root_logger().info(f'Use Exponential Moving Average with decay: {self.ema_decay}')
+        self.net_g_ema = build_network(self.opt['network_g']).to(self.device)
+        path = self.opt['path']
+        if path.get('pretrain_network_g') is not None:
+            self.load_network(self.net_g_ema, path['pretrain_network_g'], path.get('strict_load_g', True), 'params_ema')
+        else:
+            self.net_g_ema.load_state_dict(self.get_bare_model(self.net_g).state_dict())
+        self.net_g_ema.eval()
+
+    def _build_losses(self, train: dict[str, Any]) -> dict[str, nn.Module]:
+        named = {
+            'l_pix': train.get('pixel_opt'),
+            'l_percep': train.get('perceptual_opt'),
+            **(train.get('losses') or {}),
+        }
+        return {name: build_loss(option) for name, option in named.items() if option}
+
+    def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
+        return make_optimizer(optim_type, params, lr=lr, **kwargs)
+
+    # ------------------------------------------------------------------ training
+
+    def feed_data(self, data: dict[str, Any]) -> None:
+        if self._random_states is not None:
+            restore_random_states(self._random_states)
+            self._random_states = None
+        self.lq = self._to_device(data['lq'])
+        if 'gt' in data:
+            self.gt = self._to_device(data['gt'])
+
+    def _to_device(self, batch: Tensor) -> Tensor:
+        batch = to_float(batch.to(self.device, non_blocking=True))
+        if (self.opt.get('train') or {}).get('channels_last'):
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        return batch
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.amp_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.amp_dtype)
+
+    def loss_terms(self, lq: Tensor, gt: Tensor) -> dict[str, Tensor]:
+        """Forward pass and the weighted terms of a batch, by log name; subclasses add theirs.
+
+        Args:
+            lq: (N, C, H, W).
+            gt: (N, C, rH, rW).
+        """
+        with self._autocast():
+            output = self.net_g(lq)
+        output = output.float() if self.amp_dtype is not None else output
+        self.output = output.detach()
+        return self.output_terms(output, gt)
+
+    def output_terms(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:
+        """The terms of ``train.losses``, ``pixel_opt`` and ``perceptual_opt``."""
+        terms: dict[str, Tensor] = {}
+        for name, loss in self.losses.items():
+            value = loss(output, gt)
+            if isinstance(value, tuple):  # the host's PerceptualLoss: content and style, either may be None
+                terms |= {n: v for n, v in zip((name, 'l_style'), value, strict=True) if v is not None}
+            else:
+                terms[name] = value
+        return terms
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """All parameters that the optimizer moves."""
+        return [p for group in self.optimizer_g.param_groups for p in group['params']]
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        self.iteration = current_iter
+        train = self.opt['train']
+        self.optimizer_g.zero_grad()
+        parts = train.get('accumulate') or 1
+        if len(self.lq) % parts:
+            raise ValueError(f'train.accumulate: {parts} parts do not divide a batch of {len(self.lq)}')
+        self._terms = {}
+        for i, (lq, gt) in enumerate(zip(self.lq.chunk(parts), self.gt.chunk(parts), strict=True)):
+            last = i == parts - 1
+            waiting = isinstance(self.net_g, DistributedDataParallel) and not last
+            with self.net_g.no_sync() if waiting else nullcontext():
+                terms = self.loss_terms(lq, gt)
+                total: Any = sum(terms.values())
+                total = total / parts if parts > 1 else total
+                self.scaler.scale(total).backward()
+            for name, value in terms.items():
+                value = value.detach() / parts if parts > 1 else value.detach()
+                self._terms[name] = self._terms[name] + value if name in self._terms else value
+        self._after_backward()
+        if self._step():
+            self._nonfinite = 0
+            if self.ema_decay > 0:
+                self.model_ema(decay=self.ema_decay)
+
+    def _after_backward(self) -> None:
+        """Hook for gradients that no wrapper averages over ranks."""
+
+    def _step(self) -> bool:
+        """Clips and steps; False if the iteration was passed over."""
+        train = self.opt['train']
+        if train.get('grad_clip') or train.get('max_nonfinite'):
+            self.scaler.unscale_(self.optimizer_g)
+        if train.get('grad_clip'):
+            torch.nn.utils.clip_grad_norm_(self.trained_parameters(), train['grad_clip'])
+        if train.get('max_nonfinite') and not self._all_finite():
+            self._nonfinite += 1
+            message = f'iteration {self.iteration}: loss or gradient is not finite'
+            if self._nonfinite > train['max_nonfinite']:
+                raise FloatingPointError(
+                    f'{message}, {self._nonfinite} times in a row; lower the learning rate, set train.grad_clip, or '
+                    'use amp: bf16 instead of fp16'
+                )
+            get_root_logger().warning(f'{message}; passed over ({self._nonfinite} in a row)')
+            if self.scaler.is_enabled():
+                self.scaler.update(self.scaler.get_scale() / 2)
+            return False
+        self.scaler.step(self.optimizer_g)
+        self.scaler.update()
+        return True
+
+    def _all_finite(self) -> bool:
+        losses = torch.stack(list(self._terms.values()))
+        fine = bool(torch.isfinite(losses).all()) and gradients_are_finite(self.trained_parameters())
+        return distributed.true_everywhere(fine, self.device)
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        update_average(self.net_g_ema, self.get_bare_model(self.net_g), decay)
+
+    def get_current_log(self) -> dict[str, float]:
+        """Terms of the latest iteration, averaged over ranks; only here they leave the device."""
+        self.log_dict = self.reduce_loss_dict(OrderedDict(self._terms))
+        return self.log_dict
+
+    # ------------------------------------------------------------------ validation
+
+    def validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False) -> None:
+        net = getattr(self, 'net_g_ema', None) or self.get_bare_model(self.net_g)
+        if (self.opt['val'].get('fuse', True)) and hasattr(net, 'fuse') and not getattr(net, 'deploy', False):
+            was_training = net.training
+            self._deployed = net.eval().fuse().eval()
+            net.train(was_training)
+        try:
+            super().validation(dataloader, current_iter, tb_logger, save_img)
+        finally:
+            self._deployed = None
+
+    def test(self) -> None:
+        bare = self.get_bare_model(self.net_g)
+        net = self._deployed or getattr(self, 'net_g_ema', None) or bare
+        was_training = net.training
+        net.eval()
+        with torch.no_grad():
+            self.output = self._infer(net.forward)  # not through a compiled call: every image has another size
+        net.train(was_training)
+
+    def _infer(self, forward: Callable[[Tensor], Tensor]) -> Tensor:
+        val = self.opt['val']
+        tile = val.get('tile')
+        if tile:
+            options = {'tile': tile['size'], 'overlap': tile.get('overlap', 0), 'blend': tile.get('blend', 'mean')}
+            whole = forward
+
+            def forward(lq: Tensor) -> Tensor:
+                return tiled_forward(whole, lq, upscale=self.opt['scale'], **options)
+
+        return self_ensemble(forward, self.lq) if val.get('self_ensemble') else forward(self.lq)
+
+    def dist_validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool) -> None:
+        """Every rank takes its share of the images; scores are averaged over all of them."""
+        share = _Share(dataloader, self.opt['rank'], self.opt['world_size'])
+        self._sharing = True
+        try:
+            if len(share):
+                self.nondist_validation(share, current_iter, tb_logger, save_img)
+        finally:
+            self._sharing = False
+        metrics = self.opt['val'].get('metrics')
+        if not metrics:
+            return
+        found = getattr(self, 'metric_results', {}) if len(share) else {}
+        sums = torch.tensor([found.get(name, 0.0) * len(share) for name in metrics] + [len(share)], dtype=torch.float64)
+        sums = sums.to(self.device)
+        torch.distributed.all_reduce(sums)
+        name = dataloader.dataset.opt['name']
+        self._initialize_best_metric_results(name)
+        self.metric_results = {metric: (sums[i] / sums[-1]).item() for i, metric in enumerate(metrics)}
+        for metric, value in self.metric_results.items():
+            self._update_best_metric_result(name, metric, value, current_iter)
+        if self.opt['rank'] == 0:
+            self._log_validation_metric_values(current_iter, name, tb_logger)
+
+    def _update_best_metric_result(self, dataset_name: str, metric: str, val: float, current_iter: Any) -> None:
+        if not self._sharing:
+            super()._update_best_metric_result(dataset_name, metric, val, current_iter)
+
+    def _log_validation_metric_values(self, current_iter: Any, dataset_name: str, tb_logger: Any) -> None:
+        if not self._sharing:
+            super()._log_validation_metric_values(current_iter, dataset_name, tb_logger)
+
+    # ------------------------------------------------------------------ saving and resuming
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Networks, then the side file, then the state that makes them count.
+
+        Raises:
+            RuntimeError: the run ended before ``total_iter``; what was trained has been saved.
+        """
+        if current_iter != -1:
+            self._save_side_file(current_iter)
+        super().save(epoch, current_iter)
+        if current_iter == -1 and self.iteration < int(self.opt['train']['total_iter']):
+            raise RuntimeError(
+                f'training ended after {self.iteration} of {self.opt["train"]["total_iter"]} iterations, because the '
+                'last incomplete batch of every epoch is dropped; raise dataset_enlarge_ratio (see effsr check)'
+            )
+
+    @master_only
+    def save_network(self, net: Any, net_label: str, current_iter: int | str, param_key: Any = 'params') -> None:
+        """The host's file, written all or nothing; a failure to write stops the run instead of being ignored."""
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
+        stored = {
+            key: OrderedDict((name, tensor.cpu()) for name, tensor in self.get_bare_model(one).state_dict().items())
+            for one, key in zip(nets, keys, strict=True)
+        }
+        label = 'latest' if current_iter == -1 else current_iter
+        save_atomic(stored, Path(self.opt['path']['models']) / f'{net_label}_{label}.pth')
+
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """The host's file, written all or nothing."""
+        if current_iter != -1:
+            state = {
+                'epoch': epoch,
+                'iter': current_iter,
+                'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
+                'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
+            }
+            save_atomic(state, Path(self.opt['path']['training_states']) / f'{current_iter}.state')
+
+    def _side_file(self, iteration: int) -> Path:
+        rank = f'.rank{self.opt["rank"]}' if self.opt.get('rank') else ''
+        return Path(self.opt['path']['training_states']) / f'{iteration}{rank}.effsr'
+
+    def side_state(self) -> dict[str, Any]:
+        """What the host's files do not hold; subclasses add theirs."""
+        return {
+            'random': random_states(),
+            'scaler': self.scaler.state_dict(),
+            'best': getattr(self, 'best_metric_results', {}),
+            'nonfinite': self._nonfinite,
+        }
+
+    def load_side_state(self, state: dict[str, Any]) -> None:
+        """Puts back what ``side_state`` gave; random states only when the next batch arrives."""
+        self._random_states = state['random']
+        if state['scaler']:
+            self.scaler.load_state_dict(state['scaler'])
+        if state['best']:
+            self.best_metric_results = state['best']
+        self._nonfinite = state['nonfinite']
+
+    def _save_side_file(self, current_iter: int) -> None:
+        save_atomic(self.side_state(), self._side_file(current_iter))
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        self.iteration = resume_state['iter']
+        path = self.opt['path'].get('resume_state')
+        file = self._side_file(self.iteration)
+        if path:  # a state named by hand has its side file beside it
+            file = Path(path).with_name(file.name)
+        if not file.is_file():
+            get_root_logger().warning(f'{file} does not exist: the run goes on, but not exactly as uninterrupted')
+            return
+        self.load_side_state(torch.load(file, map_location='cpu', weights_only=True))

@@ -1,0 +1,90 @@
+"""Parts of a training step: optimizers by name, the moving average, gradients, random states."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def make_optimizer(kind: str, params: Iterable[Any], **options: Any) -> torch.optim.Optimizer:
+    """Any optimizer of ``torch.optim`` by its name.
+
+    Raises:
+        ValueError: there is none of that name; the message lists the nearest.
+        TypeError: an option that this optimizer does not have.
+    """
+    found = getattr(torch.optim, kind, None)
+    known = [n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)]
+    if kind not in known or found is None:
+        near = get_close_matches(kind, known, 3, 0.3)
+        raise ValueError(f'optim_g: torch.optim has no optimizer {kind!r}; near it are {near}')
+    return found(params, **options)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, current: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * current, for all parameters at once; buffers are taken over.
+
+    The same arithmetic as BasicSR's loop over parameters, hence the same bits; BasicSR leaves buffers
+    (the statistics of batch norms) at their initial values.
+    """
+    now = dict(current.named_parameters())
+    pairs = [(parameter, now[name].detach()) for name, parameter in average.named_parameters()]
+    targets: list[Tensor] = [a for a, _ in pairs]
+    sources = [b for _, b in pairs]
+    torch._foreach_mul_(targets, decay)
+    torch._foreach_add_(targets, sources, alpha=1 - decay)
+    latest = dict(current.named_buffers())
+    for name, buffer in average.named_buffers():
+        buffer.copy_(latest[name])
+
+
+def gradients_are_finite(params: Iterable[nn.Parameter]) -> bool:
+    """True if no gradient holds an infinity or a NaN."""
+    grads = [p.grad for p in params if p.grad is not None]
+    if not grads:
+        return True
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm(grads)])
+    return bool(torch.isfinite(norms).all())
+
+
+def random_states() -> dict[str, Any]:
+    """The states of Python's, NumPy's and torch's generators, loadable with ``weights_only=True``."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    states = {
+        'python': [version, list(internal), gauss],
+        'numpy': [
+            str(name),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            cached,
+        ],
+        'torch': torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states['cuda'] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Puts back what ``random_states`` took; GPU states only where the number of GPUs is the same."""
+    version, internal, gauss = states['python']
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states['numpy']
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states['torch'])
+    if 'cuda' in states and len(states['cuda']) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states['cuda'])
+
+
+def to_float(batch: Tensor) -> Tensor:
+    """Bytes to float32 in [0, 1]; anything else as it is."""
+    return batch.float().div_(255) if batch.dtype == torch.uint8 else batch
