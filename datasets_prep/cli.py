@@ -270,7 +270,7 @@ def verify(
             border=border,
             plan=plan,
         )
-        if report is not None:
+        if report is not None and not summary.interrupted and not dry_run:
             write_report(report, summary)
         return summary
 
