@@ -152,31 +152,26 @@ def _adapt_options(module: ModuleType) -> None:
         if uses_our_classes(rooted):
             _stop_on_problems(rooted, is_train)
             caller = sys._getframe(1).f_globals
-            with suppress(ModuleNotFoundError):
-                from basicsr_effsr._loop import replacements
+            from basicsr_effsr._loop import replacements
 
-                for name, ours in replacements(rooted).items():
-                    if name in caller:
-                        caller[name] = ours
+            for name, ours in replacements(rooted).items():
+                if name in caller:
+                    caller[name] = ours
         return rooted, args
 
     parse_options._effsr = True  # type: ignore[attr-defined]
     module.parse_options = parse_options  # type: ignore[attr-defined]
     if hasattr(module, 'init_dist'):
-        with suppress(ModuleNotFoundError):
-            from basicsr_effsr.utils.distributed import init_dist
+        from basicsr_effsr.utils.distributed import init_dist
 
-            module.init_dist = init_dist  # type: ignore[attr-defined]
+        module.init_dist = init_dist  # type: ignore[attr-defined]
     for user in ('basicsr.train', 'basicsr.test'):  # imported before us, these hold the original
         if getattr(sys.modules.get(user), 'parse_options', None) is original:
             sys.modules[user].parse_options = parse_options  # type: ignore[attr-defined]
 
 
 def _stop_on_problems(opt: dict[str, Any], is_train: bool) -> None:
-    try:
-        from basicsr_effsr.tools.check import problems
-    except ModuleNotFoundError:
-        return
+    from basicsr_effsr.tools.check import problems
 
     fatal = [problem for problem in problems(opt, is_train) if problem.fatal]
     if fatal:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 import basicsr_effsr
+from datasets_prep.bicubic import imresize
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,3 +41,18 @@ def golden(reference):
         return torch.load(reference / 'golden' / f'{name}.pth', map_location='cpu', weights_only=True)
 
     return load
+
+
+@pytest.fixture(scope='session')
+def photos(tmp_path_factory) -> Path:
+    """Four 192 x 192 crops of a photograph, with LR at every scale: photos/{HR,X2,X3,X4}."""
+    from skimage import data
+
+    folder = tmp_path_factory.mktemp('photos')
+    image = cv2.cvtColor(data.astronaut(), cv2.COLOR_RGB2BGR)
+    for i, (y, x) in enumerate([(0, 0), (0, 192), (192, 0), (192, 192)]):
+        gt = np.ascontiguousarray(image[y : y + 192, x : x + 192])
+        for name, written in [('HR', gt), *((f'X{r}', imresize(gt, scale=1 / r)) for r in (2, 3, 4))]:
+            (folder / name).mkdir(exist_ok=True)
+            cv2.imwrite(str(folder / name / f'{i}.png'), written)
+    return folder

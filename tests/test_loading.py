@@ -195,6 +195,6 @@ def test_hook_prefers_a_real_module_of_the_dead_name(tmp_path):
         'from torchvision.transforms.functional_tensor import rgb_to_grayscale\nprint(rgb_to_grayscale)\n'
     )
     assert succeed('-c', code, cwd=tmp_path).split() == ['theirs']
-    served = 'import torch\nfrom torchvision.transforms.functional_tensor import rgb_to_grayscale as f\nprint(f.__module__)'
+    dead = 'torchvision.transforms.functional_tensor'
+    served = f'import torch\nfrom {dead} import rgb_to_grayscale as f\nprint(f.__module__)'
     assert succeed('-c', served, cwd=tmp_path).split() == ['torchvision.transforms.functional']
-

@@ -72,25 +72,10 @@ class EffSRModel(SRModel):
     """
 
     train_keys = frozenset(
-        [
-            'total_iter',
-            'warmup_iter',
-            'ema_decay',
-            'optim_g',
-            'scheduler',
-            'pixel_opt',
-            'perceptual_opt',
-            'losses',
-            'amp',
-            'channels_last',
-            'compile',
-            'grad_clip',
-            'accumulate',
-            'max_nonfinite',
-            'progressive',
-        ]
+        'total_iter warmup_iter ema_decay optim_g scheduler pixel_opt perceptual_opt losses amp channels_last compile '
+        'grad_clip accumulate max_nonfinite progressive'.split()
     )
-    val_keys = frozenset(['val_freq', 'save_img', 'suffix', 'pbar', 'metrics', 'self_ensemble', 'tile', 'fuse'])
+    val_keys = frozenset('val_freq save_img suffix pbar metrics self_ensemble tile fuse'.split())
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self.iteration = 0
