@@ -65,6 +65,11 @@ def _drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     return x * keep / (1 - rate)
 
 
+def _exporting() -> bool:
+    """Sizes are symbols now, so no branch may depend on them."""
+    return torch.compiler.is_exporting() if hasattr(torch.compiler, 'is_exporting') else torch.jit.is_tracing()
+
+
 def _attend(qkv: Tensor, bias: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias) v by the fused kernel.
 
@@ -75,12 +80,9 @@ def _attend(qkv: Tensor, bias: Tensor) -> Tensor:
     if width % 8 and q.is_cuda:  # the memory-efficient kernel wants whole vectors; zeros change no product
         q, k, v = (F.pad(part, (0, -width % 8)) for part in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0), scale=width**-0.5)
+    if _exporting():  # the kernel's own layout would be taken for granted where the graph is decomposed
+        out = out.clone(memory_format=torch.contiguous_format)
     return out[..., :width].unflatten(0, qkv.shape[1:4])
-
-
-def _exporting() -> bool:
-    """Sizes are symbols now, so no branch may depend on them."""
-    return torch.compiler.is_exporting() if hasattr(torch.compiler, 'is_exporting') else torch.jit.is_tracing()
 
 
 class WindowAttention(nn.Module):
@@ -203,7 +205,7 @@ def _reflect_to_multiple(x: Tensor, side: int) -> Tensor:
     for dim in (2, 3):
         size = x.shape[dim]
         index = torch.arange((size + side - 1) // side * side, device=x.device)
-        period = max(2 * size - 2, 1)
+        period = torch.full_like(index, max(2 * size - 2, 1))  # a tensor, because ONNX knows no remainder by a size
         index = index % period
         x = x.index_select(dim, torch.minimum(index, period - index))
     return x
