@@ -90,9 +90,9 @@ def make_pack(source: Path, out: Path, *, overwrite: bool = False, plan: Plan | 
         return run_jobs('pack', jobs, _store_one, plan)
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(json.dumps([str(source), names, shapes, stamps]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([str(source), names, shapes]).encode()).hexdigest()
     with alone(lock, out):
-        crcs = {} if overwrite else _resume(building, journal, key, records)
+        crcs = {} if overwrite else _resume(building, journal, key, records, stamps)
         if not crcs:
             building.write_bytes(b'')
             journal.write_text(key + '\n', encoding='utf-8')
@@ -101,9 +101,10 @@ def make_pack(source: Path, out: Path, *, overwrite: bool = False, plan: Plan | 
         with journal.open('a', encoding='utf-8') as log:
 
             def note(job: Job, crc: int) -> None:
-                log.write(f'{index[job.name]} {crc}\n')
+                i = index[job.name]
+                log.write(f'{i} {crc} {stamps[i]}\n')
                 log.flush()
-                crcs[index[job.name]] = crc
+                crcs[i] = crc
 
             summary = run_jobs(
                 'pack', jobs, _store_one, plan, is_done=lambda job: index[job.name] in crcs, on_result=note
@@ -138,8 +139,8 @@ def _is_whole(out: Path, names: list[str], records: np.ndarray, changed: int) ->
     return pack.names == names and same and out.stat().st_mtime_ns >= changed
 
 
-def _resume(building: Path, journal: Path, key: str, records: np.ndarray) -> dict[int, int]:
-    """Position and CRC of the images that an earlier run has stored, as far as they are found intact."""
+def _resume(building: Path, journal: Path, key: str, records: np.ndarray, stamps: list[int]) -> dict[int, int]:
+    """Position and CRC of the images that an earlier run has stored, if intact and not changed since."""
     if not (building.is_file() and journal.is_file()):
         return {}
     lines = journal.read_text(encoding='utf-8').split('\n')
@@ -148,7 +149,9 @@ def _resume(building: Path, journal: Path, key: str, records: np.ndarray) -> dic
     crcs = {}
     with building.open('rb') as file:
         for line in lines[1:-1]:  # what follows the last line end was cut off
-            position, crc = (int(word) for word in line.split())
+            position, crc, stamp = (int(word) for word in line.split())
+            if stamp != stamps[position]:
+                continue
             record = records[position]
             file.seek(int(record['offset']))
             data = file.read(int(record['height']) * int(record['width']) * int(record['channels']))
