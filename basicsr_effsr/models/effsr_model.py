@@ -77,6 +77,8 @@ class EffSRModel(SRModel):
     )
     val_keys = frozenset('val_freq save_img suffix pbar metrics self_ensemble tile fuse'.split())
 
+    needs_losses = True
+
     def __init__(self, opt: dict[str, Any]) -> None:
         self.iteration = 0
         self._deployed: nn.Module | None = None
@@ -140,7 +142,7 @@ class EffSRModel(SRModel):
         if self.ema_decay > 0:
             self._init_ema()
         self.losses = nn.ModuleDict(self._build_losses(train)).to(self.device)
-        if not self.losses:
+        if self.needs_losses and not self.losses:
             raise ValueError(f'{type(self).__name__}: train names no loss; give losses, or pixel_opt as BasicSR does')
         self.amp_dtype = HALF.get(train.get('amp') or '')
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
@@ -192,6 +194,14 @@ class EffSRModel(SRModel):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.amp_dtype)
 
+    def forward_student(self, lq: Tensor) -> Tensor:
+        """The network that is trained, in the precision of ``train.amp``; float32 comes out."""
+        with self._autocast():
+            output = self.net_g(lq)
+        output = output.float() if self.amp_dtype is not None else output
+        self.output = output.detach()
+        return output
+
     def loss_terms(self, lq: Tensor, gt: Tensor) -> dict[str, Tensor]:
         """Forward pass and the weighted terms of a batch, by log name; subclasses add theirs.
 
@@ -199,11 +209,7 @@ class EffSRModel(SRModel):
             lq: (N, C, H, W).
             gt: (N, C, rH, rW).
         """
-        with self._autocast():
-            output = self.net_g(lq)
-        output = output.float() if self.amp_dtype is not None else output
-        self.output = output.detach()
-        return self.output_terms(output, gt)
+        return self.output_terms(self.forward_student(lq), gt)
 
     def output_terms(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:
         """The terms of ``train.losses``, ``pixel_opt`` and ``perceptual_opt``."""
@@ -360,6 +366,7 @@ class EffSRModel(SRModel):
         """
         if current_iter != -1:
             self._save_side_file(current_iter)
+            distributed.wait_for_all()  # the state that rank 0 writes last vouches for the side files of all ranks
         super().save(epoch, current_iter)
         if current_iter == -1 and self.iteration < int(self.opt['train']['total_iter']):
             raise RuntimeError(
@@ -402,6 +409,7 @@ class EffSRModel(SRModel):
             'scaler': self.scaler.state_dict(),
             'best': getattr(self, 'best_metric_results', {}),
             'nonfinite': self._nonfinite,
+            'seed': self.opt['manual_seed'],
         }
 
     def load_side_state(self, state: dict[str, Any]) -> None:

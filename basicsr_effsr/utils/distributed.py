@@ -36,6 +36,12 @@ def active() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def wait_for_all() -> None:
+    """Returns once every rank has come here; at once outside a group."""
+    if active():
+        dist.barrier()
+
+
 def mean_over_ranks(tensors: list[Tensor]) -> None:
     """Replaces each tensor by its mean over all ranks, in place; does nothing outside a group."""
     if active() and dist.get_world_size() > 1:

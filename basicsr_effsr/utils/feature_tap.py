@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 from torch import Tensor, nn
+
+MAX_DEPTH = 2  # names listed in an error: deeper ones are seldom meant and there are hundreds
 
 
 class FeatureTap:
@@ -16,34 +19,44 @@ class FeatureTap:
         names: dotted names as in ``net.named_modules()``.
 
     Raises:
-        KeyError: a name does not exist; the message lists the nearest and the top-level ones.
+        KeyError: a name does not exist; the message gives the nearest and lists the existing ones.
     """
 
     def __init__(self, net: nn.Module, names: Iterable[str]) -> None:
         modules = dict(net.named_modules())
         self._kept: dict[str, Tensor] = {}
-        self._handles = []
+        self._recording = False
         for name in names:
             if not name or name not in modules:
                 near = get_close_matches(name, modules, 3)
-                raise KeyError(
-                    f'{type(net).__name__} has no submodule {name!r}; near it are {near}, its children are '
-                    f'{[n for n, _ in net.named_children()]}'
-                )
-            self._handles.append(modules[name].register_forward_hook(self._keep_as(name)))
+                shown = [n for n in modules if n and n.count('.') < MAX_DEPTH]
+                hint = f'near it are {near}; ' if near else ''
+                raise KeyError(f'{type(net).__name__} has no submodule {name!r}; {hint}it has {shown}')
+            modules[name].register_forward_hook(self._keep_as(name))
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Outputs are kept only within this scope, so that validation leaves nothing behind."""
+        self._recording = True
+        try:
+            yield
+        finally:
+            self._recording = False
 
     def take(self, name: str) -> Tensor:
         """Hands the output over and forgets it, so that no stale map is ever read or kept alive."""
         return self._kept.pop(name)
 
-    def remove(self) -> None:
-        """Takes the hooks away again."""
-        for handle in self._handles:
-            handle.remove()
-        self._kept.clear()
-
     def _keep_as(self, name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            self._kept[name] = output
+            if self._recording:
+                self._kept[name] = output
 
         return hook
+
+
+def as_map(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens (N, H*W, C) in raster order, as transformers make them, -> (N, C, H, W); maps stay what they are."""
+    if features.ndim == 3 and features.shape[1] == grid[0] * grid[1]:
+        return features.transpose(1, 2).unflatten(2, grid)
+    return features

@@ -1,0 +1,216 @@
+"""DistillationModel: a student learns from the ground truth, a teacher's images and a teacher's features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.archs import build_network
+from basicsr.losses import build_loss
+from basicsr.utils import get_root_logger
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from basicsr_effsr.models.effsr_model import EffSRModel
+from basicsr_effsr.utils import distributed
+from basicsr_effsr.utils.adapters import semi_orthogonal_conv1x1
+from basicsr_effsr.utils.feature_tap import FeatureTap, as_map
+from basicsr_effsr.utils.options import refuse_unknown
+
+__all__ = ['DistillationModel']
+
+TEACHER_DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+ADAPTERS = ('none', 'conv1x1')
+DEFAULTS = {'alpha': 0.5, 'beta': 0.5, 'gamma': 10 / 255}
+DISTILL_KEYS = (*DEFAULTS, 'feature_pairs', 'feature_loss', 'adapter', 'teacher_dtype')
+PROBE_SIDE = 32  # LR pixels of the image that is run through both networks once, at start
+
+
+@MODEL_REGISTRY.register()
+class DistillationModel(EffSRModel):
+    """EffSRModel with a frozen teacher: DPARN, Eq. 6 to 8.
+
+    loss = alpha * L1(student, teacher) + beta * L1(student, HR) + gamma * sum over pairs of the feature loss, beside
+    whatever ``train.losses`` names. Logged as ``l_teacher``, ``l_hr`` and ``l_feat``, weights included.
+
+    Options beyond EffSRModel: ``network_t``; ``path.pretrain_network_t`` (must be given), ``path.param_key_t``,
+    ``path.strict_load_t``; ``train.distill`` with
+
+    * ``alpha``, ``beta``, ``gamma``: weights, 0 leaves a term out. Defaults: FAKD's 0.5, 0.5 and 10 for images in
+      [0, 255], which is 10 / 255 = 0.039 for [0, 1]: L1 grows with the range of the images, affinities do not.
+    * ``feature_pairs``: {submodule of the student: submodule of the teacher}, names as in ``named_modules()``. Tokens
+      (N, HW, C) are laid out as maps; maps of a teacher that pads to whole windows are cropped to the image.
+    * ``feature_loss``: option of a loss (student, teacher) -> scalar.
+    * ``adapter``: none (default) or conv1x1, a trained convolution from the student's channels to the teacher's; a
+      loss that has an option of this name (FAKDLoss) decides itself.
+    * ``teacher_dtype``: fp32 (default), bf16 or fp16.
+
+    The teacher is in eval mode, gets no gradient and is never saved. Adapters are trained by the student's optimizer
+    and saved as ``net_a_*.pth``.
+
+    Raises:
+        ValueError, KeyError: an option is missing, unknown or of no use; a submodule does not exist.
+    """
+
+    train_keys = EffSRModel.train_keys | {'distill'}
+    needs_losses = False  # the distillation terms are losses enough
+
+    def _check_options(self, opt: dict[str, Any]) -> None:
+        super()._check_options(opt)
+        if not opt.get('is_train'):
+            return
+        who, distill = type(self).__name__, opt['train'].get('distill') or {}
+        refuse_unknown(who, 'train.distill', distill, DISTILL_KEYS)
+        for key in DEFAULTS:
+            value = distill.get(key, 0)
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise ValueError(f'{who}: train.distill.{key} must be a number of at least 0, got {value!r}')
+        if bool(distill.get('feature_pairs')) != bool(distill.get('feature_loss')):
+            raise ValueError(f'{who}: train.distill needs both feature_pairs and feature_loss, or neither')
+        if distill.get('gamma') and not distill.get('feature_pairs'):
+            raise ValueError(
+                f'{who}: train.distill.gamma weighs feature_pairs, which are missing; give them, or gamma: 0'
+            )
+        for key, choices in (('teacher_dtype', tuple(TEACHER_DTYPES)), ('adapter', ADAPTERS)):
+            if distill.get(key) not in (None, *choices):
+                raise ValueError(f'{who}: train.distill.{key} must be one of {choices}, got {distill[key]!r}')
+        if not opt.get('network_t') or not opt['path'].get('pretrain_network_t'):
+            raise ValueError(
+                f'{who}: the teacher needs network_t and path.pretrain_network_t (its weights); give both, or use '
+                'model_type: EffSRModel to train without a teacher'
+            )
+        if not opt['dist'] and opt['num_gpu'] > 1:
+            raise ValueError(
+                f'{who}: features cannot be read in {opt["num_gpu"]} GPUs of one process; use torchrun '
+                '--nproc_per_node=N -m basicsr.train -opt ... --launcher pytorch, or num_gpu: 1'
+            )
+
+    # ------------------------------------------------------------------ teacher, taps, adapters
+
+    def init_training_settings(self) -> None:
+        distill = DEFAULTS | (self.opt['train'].get('distill') or {})
+        self.pairs: dict[str, str] = dict(distill.get('feature_pairs') or {})
+        self.alpha, self.beta = float(distill['alpha']), float(distill['beta'])
+        self.gamma = float(distill['gamma']) if self.pairs else 0.0
+        self.net_t = self._build_teacher(TEACHER_DTYPES[distill.get('teacher_dtype') or 'fp32'])
+        self.tap_g = FeatureTap(self.get_bare_model(self.net_g), self.pairs)
+        self.tap_t = FeatureTap(self.net_t, self.pairs.values())
+        self.feature_loss = build_loss(distill['feature_loss']).to(self.device) if self.pairs else None
+        self.adapters = self._build_adapters(getattr(self.feature_loss, 'adapter', distill.get('adapter')))
+        super().init_training_settings()
+
+    def _build_teacher(self, dtype: torch.dtype) -> nn.Module:
+        net: nn.Module = build_network(self.opt['network_t']).to(self.device)
+        file, key = self._teacher = self._teacher_weights()
+        self.load_network(net, file, self.opt['path'].get('strict_load_t', True), key)
+        if self.opt['train'].get('channels_last'):
+            net = net.to(memory_format=torch.channels_last)
+        return net.to(dtype=dtype).eval().requires_grad_(False)
+
+    def _teacher_weights(self) -> tuple[str, str | None]:
+        """File and key of the teacher; when resuming, those of the run's start where the host has replaced them."""
+        path = self.opt['path']
+        file, key = path['pretrain_network_t'], path.get('param_key_t')
+        state = path.get('resume_state')
+        side = Path(state).with_suffix('.effsr') if state else None
+        if side is not None and side.is_file():
+            first = torch.load(side, map_location='cpu', weights_only=True).get('teacher', {'file': None})
+            replaced = Path(file).name == f'net_t_{side.stem}.pth' and not Path(file).is_file()
+            if first['file'] is not None and (replaced or file == first['file']):
+                return first['file'], first['param_key']
+        return file, key
+
+    @torch.no_grad()
+    def _build_adapters(self, kind: str | None) -> nn.ModuleList:
+        """One convolution per pair, its channels found by running a small image through both networks."""
+        student = self.get_bare_model(self.net_g)
+        side = max(PROBE_SIDE, *(getattr(net, 'min_size', 1) for net in (student, self.net_t)))
+        lq = torch.zeros(1, self.opt['network_g'].get('num_in_ch', 3), side, side, device=self.device)
+        training = student.training
+        student.eval()
+        with self.tap_g.recording():
+            out = student(lq)
+        student.train(training)
+        target, features_t = self._ask_teacher(lq)
+        if out.shape != target.shape:
+            raise ValueError(
+                f'{type(self).__name__}: student and teacher must give images of one size, got {tuple(out.shape)} and '
+                f'{tuple(target.shape)}; check upscale and num_out_ch of network_t'
+            )
+        adapters = []
+        for name, teacher in zip(self.pairs, features_t, strict=True):
+            features = as_map(self.tap_g.take(name), (side, side))
+            if kind == 'conv1x1':
+                adapters.append(semi_orthogonal_conv1x1(features.shape[1], teacher.shape[1]))
+        modules = nn.ModuleList(adapters).to(self.device)
+        distributed.same_on_all_ranks(modules)
+        return modules
+
+    def setup_optimizers(self) -> None:
+        super().setup_optimizers()
+        if len(self.adapters):
+            self.optimizer_g.add_param_group({'params': list(self.adapters.parameters())})
+
+    # ------------------------------------------------------------------ training
+
+    @torch.no_grad()
+    def _ask_teacher(self, lq: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The teacher's image, and per pair its features as maps on the grid of ``lq``; float32."""
+        with self.tap_t.recording():
+            target = self.net_t(lq.to(next(self.net_t.parameters()).dtype)).float()
+        grid = (lq.shape[-2], lq.shape[-1])
+        window = getattr(self.net_t, 'window_size', 1)
+        padded = (-(-grid[0] // window) * window, -(-grid[1] // window) * window)
+        taken = {name: self.tap_t.take(name).float() for name in set(self.pairs.values())}
+        maps = []
+        for name in self.pairs.values():
+            features = as_map(as_map(taken[name], grid), padded)
+            maps.append(features[..., : grid[0], : grid[1]] if features.shape[-2:] == padded else features)
+        return target, maps
+
+    def loss_terms(self, lq: Tensor, gt: Tensor) -> dict[str, Tensor]:
+        with self.tap_g.recording():
+            output = self.forward_student(lq)
+        terms = self.output_terms(output, gt)
+        if self.beta:
+            terms['l_hr'] = self.beta * F.l1_loss(output, gt)
+        if self.alpha or self.gamma:
+            target, features_t = self._ask_teacher(lq)
+            if self.alpha:
+                terms['l_teacher'] = self.alpha * F.l1_loss(output, target)
+            if self.gamma:
+                terms['l_feat'] = self.gamma * self._feature_term(features_t, (lq.shape[-2], lq.shape[-1]))
+        return terms
+
+    def _feature_term(self, features_t: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        """Sum over the pairs, unweighted."""
+        assert self.feature_loss is not None
+        values = []
+        for i, (name, teacher) in enumerate(zip(self.pairs, features_t, strict=True)):
+            student = as_map(self.tap_g.take(name), grid).float()
+            values.append(self.feature_loss(self.adapters[i](student) if len(self.adapters) else student, teacher))
+        return torch.stack(values).sum()
+
+    def _after_backward(self) -> None:
+        """Adapters stand outside the student's DDP wrapper, so their gradients are averaged here."""
+        distributed.mean_over_ranks([p.grad for p in self.adapters.parameters() if p.grad is not None])
+
+    # ------------------------------------------------------------------ saving and resuming
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        if len(self.adapters):
+            self.save_network(self.adapters, 'net_a', current_iter)
+        super().save(epoch, current_iter)
+
+    def side_state(self) -> dict[str, Any]:
+        file, key = self._teacher
+        return super().side_state() | {'teacher': {'file': str(file), 'param_key': key}}
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        if len(self.adapters):
+            file = Path(self.opt['path']['models']) / f'net_a_{resume_state["iter"]}.pth'
+            get_root_logger().info(f'Loading the adapters from {file}.')
+            self.load_network(self.adapters, str(file))
