@@ -1,0 +1,117 @@
+"""RLFN and SPAN, the baselines of the NTIRE efficient-SR challenges: yardsticks for latency, not registered.
+
+Papers: F. Kong et al., "Residual Local Feature Network for Efficient Super-Resolution", CVPRW 2022, in
+        the pruned form (46 of 48 channels, 4 blocks) that the challenges of 2022 to 2024 took as baseline.
+        C. Wan et al., "Swift Parameter-free Attention Network for Efficient Super-Resolution", CVPRW 2024,
+        in its deployed form (every training convolution merged to one 3x3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from basicsr_effsr.archs.effsr_blocks import ESA, RGB_MEAN, pixelshuffle_upsampler
+
+
+class RLFB(nn.Module):
+    """Three 3x3 convolutions with a residual, then 1x1 and spatial attention.  (N, C, H, W) -> same."""
+
+    def __init__(self, num_feat: int, hidden: int, esa_channels: int) -> None:
+        super().__init__()
+        self.c1_r = nn.Conv2d(num_feat, hidden, 3, padding=1)
+        self.c2_r = nn.Conv2d(hidden, hidden, 3, padding=1)
+        self.c3_r = nn.Conv2d(hidden, num_feat, 3, padding=1)
+        self.c5 = nn.Conv2d(num_feat, num_feat, 1)
+        self.esa = ESA(num_feat, esa_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x
+        for conv in (self.c1_r, self.c2_r, self.c3_r):
+            out = F.leaky_relu(conv(out), 0.05)
+        return self.esa(self.c5(out + x))
+
+
+class RLFN(nn.Module):
+    """Residual local feature network, pruned: 0.317218 M parameters at x4.
+
+    Input (N, 3, H, W) in [0, 1] with H, W >= ``min_size``, output (N, 3, rH, rW).
+
+    Args:
+        upscale: scale factor r.
+        num_feat: channels of the trunk.
+        hidden: channels inside a block.
+        num_block: number of blocks.
+        esa_channels: channels of the attention's mask branch.
+    """
+
+    min_size = ESA.min_size
+
+    def __init__(
+        self, *, upscale: int = 4, num_feat: int = 46, hidden: int = 48, num_block: int = 4, esa_channels: int = 16
+    ) -> None:
+        super().__init__()
+        self.upscale = upscale
+        self.conv_1 = nn.Conv2d(3, num_feat, 3, padding=1)
+        self.blocks = nn.Sequential(*(RLFB(num_feat, hidden, esa_channels) for _ in range(num_block)))
+        self.conv_2 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.upsampler = pixelshuffle_upsampler(num_feat, 3, upscale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shallow = self.conv_1(x)
+        return self.upsampler(self.conv_2(self.blocks(shallow)) + shallow)
+
+
+class SPAB(nn.Module):
+    """Three 3x3 convolutions and an attention without parameters.  (N, C, H, W) -> output, first convolution."""
+
+    def __init__(self, num_feat: int) -> None:
+        super().__init__()
+        self.c1_r = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.c2_r = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.c3_r = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first = self.c1_r(x)
+        y = self.c3_r(F.silu(self.c2_r(F.silu(first))))
+        return (y + x) * (torch.sigmoid(y) - 0.5), first
+
+
+class SPAN(nn.Module):
+    """Swift parameter-free attention network, deployed form: 498,208 parameters at x4 and 52 channels.
+
+    Input (N, 3, H, W) in [0, 1], output (N, 3, rH, rW).
+
+    Args:
+        upscale: scale factor r.
+        num_feat: channels of the trunk.
+        num_block: number of blocks.
+    """
+
+    min_size = 1
+    mean: Tensor
+
+    def __init__(self, *, upscale: int = 4, num_feat: int = 52, num_block: int = 6) -> None:
+        super().__init__()
+        self.upscale = upscale
+        self.register_buffer('mean', torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.conv_1 = nn.Conv2d(3, num_feat, 3, padding=1)
+        self.blocks = nn.ModuleList(SPAB(num_feat) for _ in range(num_block))
+        self.conv_2 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.conv_cat = nn.Conv2d(4 * num_feat, num_feat, 1)
+        self.upsampler = pixelshuffle_upsampler(num_feat, 3, upscale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shallow = self.conv_1((x - self.mean) * 255)
+        out, inner = shallow, shallow
+        outputs = []
+        for block in self.blocks:
+            out, inner = block(out)
+            outputs.append(out)
+        return self.upsampler(self.conv_cat(torch.cat([shallow, self.conv_2(out), outputs[0], inner], dim=1)))
+
+
+YARDSTICKS: dict[str, Callable[..., nn.Module]] = {'RLFN': RLFN, 'SPAN': SPAN}

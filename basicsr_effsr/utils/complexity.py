@@ -1,0 +1,185 @@
+"""Size and cost of a network: parameters, multiply-adds, activations, convolutions. Numbers out, no printing.
+
+Every operator that runs is seen, on tensors without content, so that a 4K input costs neither memory
+nor time and nothing is extrapolated. The tensors are fake ones of the CPU instead of the meta device's:
+autocast does not know the latter, and networks may use it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+OUTPUT_720P = (720, 1280)  # height and width of the output at which papers state multiply-adds
+
+# operators that move or make data and compute nothing
+_FREE = frozenset(
+    """
+    _reshape_alias _to_copy _unsafe_view alias arange as_strided as_strided_ cat device channel_shuffle clone constant_pad_nd contiguous
+    copy copy_ detach empty empty_like empty_strided expand eye fill fill_ full full_like gather im2col index
+    index_select lift_fresh native_channel_shuffle new_empty new_empty_strided new_full new_ones new_zeros ones
+    ones_like permute pixel_shuffle pixel_unshuffle reflection_pad2d repeat replication_pad2d resize_ roll
+    scalar_tensor scatter scatter_ select slice slice_scatter split split_with_sizes squeeze stack t transpose tril
+    triu unbind unfold unsqueeze view zeros zeros_like zero_ flip sym_size
+    """.split()
+)
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Cost of one forward pass.
+
+    Attributes:
+        lr_size: H, W of the input it was counted at.
+        convolution: multiply-adds of convolutions and transposed convolutions.
+        linear: multiply-adds of products with a matrix (linear layers).
+        attention: multiply-adds of batched products of two activations, fused attention included.
+        elementwise: what fvcore adds for normalisation, interpolation and pooling (5 per element of a
+            layer norm, 4 per output of a bilinear resize, 1 per input of an average pooling).
+        activations: elements of the outputs of all 2-D convolutions (NTIRE's count).
+        convolutions: number of 2-D convolutions that run (NTIRE's count).
+        uncounted: operator -> calls, of those that compute and for which nothing is counted in ``total``.
+    """
+
+    lr_size: tuple[int, int]
+    convolution: int = 0
+    linear: int = 0
+    attention: int = 0
+    elementwise: int = 0
+    activations: int = 0
+    convolutions: int = 0
+    uncounted: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Multiply-adds of convolutions, linear layers and matrix products; biases and element-wise work are not in."""
+        return self.convolution + self.linear + self.attention
+
+    @property
+    def fvcore(self) -> int:
+        """What fvcore reports as FLOPs, the column of the NTIRE challenges: ``total`` plus ``elementwise``."""
+        return self.total + self.elementwise
+
+
+def count_params(net: nn.Module) -> int:
+    """All parameters of ``net``, each once, trainable or not; buffers are no parameters."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def lr_size_of_720p(scale: int) -> tuple[int, int]:
+    """H, W of the input whose output is 1280x720 or nearest to it: 360x640, 240x427, 180x320."""
+    height, width = OUTPUT_720P
+    return round(height / scale), round(width / scale)
+
+
+def without_content(net: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """A copy of ``net`` in eval mode whose tensors have shapes and no content; ``net`` keeps its weights."""
+    memo: dict[int, Any] = {}
+    with mode:
+        for tensor in [*net.parameters(), *net.buffers()]:
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+            memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        return copy.deepcopy(net, memo).eval()
+
+
+def count_macs(net: nn.Module, lr_size: tuple[int, int], *, num_in_ch: int = 3, batch: int = 1) -> Macs:
+    """Counts one forward pass in eval mode, exactly, on tensors without content.
+
+    Args:
+        net: the bare network, in the form to be counted (a net with ``fuse()`` costs less when fused).
+        lr_size: H, W of the input; the net's own padding is counted, as it is computed.
+        num_in_ch: channels of the input.
+        batch: images per pass; all counts are proportional to it.
+
+    Raises:
+        ValueError: the forward pass needs values, which tensors without content do not have.
+    """
+    mode, counter = FakeTensorMode(), _Counter()
+    empty = without_content(net, mode)
+    dtype = next((p.dtype for p in net.parameters()), torch.float32)
+    try:
+        with torch.no_grad(), mode, counter:
+            empty(torch.empty(batch, num_in_ch, *lr_size, dtype=dtype))
+    except DataDependentOutputException as error:
+        raise ValueError(
+            f'{type(net).__name__}: its cost cannot be counted, because its forward pass depends on values ({error})'
+        ) from error
+    return Macs(
+        lr_size=lr_size,
+        **{name: counter.sums[name] for name in _KINDS},
+        uncounted=dict(sorted(counter.uncounted.items())),
+    )
+
+
+_KINDS = ('convolution', 'linear', 'attention', 'elementwise', 'activations', 'convolutions')
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up every operator that is dispatched within the ``with`` block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sums: Counter[str] = Counter()
+        self.uncounted: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.add(func.overloadpacket.__name__, args, kwargs or {}, out)
+        return out
+
+    def add(self, name: str, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        """Counts one call of the operator ``name``."""
+        if name in ('convolution', '_convolution', 'convolution_overrideable', 'mkldnn_convolution'):
+            self._convolution(args, out)
+        elif name in ('mm', 'addmm', 'mv', 'addmv', 'dot', 'vdot', '_addmm_activation'):
+            matrix = args[0] if name in ('mm', 'mv', 'dot', 'vdot') else args[1]
+            self.sums['linear'] += out.numel() * matrix.shape[-1]
+        elif name in ('bmm', 'baddbmm'):
+            left = args[0] if name == 'bmm' else args[1]
+            self.sums['attention'] += out.numel() * left.shape[-1]
+        elif 'scaled_dot_product' in name:
+            self.sums['attention'] += _attention_macs(*args[:3])
+        else:
+            extra = _elementwise(name, args, out)
+            self.sums['elementwise'] += extra
+            if name not in _FREE:
+                self.uncounted[name] += 1
+
+    def _convolution(self, args: Any, out: Tensor) -> None:
+        image, weight, transposed = args[0], args[1], args[6]
+        positions = image.numel() if transposed else out.numel()
+        self.sums['convolution'] += positions * prod(weight.shape[1:])
+        if weight.dim() == 4:
+            self.sums['convolutions'] += 1
+            self.sums['activations'] += out.numel()
+
+
+def _attention_macs(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """Query times key, and weights times value.  (..., L, E), (..., S, E), (..., S, V)."""
+    *batch, length, width = query.shape
+    return prod(batch) * length * key.shape[-2] * (width + value.shape[-1])
+
+
+def _elementwise(name: str, args: Any, out: Any) -> int:
+    """What fvcore's table of operators adds; it knows one operation per element of a batch norm, two if affine."""
+    if name == 'native_layer_norm':
+        return args[0].numel() * (5 if args[2] is not None else 4)
+    if name in ('native_group_norm', '_native_group_norm'):
+        return args[0].numel() * (5 if args[1] is not None else 4)
+    if name in ('native_batch_norm', '_native_batch_norm_legit_no_training', 'cudnn_batch_norm'):
+        return args[0].numel() * (2 if args[1] is not None else 1)
+    if name in ('upsample_bilinear2d', '_upsample_bilinear2d_aa', 'grid_sampler_2d'):
+        return 4 * out.numel()
+    if name in ('upsample_nearest2d', '_upsample_nearest_exact2d'):
+        return out.numel()
+    if name == '_adaptive_avg_pool2d' or (name == 'mean' and len(args) > 2 and list(args[1]) == [-1, -2]):
+        return args[0].numel()  # adaptive pooling to 1x1 arrives as a mean over the axes -1, -2, in this order
+    return 0

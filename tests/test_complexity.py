@@ -1,0 +1,119 @@
+"""Parameters, multiply-adds, activations and convolutions equal published and hand-made numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from basicsr.archs import build_network
+from nets import CASES
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from basicsr_effsr.tools.yardsticks import RLFN, SPAN
+from basicsr_effsr.utils.complexity import count_macs, count_params, lr_size_of_720p
+
+
+def test_rlfn_gives_the_four_numbers_that_the_challenge_published():
+    macs = count_macs(RLFN(), (256, 256))
+    assert count_params(RLFN()) == 317_218
+    assert round(macs.fvcore / 1e9, 2) == 19.67
+    assert round(macs.total / 1e9, 4) == 19.6581  # half of what torch's own counter prints
+    assert round(macs.activations / 1e6, 2) == 80.05
+    assert macs.convolutions == 39
+
+
+def test_span_has_the_size_of_its_paper():
+    assert count_params(SPAN()) == 498_208
+    assert SPAN()(torch.rand(1, 3, 5, 7)).shape == (1, 3, 20, 28)
+
+
+def test_hasn_agrees_with_the_independent_count_of_its_official_code():
+    """Multiply-adds of the authors' code, and what fvcore prints for it, at two sizes."""
+    net = build_network({'type': 'HASN'})
+    at_720p, at_256 = count_macs(net, (180, 320)), count_macs(net, (256, 256))
+    assert [round(v / 1e9, 3) for v in (at_720p.total, at_720p.fvcore)] == [23.280, 23.410]
+    assert [round(v / 1e9, 3) for v in (at_256.total, at_256.fvcore)] == [26.489, 26.637]
+
+
+@pytest.mark.parametrize(
+    ('layer', 'expected'),
+    [
+        (nn.Conv2d(4, 6, (3, 5), padding=(1, 2), stride=2, groups=2), 6 * 4 * 6 * (4 // 2) * 15),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), 8 * 11 * 4 * (6 // 2) * 9),
+    ],
+)
+def test_convolutions_by_hand(layer, expected):
+    """Outputs (6, 4, 6) times 2 x 15 for the first; each of the 4 x 8 x 11 inputs meets 3 x 9 for the second."""
+    macs = count_macs(layer, (8, 11), num_in_ch=4)
+    assert macs.convolution == macs.total == expected
+    assert macs.convolutions == 1
+    with torch.no_grad():
+        assert macs.activations == layer(torch.rand(1, 4, 8, 11)).numel()
+
+
+class _Attention(nn.Module):
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.qkv, self.fused = nn.Linear(4, 12), fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x.flatten(2).transpose(1, 2)).chunk(3, -1)  # (N, L, 4) each
+        if self.fused:
+            return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])
+        return (q @ k.transpose(1, 2)).softmax(-1) @ v
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_attention_products_count_written_out_or_fused(fused):
+    length = 5 * 7
+    macs = count_macs(_Attention(fused), (5, 7), num_in_ch=4, batch=2)
+    assert macs.linear == 2 * length * 4 * 12
+    assert macs.attention == 2 * (length * length * 4 * 2)
+    assert macs.activations == macs.convolutions == 0
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_torchs_own_counter_agrees_on_every_net(name):
+    case = CASES[name]
+    net = build_network(case.option()).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as flops:
+        net(torch.rand(1, 3, *case.size))
+    assert 2 * count_macs(net, case.size).total == flops.get_total_flops() > 0
+
+
+def test_fvcore_agrees_where_it_is_installed():
+    fvcore = pytest.importorskip('fvcore.nn', reason='needs the extra: dev')
+    for net in (RLFN(), build_network({'type': 'HASN'}).eval()):
+        counted = fvcore.FlopCountAnalysis(net, torch.rand(1, 3, 32, 40)).unsupported_ops_warnings(False).total()
+        assert count_macs(net, (32, 40)).fvcore == counted
+
+
+def test_what_is_not_counted_is_listed():
+    uncounted = count_macs(
+        nn.Sequential(nn.Conv2d(3, 3, 1), nn.PixelShuffle(1), nn.GELU(), nn.GELU()), (4, 4)
+    ).uncounted
+    assert uncounted == {'gelu': 2}
+
+
+def test_counting_touches_neither_weights_nor_mode():
+    net = RLFN().train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    count_macs(net, (32, 32))
+    assert net.training
+    assert all(torch.equal(v, before[k]) and v.device.type == 'cpu' for k, v in net.state_dict().items())
+
+
+def test_sizes_of_the_papers():
+    assert [lr_size_of_720p(scale) for scale in (2, 3, 4)] == [(360, 640), (240, 427), (180, 320)]
+
+
+def test_a_pass_that_needs_values_is_refused_in_words():
+    class Peeks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.sum().item()
+
+    with pytest.raises(
+        ValueError, match='Peeks: its cost cannot be counted, because its forward pass depends on values'
+    ):
+        count_macs(Peeks(), (2, 2))
