@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from basicsr_effsr.archs.dparn_arch import DPAB, DPARN, ReRB, SPABranch
+from basicsr_effsr.archs.effsr_blocks import ESARFDN
+from basicsr_effsr.utils.tiling import tiled_forward
 
 TINY = {'num_feat': 8, 'num_block': 2, 'esa_channels': 4}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -329,6 +331,20 @@ def test_left_path_adds_its_input_before_esa():
     torch.testing.assert_close(left(x), left.esa(y + x), rtol=0, atol=0)
 
 
+def test_esa_of_rfdn_written_out():
+    esa = ESARFDN(6, 4).double()
+    assert sum(p.numel() for p in ESARFDN(32, 8).parameters()) == 2_960
+    x = image(1, 6, 21, 17)
+    w = {name: (p.weight, p.bias) for name, p in esa.named_children()}
+    reduced = F.conv2d(x, *w['conv1'])
+    y = F.max_pool2d(F.conv2d(reduced, *w['conv2'], stride=2), 7, 3)
+    y = F.conv2d(y, *w['conv_max'], padding=1).clamp(min=0)
+    y = F.conv2d(y, *w['conv3'], padding=1).clamp(min=0)
+    y = F.interpolate(F.conv2d(y, *w['conv3_'], padding=1), (21, 17), mode='bilinear')
+    gate = 1 / (1 + torch.exp(-F.conv2d(y + F.conv2d(reduced, *w['conv_f']), *w['conv4'])))
+    torch.testing.assert_close(esa(x), x * gate, rtol=0, atol=1e-12)
+
+
 def test_esa_and_spa_take_the_half_that_was_asked_for():
     x = image(1, 8, 16, 18)
     for branches in (('esa', 'spa'), ('spa', 'esa')):
@@ -392,6 +408,11 @@ def test_convolutional_form_states_an_exact_halo():
     assert reach[15, 15 + 6] > 0
     reach[15 - 6 : 15 + 7, 15 - 6 : 15 + 7] = 0
     assert reach.max() == 0
+    with torch.no_grad():
+        tiled = tiled_forward(net, x, upscale=2, tile=8, overlap=net.halo, blend='halo')
+        torch.testing.assert_close(tiled, net(x), rtol=0, atol=1e-13)
+        short = tiled_forward(net, x, upscale=2, tile=8, overlap=net.halo - 1, blend='halo')
+        assert (short - net(x)).abs().max() > 1e-9
     assert DPARN(branches=('spa', 'spa')).halo == 15
     assert DPARN().halo is None
 
