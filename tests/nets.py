@@ -136,4 +136,38 @@ CASES = {
         not_exported='cutting two symbolic axes into windows adds guards that cannot be proved ahead: it exports '
         'with prefer_deferred_runtime_asserts_over_guards=True, from three windows per axis on (test_dparn_teacher.py)',
     ),
+    'AGDN': Case(
+        'AGDN',
+        tiny={'num_feat': 12, 'num_block': 2, 'tlc': 12},
+        params={2: 280_530, 3: 286_215, 4: 294_174},
+        live={
+            'num_in_ch': (1, 3),
+            'num_out_ch': (1, 3),
+            'num_feat': (12, 24),
+            'num_block': (1, 2),
+            'spatial_attn': ('mvsa', 'esa'),
+            'channel_attn': ('rcca', 'cca'),
+            'use_sgsa': (True, False),
+            'num_heads': (1, 3),
+            'tlc': (12, 0),
+        },
+        refused=(
+            {'num_feat': 15},
+            {'num_feat': 2, 'num_heads': 1},
+            {'num_heads': 5},
+            {'num_block': 0},
+            {'tlc': -1},
+            {'spatial_attn': 'MVSA'},
+            {'channel_attn': 'esa'},
+        ),
+        eval_differs='TLC: in eval mode the self-attention works in windows, in training on the whole patch',
+        inert=dict.fromkeys(('conv2_3.dw.bias', 'conv2_4.dw.bias'), 'a variance does not see a constant shift'),
+    ),
+    'IMDN': Case(
+        'IMDN',
+        tiny={'num_feat': 16, 'num_block': 2},
+        params={2: 694_404, 3: 703_059, 4: 715_176},
+        live={'num_in_ch': (1, 3), 'num_out_ch': (1, 3), 'num_feat': (8, 16), 'num_block': (1, 2)},
+        refused=({'num_feat': 6}, {'num_block': 0}),
+    ),
 }

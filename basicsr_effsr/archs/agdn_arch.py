@@ -1,0 +1,356 @@
+"""AGDN: attention guidance distillation network, and AGDN-S with ``num_feat=24, num_block=4, tlc=96``.
+
+Paper:        H. Wang et al., "Attention Guidance Distillation Network for Efficient Image
+              Super-Resolution", CVPR Workshops 2024.
+Weights:      the authors' x2, x3, x4 and AGDN-S checkpoints load with ``strict=True``; names are theirs.
+Differences:  from the paper's text, the authors' code is followed: the self-attention has layer norms
+              and a gated feed-forward layer around it, and both attentions add their input. From the
+              code: TLC takes any batch, holds no state and has no loop over windows; the local variance
+              is computed from two average pools.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .effsr_blocks import (
+    ESA,
+    CCALayer,
+    GatedDconvFFN,
+    LayerNorm2d,
+    check_choice,
+    check_input,
+    check_positive,
+    pixelshuffle_upsampler,
+    rgb_mean,
+)
+
+__all__ = ['AGDN']
+
+
+class BSConv(nn.Module):
+    """Blueprint separable convolution, Fig. 3 (c): 1 x 1, then depth-wise 3 x 3 on reflected borders.
+
+    (N, C, H, W) -> (N, C', ceil(H / stride), ceil(W / stride)); H, W >= 2.
+    """
+
+    def __init__(self, in_ch: int, out_ch: int, stride: int = 1) -> None:
+        super().__init__()
+        self.pw = nn.Conv2d(in_ch, out_ch, 1, bias=False)
+        self.dw = nn.Conv2d(out_ch, out_ch, 3, stride, 1, groups=out_ch, padding_mode='reflect')
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dw(self.pw(x))
+
+
+def local_variance(x: Tensor, kernel_size: int, stride: int) -> Tensor:
+    """Unbiased variance of each window of a map whose border is reflected by one pixel.
+
+    (N, C, H, W) -> the size that max pooling with padding 1 gives. At least float32 inside, around the
+    mean of the whole map: the difference of two moments cancels otherwise.
+    """
+    wide = x if x.dtype == torch.float64 else x.float()
+    centred = F.pad(wide - wide.mean(dim=(2, 3), keepdim=True), (1, 1, 1, 1), mode='reflect')
+    mean = F.avg_pool2d(centred, kernel_size, stride)
+    square = F.avg_pool2d(centred.square(), kernel_size, stride)
+    count = kernel_size**2
+    return ((square - mean.square()) * (count / (count - 1))).to(x.dtype)
+
+
+class MVSA(nn.Module):
+    """Mask of the multi-level variance-aware spatial attention, Fig. 3 (d), times the input.
+
+    (N, C, H, W) -> same; H, W >= 15. The branches D5 and D7 pool with windows of 5 and 7.
+    """
+
+    min_size = 15  # below it the D7 branch is one pixel wide, which cannot be reflected
+
+    def __init__(self, num_feat: int, mask_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(num_feat, mask_channels, 1)
+        self.conv_f = nn.Conv2d(mask_channels, mask_channels, 1)
+        self.conv2_1 = BSConv(mask_channels, mask_channels, stride=2)
+        self.conv2_2 = BSConv(mask_channels, mask_channels, stride=2)
+        self.conv2_3 = BSConv(mask_channels, mask_channels, stride=2)
+        self.conv2_4 = BSConv(mask_channels, mask_channels, stride=2)
+        self.conv_max_1 = BSConv(mask_channels, mask_channels)
+        self.conv_max_2 = BSConv(mask_channels, mask_channels)
+        self.conv3_1 = BSConv(mask_channels, mask_channels)
+        self.conv3_2 = BSConv(mask_channels, mask_channels)
+        self.conv4 = nn.Conv2d(mask_channels, num_feat, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        reduced = self.conv1(x)
+        d5 = F.max_pool2d(self.conv2_1(reduced), 5, 3, padding=1) + local_variance(self.conv2_4(reduced), 5, 3)
+        d7 = F.max_pool2d(self.conv2_2(reduced), 7, 3, padding=1) + local_variance(self.conv2_3(reduced), 7, 3)
+        d5 = self.conv3_1(F.gelu(self.conv_max_1(d5)))
+        d7 = self.conv3_2(F.gelu(self.conv_max_2(d7)))
+        d5 = F.interpolate(d5, size=x.shape[-2:], mode='bilinear', align_corners=False)
+        d7 = F.interpolate(d7, size=x.shape[-2:], mode='bilinear', align_corners=False)
+        return x * torch.sigmoid(self.conv4(d5 + d7 + self.conv_f(reduced)))
+
+
+class SpatialAttention(nn.Module):
+    """MVSA plus its input, under the official key ``body.0``.  (N, C, H, W) -> same."""
+
+    def __init__(self, num_feat: int, mask_channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(MVSA(num_feat, mask_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + x
+
+
+class BlueprintESA(ESA):
+    """ESA with a blueprint separable inner convolution: the size of Table 2's ESA."""
+
+    def __init__(self, num_feat: int, esa_channels: int) -> None:
+        super().__init__(num_feat, esa_channels)
+        self.conv3 = BSConv(esa_channels, esa_channels)  # type: ignore[assignment]
+
+
+class Scale(nn.Module):
+    """Learnable gain per channel."""
+
+    def __init__(self, num_feat: int, value: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((1, num_feat, 1, 1), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class RCCA(nn.Module):
+    """Reallocated contrast-aware channel attention, Fig. 3 (e), plus its input.  (N, C, H, W) -> same."""
+
+    def __init__(self, num_feat: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(num_feat, num_feat, 3, padding=1, groups=num_feat)
+        self.decompose = nn.Conv2d(num_feat, 1, 1)
+        self.sigma = Scale(num_feat, 1e-5)
+        self.cca = CCALayer(num_feat, num_feat // (num_feat // 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        deep = F.gelu(self.dwconv(x))
+        complement = self.sigma(deep - F.gelu(self.decompose(deep)))
+        return complement + self.cca(deep) + x
+
+
+class _Axis:
+    """TLC's windows on one axis of ``length`` pixels, and the way back from windows to pixels.
+
+    Only the last window may depart from the even step; no pixel lies in more than two windows, so
+    the mean over all windows of a pixel is the mean of the first and the last one.
+
+    Attributes:
+        side: window side, min(length, kernel).
+        count: number of windows.
+        take: (count * side,) the pixel at each place of the windows laid end to end.
+        first, last: (length,) a place of each pixel in the first and the last window that holds it.
+    """
+
+    def __init__(self, length: int, kernel: int, device: torch.device) -> None:
+        self.side = torch.sym_min(length, kernel)
+        self.count = (length - 1) // self.side + 1
+        step = -((self.side - length) // torch.sym_max(self.count - 1, 1))  # rounded up
+        starts = torch.clamp(torch.arange(self.count, device=device) * step, max=length - self.side)
+        self.take = (starts[:, None] + torch.arange(self.side, device=device)).flatten()
+        pixel = torch.arange(length, device=device)
+        first = (starts + self.side <= pixel[:, None]).sum(1)
+        last = (starts <= pixel[:, None]).sum(1) - 1
+        self.first = first * self.side + pixel - starts[first]
+        self.last = last * self.side + pixel - starts[last]
+
+
+class SGSA(nn.Module):
+    """Sparse global self-attention between channels, Fig. 3 (f): ReLU in the place of softmax.
+
+    In eval mode with ``tlc`` set, similarities are those of windows of at most tlc x tlc pixels, and a
+    pixel gets the mean over the windows that hold it (TLC, test-time local converter). (N, C, H, W) -> same.
+
+    Args:
+        num_feat: channels C.
+        num_heads: heads; divides ``num_feat``.
+        tlc: window side in LR pixels, None or 0 for the whole map.
+    """
+
+    def __init__(self, num_feat: int, num_heads: int, tlc: int | None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.tlc = tlc
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        self.qkv = nn.Conv2d(num_feat, 3 * num_feat, 1, bias=False)
+        self.qkv_dwconv = nn.Conv2d(3 * num_feat, 3 * num_feat, 3, padding=1, groups=3 * num_feat, bias=False)
+        self.project_out = nn.Conv2d(num_feat, num_feat, 1, bias=False)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(N, heads, windows, C / heads, pixels) each -> same as ``v``."""
+        eps = max(1e-12, torch.finfo(q.dtype).tiny)  # 1e-12 is 0 in float16
+        similarity = F.normalize(q, dim=-1, eps=eps) @ F.normalize(k, dim=-1, eps=eps).transpose(-2, -1)
+        return F.relu(similarity * self.temperature[:, None]) @ v
+
+    def attend_locally(self, qkv: Tensor, kernel: int) -> Tensor:
+        """(N, 3, heads, C / heads, H, W) -> (N, heads, C / heads, H, W)."""
+        rows, columns = (_Axis(length, kernel, qkv.device) for length in qkv.shape[-2:])
+        windows = qkv.index_select(-2, rows.take).index_select(-1, columns.take)
+        windows = windows.unflatten(-1, (columns.count, columns.side)).unflatten(-3, (rows.count, rows.side))
+        windows = windows.permute(0, 1, 2, 4, 6, 3, 5, 7)  # N, 3, heads, row and column of the window, C / heads, pixel
+        out = self.attend(*windows.flatten(-2).flatten(3, 4).unbind(1))
+        out = out.unflatten(2, (rows.count, columns.count)).unflatten(-1, (rows.side, columns.side))
+        out = out.permute(0, 1, 4, 2, 5, 3, 6).flatten(-2).flatten(-3, -2)
+        out = (out.index_select(-1, columns.first) + out.index_select(-1, columns.last)) / 2
+        return (out.index_select(-2, rows.first) + out.index_select(-2, rows.last)) / 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        qkv = self.qkv_dwconv(self.qkv(x)).unflatten(1, (3, self.num_heads, -1))
+        # a graph with symbolic sizes must not branch on them: there one window per axis takes the general way
+        symbolic = torch.compiler.is_compiling()
+        if self.tlc and not self.training and (symbolic or max(height, width) > self.tlc):
+            out = self.attend_locally(qkv, self.tlc)
+        else:
+            out = self.attend(*qkv.flatten(-2).unsqueeze(3).unbind(1)).squeeze(2).unflatten(-1, (height, width))
+        return self.project_out(out.flatten(1, 2))
+
+
+class EnhancedAttention(nn.Module):
+    """SGSA and a gated feed-forward layer, each behind a layer norm, each added.  (N, C, H, W) -> same."""
+
+    def __init__(self, num_feat: int, num_heads: int, tlc: int | None) -> None:
+        super().__init__()
+        self.norm3 = nn.Sequential(OrderedDict(body=LayerNorm2d(num_feat)))
+        self.restormer_attn = SGSA(num_feat, num_heads, tlc)
+        self.norm4 = nn.Sequential(OrderedDict(body=LayerNorm2d(num_feat)))
+        self.restormer_ffn = GatedDconvFFN(num_feat, 2 * num_feat)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.restormer_attn(self.norm3(x)) + x
+        return self.restormer_ffn(self.norm4(x)) + x
+
+
+class AGDB(nn.Module):
+    """Attention guidance distillation block, Eqs. 6-9 and Fig. 3 (a).  (N, C, H, W) -> same."""
+
+    def __init__(
+        self, num_feat: int, spatial_attn: str, channel_attn: str, use_sgsa: bool, num_heads: int, tlc: int | None
+    ) -> None:
+        super().__init__()
+        distilled = num_feat // 2
+        self.c1_d = nn.Conv2d(num_feat, distilled, 1)
+        self.c1_r = BSConv(num_feat, num_feat)
+        self.c2_d = nn.Conv2d(num_feat, distilled, 1)
+        self.c2_r = BSConv(num_feat, num_feat)
+        self.c3_d = nn.Conv2d(num_feat, distilled, 1)
+        self.c3_r = BSConv(num_feat, num_feat)
+        self.c4 = nn.Conv2d(num_feat, distilled, 3, padding=1, groups=distilled)
+        self.c5 = nn.Conv2d(4 * distilled, num_feat, 1)
+        self.esa: nn.Module = nn.Identity()
+        if spatial_attn == 'mvsa':
+            self.esa = SpatialAttention(num_feat, num_feat // 4)
+        elif spatial_attn == 'esa':
+            self.esa = BlueprintESA(num_feat, num_feat // 4)
+        self.cca: nn.Module = nn.Identity()
+        if channel_attn == 'rcca':
+            self.cca = RCCA(num_feat)
+        elif channel_attn == 'cca':
+            self.cca = CCALayer(num_feat, num_feat // (num_feat // 4))
+        self.ea = EnhancedAttention(num_feat, num_heads, tlc) if use_sgsa else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        d1, r1 = F.gelu(self.c1_d(x)), F.gelu(self.c1_r(x) + x)
+        d2, r2 = F.gelu(self.c2_d(r1)), F.gelu(self.c2_r(r1) + r1)
+        d3, r3 = F.gelu(self.c3_d(r2)), F.gelu(self.c3_r(r2) + r2)
+        d4 = F.gelu(self.c4(r3))
+        fused = self.c5(torch.cat((d1, d2, d3, d4), dim=1))
+        return self.ea(self.cca(self.esa(fused))) + x
+
+
+@ARCH_REGISTRY.register()
+class AGDN(nn.Module):
+    """Attention guidance distillation network for efficient super-resolution.
+
+    Images are RGB in [0, 1]; input (N, num_in_ch, H, W) with H, W >= ``min_size``, output
+    (N, num_out_ch, upscale * H, upscale * W), not clamped. In training mode the self-attention sees the
+    whole patch, in eval mode windows of ``tlc`` x ``tlc``, the size of a training patch.
+
+    Args:
+        num_in_ch: channels of the input image.
+        num_out_ch: channels of the output image.
+        num_feat: channels C of the trunk, even, at least 4 (code: 42; AGDN-S: 24).
+        num_block: number of AGDBs (Table 4: 7; AGDN-S: 4).
+        upscale: scale factor r, one of 2, 3, 4.
+        spatial_attn: 'mvsa', 'esa' (Table 2) or 'none' (Table 1).
+        channel_attn: 'rcca', 'cca' (Table 2) or 'none' (Table 1).
+        use_sgsa: keep the self-attention and its feed-forward layer (Table 1).
+        num_heads: heads of the self-attention; divides ``num_feat``.
+        tlc: side of the windows of the self-attention in eval mode, in LR pixels (code: 48 at every
+            scale; AGDN-S: 96). None or 0 switches TLC off (Table 3).
+
+    Raises:
+        ValueError: an option is out of its range, or an input is not of the stated shape.
+    """
+
+    mean_in: Tensor
+    mean_out: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_in_ch: int = 3,
+        num_out_ch: int = 3,
+        num_feat: int = 42,
+        num_block: int = 7,
+        upscale: int = 4,
+        spatial_attn: str = 'mvsa',
+        channel_attn: str = 'rcca',
+        use_sgsa: bool = True,
+        num_heads: int = 3,
+        tlc: int | None = 48,
+    ) -> None:
+        super().__init__()
+        check_choice('AGDN', 'upscale', upscale, (2, 3, 4))
+        check_choice('AGDN', 'spatial_attn', spatial_attn, ('mvsa', 'esa', 'none'))
+        check_choice('AGDN', 'channel_attn', channel_attn, ('rcca', 'cca', 'none'))
+        check_positive(
+            'AGDN',
+            num_in_ch=num_in_ch,
+            num_out_ch=num_out_ch,
+            num_feat=num_feat,
+            num_block=num_block,
+            num_heads=num_heads,
+        )
+        if tlc:
+            check_positive('AGDN', tlc=tlc)
+        if num_feat % 2 or num_feat < 4:
+            raise ValueError(f'AGDN: num_feat must be even and at least 4, got {num_feat}')
+        if use_sgsa and num_feat % num_heads:
+            raise ValueError(f'AGDN: num_heads must divide num_feat = {num_feat}, got {num_heads}')
+        self.upscale = upscale
+        self.min_size = 2 if spatial_attn == 'none' else MVSA.min_size  # 2: the least that can be reflected
+        if spatial_attn == 'esa':
+            self.min_size = ESA.min_size + 6  # its pooled map is reflected, too
+        self.num_in_ch = num_in_ch
+        self.num_block = num_block
+        self.register_buffer('mean_in', rgb_mean(num_in_ch), persistent=False)
+        self.register_buffer('mean_out', rgb_mean(num_out_ch), persistent=False)
+        self.fea_conv = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
+        for i in range(1, num_block + 1):
+            self.add_module(f'B{i}', AGDB(num_feat, spatial_attn, channel_attn, use_sgsa, num_heads, tlc))
+        self.c1 = nn.Conv2d(num_feat * num_block, num_feat, 1)
+        self.c2 = BSConv(num_feat, num_feat)
+        self.upsampler = pixelshuffle_upsampler(num_feat, num_out_ch, upscale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input(self, x, self.num_in_ch)
+        shallow = self.fea_conv(x - self.mean_in)
+        deep, levels = shallow, []
+        for i in range(1, self.num_block + 1):
+            deep = self.get_submodule(f'B{i}')(deep)
+            levels.append(deep)
+        fused = self.c2(F.gelu(self.c1(torch.cat(levels, dim=1))))
+        return self.upsampler(fused + shallow) + self.mean_out

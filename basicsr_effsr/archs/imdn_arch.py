@@ -1,0 +1,99 @@
+"""IMDN: information multi-distillation network, the baseline that fine-tuning with DPARN's losses starts from.
+
+Paper:        Z. Hui et al., "Lightweight Image Super-Resolution with Information Multi-distillation
+              Network", ACM Multimedia 2019.
+Weights:      the authors' checkpoints load with ``strict=True`` once ``module.`` is taken off their keys.
+Differences:  none in the function.
+"""
+
+from __future__ import annotations
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .effsr_blocks import CCALayer, check_choice, check_input, check_positive, pixelshuffle_upsampler
+
+__all__ = ['IMDN']
+
+SLOPE = 0.05  # of every leaky ReLU
+
+
+class IMDB(nn.Module):
+    """Information multi-distillation block: a quarter of the channels leaves at each of four steps.
+
+    (N, C, H, W) -> same.
+    """
+
+    def __init__(self, num_feat: int) -> None:
+        super().__init__()
+        distilled = num_feat // 4
+        remaining = num_feat - distilled
+        self.split = (distilled, remaining)
+        self.c1 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.c2 = nn.Conv2d(remaining, num_feat, 3, padding=1)
+        self.c3 = nn.Conv2d(remaining, num_feat, 3, padding=1)
+        self.c4 = nn.Conv2d(remaining, distilled, 3, padding=1)
+        self.c5 = nn.Conv2d(num_feat, num_feat, 1)
+        self.cca = CCALayer(num_feat, max(num_feat // 16, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        d1, rest = F.leaky_relu(self.c1(x), SLOPE).split(self.split, dim=1)
+        d2, rest = F.leaky_relu(self.c2(rest), SLOPE).split(self.split, dim=1)
+        d3, rest = F.leaky_relu(self.c3(rest), SLOPE).split(self.split, dim=1)
+        return self.c5(self.cca(torch.cat((d1, d2, d3, self.c4(rest)), dim=1))) + x
+
+
+@ARCH_REGISTRY.register()
+class IMDN(nn.Module):
+    """Information multi-distillation network.
+
+    Images are RGB in [0, 1]; input (N, num_in_ch, H, W), output (N, num_out_ch, upscale * H,
+    upscale * W), not clamped. Train and eval mode compute the same.
+
+    Args:
+        num_in_ch: channels of the input image.
+        num_out_ch: channels of the output image.
+        num_feat: channels C of the trunk, a multiple of 4 (64).
+        num_block: number of IMDBs (6).
+        upscale: scale factor r, one of 2, 3, 4.
+
+    Raises:
+        ValueError: an option is out of its range, or an input is not of the stated shape.
+    """
+
+    min_size = 1
+
+    def __init__(
+        self,
+        *,
+        num_in_ch: int = 3,
+        num_out_ch: int = 3,
+        num_feat: int = 64,
+        num_block: int = 6,
+        upscale: int = 4,
+    ) -> None:
+        super().__init__()
+        check_choice('IMDN', 'upscale', upscale, (2, 3, 4))
+        check_positive('IMDN', num_in_ch=num_in_ch, num_out_ch=num_out_ch, num_feat=num_feat, num_block=num_block)
+        if num_feat % 4:
+            raise ValueError(f'IMDN: num_feat must be a multiple of 4, got {num_feat}')
+        self.upscale = upscale
+        self.num_in_ch = num_in_ch
+        self.num_block = num_block
+        self.fea_conv = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
+        for i in range(1, num_block + 1):
+            self.add_module(f'IMDB{i}', IMDB(num_feat))
+        self.c = nn.Sequential(nn.Conv2d(num_feat * num_block, num_feat, 1), nn.LeakyReLU(SLOPE, inplace=True))
+        self.LR_conv = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.upsampler = pixelshuffle_upsampler(num_feat, num_out_ch, upscale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input(self, x, self.num_in_ch)
+        shallow = self.fea_conv(x)
+        deep, levels = shallow, []
+        for i in range(1, self.num_block + 1):
+            deep = self.get_submodule(f'IMDB{i}')(deep)
+            levels.append(deep)
+        return self.upsampler(self.LR_conv(self.c(torch.cat(levels, dim=1))) + shallow)
