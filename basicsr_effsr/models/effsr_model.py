@@ -409,7 +409,7 @@ class EffSRModel(SRModel):
             'scaler': self.scaler.state_dict(),
             'best': getattr(self, 'best_metric_results', {}),
             'nonfinite': self._nonfinite,
-            'seed': self.opt['manual_seed'],
+            'seed': self.opt.get('manual_seed'),
         }
 
     def load_side_state(self, state: dict[str, Any]) -> None:
