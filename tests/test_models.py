@@ -1,0 +1,462 @@
+"""The model classes: equal to the host's where nothing is asked for, and each extra by its definition."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.models import build_model
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+from torch.nn import functional as F
+
+from basicsr_effsr.utils.feature_tap import FeatureTap
+from basicsr_effsr.utils.training import random_states, restore_random_states
+
+
+class BatchNormSR(nn.Module):
+    """A student with buffers, random numbers and named features."""
+
+    upscale = 2
+
+    def __init__(self, *, width: int = 4, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, width, 3, padding=1)
+        self.body = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width))
+        self.dropout = nn.Dropout(dropout)
+        self.tail = nn.Sequential(nn.Conv2d(width, 12, 3, padding=1), nn.PixelShuffle(2))
+
+    def forward(self, x):
+        return self.tail(self.dropout(self.body(self.head(x))))
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    if 'BatchNormSR' not in ARCH_REGISTRY:
+        ARCH_REGISTRY.register(BatchNormSR)
+    logging.getLogger('basicsr').setLevel(logging.ERROR)
+
+
+@pytest.fixture
+def opt(tmp_path):
+    for name in ('models', 'states'):
+        (tmp_path / name).mkdir()
+    return {
+        'name': 'unit',
+        'model_type': 'EffSRModel',
+        'scale': 2,
+        'num_gpu': 0,
+        'manual_seed': 0,
+        'is_train': True,
+        'dist': False,
+        'rank': 0,
+        'world_size': 1,
+        'network_g': {'type': 'HASN', 'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2},
+        'datasets': {'train': {'gt_size': 36}},
+        'path': {'models': str(tmp_path / 'models'), 'training_states': str(tmp_path / 'states')},
+        'train': {
+            'total_iter': 100,
+            'ema_decay': 0.9,
+            'optim_g': {'type': 'Adam', 'lr': 1e-3, 'betas': [0.9, 0.99]},
+            'scheduler': {'type': 'MultiStepLR', 'milestones': [3], 'gamma': 0.5},
+            'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'},
+        },
+        'val': {'val_freq': 100, 'save_img': False},
+    }
+
+
+def batches(count: int, size: int = 4) -> list[dict]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        {
+            'lq': torch.rand(size, 3, 18, 18, generator=generator),
+            'gt': torch.rand(size, 3, 36, 36, generator=generator),
+        }
+        for _ in range(count)
+    ]
+
+
+def trained(opt, data, seed: int = 0):
+    torch.manual_seed(seed)
+    model = build_model(copy.deepcopy(opt))
+    for i, batch in enumerate(data, 1):
+        model.update_learning_rate(i)
+        model.feed_data(batch)
+        model.optimize_parameters(i)
+    return model
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    one, other = a.state_dict(), b.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def change(opt, **train):
+    opt['train'].update(train)
+    return opt
+
+
+class TestEverythingOff:
+    def test_twenty_iterations_are_bit_identical_to_the_host(self, opt):
+        ours = trained(opt, batches(20))
+        theirs = trained({**opt, 'model_type': 'SRModel'}, batches(20))
+        assert equal(ours.net_g, theirs.net_g)
+        assert equal(ours.net_g_ema, theirs.net_g_ema)
+        assert ours.get_current_log() == theirs.get_current_log()
+        assert ours.get_current_learning_rate() == theirs.get_current_learning_rate() == [5e-4]
+
+    def test_files_are_the_hosts(self, opt, tmp_path):
+        for kind in ('EffSRModel', 'SRModel'):
+            model = trained({**opt, 'model_type': kind}, batches(2))
+            model.save(0, 2)
+            stored = torch.load(tmp_path / 'models' / 'net_g_2.pth', weights_only=True)
+            state = torch.load(tmp_path / 'states' / '2.state', weights_only=True)
+            assert list(stored) == ['params', 'params_ema']
+            assert list(state) == ['epoch', 'iter', 'optimizers', 'schedulers']
+            if kind == 'EffSRModel':
+                ours, our_state = stored, state
+        assert all(torch.equal(ours[k][n], stored[k][n]) for k in stored for n in stored[k])
+        assert str(our_state) == str(state)
+
+
+class TestExtras:
+    def test_two_losses_by_name_add_up(self, opt):
+        del opt['train']['pixel_opt']
+        change(opt, losses={'l_one': {'type': 'L1Loss', 'loss_weight': 0.25}, 'l_two': {'type': 'MSELoss'}})
+        model = trained(opt, [])
+        (batch,) = batches(1)
+        out = model.net_g(batch['lq'])
+        terms = model.loss_terms(batch['lq'], batch['gt'])
+        assert terms['l_one'].item() == pytest.approx(0.25 * (out - batch['gt']).abs().mean().item())
+        assert terms['l_two'].item() == pytest.approx((out - batch['gt']).square().mean().item())
+
+    def test_no_loss_is_refused(self, opt):
+        del opt['train']['pixel_opt']
+        with pytest.raises(ValueError, match='train names no loss'):
+            trained(opt, [])
+
+    @pytest.mark.parametrize('kind', ['AdamW', 'SGD', 'RAdam', 'Adafactor'])
+    def test_any_optimizer_of_torch(self, opt, kind):
+        change(opt, optim_g={'type': kind, 'lr': 0.01})
+        model = trained(opt, batches(1))
+        assert type(model.optimizer_g) is getattr(torch.optim, kind)
+
+    def test_unknown_optimizer_names_the_near_ones(self, opt):
+        with pytest.raises(ValueError, match=r"no optimizer 'AdmW'; near it are \['AdamW'"):
+            trained(change(opt, optim_g={'type': 'AdmW', 'lr': 0.01}), [])
+
+    def test_two_steps_match_two_steps_by_hand(self, opt):
+        change(opt, optim_g={'type': 'SGD', 'lr': 0.1}, grad_clip=0.05, ema_decay=0)
+        data = batches(2)
+        start = trained(opt, [])
+        twin = copy.deepcopy(start.net_g)
+        model = trained(opt, data)
+        sgd = torch.optim.SGD(twin.parameters(), lr=0.1)
+        for batch in data:
+            sgd.zero_grad()
+            (twin(batch['lq']) - batch['gt']).abs().mean().backward()
+            norm = torch.sqrt(sum(p.grad.square().sum() for p in twin.parameters()))
+            assert norm > 0.05, 'the clip must bite in this test'
+            for p in twin.parameters():
+                p.grad *= 0.05 / (norm + 1e-6)
+            sgd.step()
+        torch.testing.assert_close(model.net_g.state_dict(), twin.state_dict(), rtol=1e-5, atol=1e-7)
+
+    def test_accumulated_parts_give_the_whole_batch(self, opt):
+        change(opt, optim_g={'type': 'SGD', 'lr': 0.1})
+        whole = trained(opt, batches(3))
+        parts = trained(change(opt, accumulate=2), batches(3))
+        torch.testing.assert_close(parts.net_g.state_dict(), whole.net_g.state_dict(), rtol=1e-5, atol=1e-7)
+        assert parts.get_current_log()['l_pix'] == pytest.approx(whole.get_current_log()['l_pix'], rel=1e-5)
+
+    def test_parts_that_do_not_divide_the_batch_are_refused(self, opt):
+        with pytest.raises(ValueError, match='3 parts do not divide a batch of 4'):
+            trained(change(opt, accumulate=3), batches(1))
+
+    def test_bf16_learns_the_same_thing(self, opt):
+        full, half = trained(opt, batches(8)), trained(change(opt, amp='bf16'), batches(8))
+        assert not equal(full.net_g, half.net_g)
+        assert half.get_current_log()['l_pix'] == pytest.approx(full.get_current_log()['l_pix'], rel=0.05)
+        assert next(half.net_g.parameters()).dtype == torch.float32
+
+    def test_channels_last_and_compile_compute_the_same(self, opt):
+        plain = trained(opt, batches(3))
+        other = trained(change(opt, channels_last=True, compile={'backend': 'aot_eager'}), batches(3))
+        torch.testing.assert_close(other.net_g.state_dict(), plain.net_g.state_dict(), rtol=1e-3, atol=1e-5)
+        assert other.lq.is_contiguous(memory_format=torch.channels_last)
+
+    def test_nonfinite_iterations_are_passed_over_then_stop_the_run(self, opt):
+        change(opt, max_nonfinite=2)
+        good, bad = batches(1)[0], batches(1)[0]
+        bad['lq'] = torch.full_like(bad['lq'], float('nan'))
+        model = trained(opt, [good])
+        before = copy.deepcopy(model.net_g.state_dict())
+        for i in (2, 3):
+            model.feed_data(bad)
+            model.optimize_parameters(i)
+        assert all(torch.equal(before[k], v) for k, v in model.net_g.state_dict().items())
+        model.feed_data(good)
+        model.optimize_parameters(4)
+        assert not all(torch.equal(before[k], v) for k, v in model.net_g.state_dict().items())
+        model.feed_data(bad)
+        model.optimize_parameters(5)
+        model.optimize_parameters(6)
+        with pytest.raises(FloatingPointError, match=r'iteration 7: .* 3 times in a row; lower the learning rate'):
+            model.optimize_parameters(7)
+
+    def test_bytes_are_converted_on_the_device(self, opt):
+        model = trained(opt, [])
+        model.feed_data({'lq': torch.tensor([[[[0, 51, 255]]]], dtype=torch.uint8)})
+        torch.testing.assert_close(model.lq, torch.tensor([[[[0.0, 0.2, 1.0]]]]))
+
+    @pytest.mark.parametrize(('key', 'near'), [('grad_clipp', 'grad_clip'), ('ema_deacy', 'ema_decay')])
+    def test_a_key_nobody_reads_is_an_error(self, opt, key, near):
+        with pytest.raises(ValueError, match=f"train.{key} is not an option it reads; did you mean '{near}'"):
+            trained(change(opt, **{key: 1}), [])
+
+    @pytest.mark.parametrize('option', [{'amp': 'fp8'}, {'accumulate': 0}, {'max_nonfinite': True}])
+    def test_impossible_values_are_refused(self, opt, option):
+        with pytest.raises(ValueError, match=f'EffSRModel: train.{next(iter(option))} must be'):
+            trained(change(opt, **option), [])
+
+
+class TestAverage:
+    def test_parameters_follow_the_formula_and_buffers_the_network(self, opt):
+        """The host leaves the statistics of batch norms at their initial values."""
+        opt['network_g'] = {'type': 'BatchNormSR'}
+        model = trained(opt, [])
+        expected = {k: v.clone() for k, v in model.net_g.named_parameters()}
+        for i, batch in enumerate(batches(3), 1):
+            model.feed_data(batch)
+            model.optimize_parameters(i)
+            for name, p in model.net_g.named_parameters():
+                expected[name] = expected[name] * 0.9 + p.detach() * (1 - 0.9)
+        for name, p in model.net_g_ema.named_parameters():
+            torch.testing.assert_close(p, expected[name])
+        buffers = dict(model.net_g.named_buffers())
+        assert buffers['body.1.running_mean'].any()
+        assert all(torch.equal(b, buffers[name]) for name, b in model.net_g_ema.named_buffers())
+
+
+class TestInference:
+    def model(self, opt, **val):
+        opt['val'].update(val)
+        model = trained(opt, [])
+        model.feed_data({'lq': batches(1)[0]['lq'][:1]})
+        return model
+
+    def test_self_ensemble_and_tiles_are_the_functions_of_those_names(self, opt):
+        from basicsr_effsr.utils.self_ensemble import self_ensemble
+        from basicsr_effsr.utils.tiling import tiled_forward
+
+        model = self.model(opt, self_ensemble=True, tile={'size': 16, 'overlap': 4, 'blend': 'feather'})
+        model.test()
+
+        def tiled(x):
+            return tiled_forward(model.net_g_ema, x, upscale=2, tile=16, overlap=4, blend='feather')
+
+        with torch.no_grad():
+            assert torch.equal(model.output, self_ensemble(tiled, model.lq))
+
+    def test_validation_runs_the_fused_network_and_the_checkpoint_stays_in_training_form(self, opt, monkeypatch):
+        opt['network_g'] = {'type': 'DPARN', 'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
+        seen = []
+        model = self.model(opt)
+        monkeypatch.setattr(
+            type(model).__mro__[1], 'validation', lambda self, *_: (self.test(), seen.append(self._deployed))
+        )
+        model.validation(None, 1, None)
+        assert seen[0].deploy
+        assert model._deployed is None
+        with torch.no_grad():
+            torch.testing.assert_close(model.output, model.net_g_ema(model.lq), rtol=0, atol=2e-5)
+        assert not model.net_g_ema.deploy
+        opt['val']['fuse'] = False
+        model = self.model(opt)
+        model.validation(None, 1, None)
+        assert seen[1] is None
+
+    def test_testing_leaves_the_training_mode(self, opt):
+        del opt['train']['ema_decay']
+        model = self.model(opt)
+        model.test()
+        assert model.net_g.training
+        assert not model.output.requires_grad
+
+
+PAIRS = {'body.0': 'block_1', 'body.1': 'block_1.ln'}
+
+
+class TestDistillation:
+    def option(self, opt, tmp_path, **distill):
+        torch.manual_seed(5)
+        opt['network_t'] = dict(opt['network_g'])
+        opt['network_g'] = {'type': 'BatchNormSR'}
+        torch.save({'params': build_network(opt['network_t']).state_dict()}, tmp_path / 'teacher.pth')
+        opt['path']['pretrain_network_t'] = str(tmp_path / 'teacher.pth')
+        opt['model_type'] = 'DistillationModel'
+        del opt['train']['pixel_opt']
+        given = {'alpha': 0.3, 'beta': 0.6, 'gamma': 2.0, 'feature_pairs': dict(PAIRS)}
+        given['feature_loss'] = {'type': 'FAKDLoss', 'adapter': 'none'}
+        opt['train']['distill'] = {**given, **distill}
+        return opt
+
+    def test_terms_by_definition(self, opt, tmp_path):
+        model = trained(self.option(opt, tmp_path), [])
+        (batch,) = batches(1)
+        terms = model.loss_terms(batch['lq'], batch['gt'])
+        seen_s, seen_t = FeatureTap(model.net_g, PAIRS), FeatureTap(model.net_t, PAIRS.values())
+        with seen_s.recording(), seen_t.recording(), torch.no_grad():
+            out, taught = model.net_g(batch['lq']), model.net_t(batch['lq'])
+        affinity = 0.0
+        for name_s, name_t in PAIRS.items():
+            s, t = (F.normalize(f.flatten(2), dim=1) for f in (seen_s.take(name_s), seen_t.take(name_t)))
+            affinity += (s.mT @ s - t.mT @ t).abs().mean()
+        assert terms['l_teacher'].item() == pytest.approx(0.3 * F.l1_loss(out, taught).item(), rel=1e-4)
+        assert terms['l_hr'].item() == pytest.approx(0.6 * F.l1_loss(out, batch['gt']).item(), rel=1e-4)
+        assert terms['l_feat'].item() == pytest.approx(2.0 * affinity.item(), rel=1e-4)
+
+    def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it(self, opt, tmp_path):
+        opt = self.option(opt, tmp_path, feature_pairs={'block_1': 'block_1'})
+        opt['network_g'] = opt['network_t']
+        opt['path']['pretrain_network_g'] = opt['path']['pretrain_network_t']
+        model = trained(opt, [])
+        (batch,) = batches(1)
+        terms = model.loss_terms(batch['lq'], batch['gt'])
+        assert terms['l_teacher'].item() == pytest.approx(0, abs=1e-6)
+        assert terms['l_feat'].item() == pytest.approx(0, abs=1e-6)
+
+    def test_the_teacher_is_frozen_and_in_no_checkpoint(self, opt, tmp_path):
+        opt = self.option(opt, tmp_path, feature_loss={'type': 'FAKDLoss', 'adapter': 'conv1x1'})
+        before = torch.load(tmp_path / 'teacher.pth', weights_only=True)['params']
+        model = trained(opt, batches(3))
+        model.save(0, 3)
+        assert all(torch.equal(before[k], v) for k, v in model.net_t.state_dict().items())
+        assert not model.net_t.training
+        assert not any(p.requires_grad for p in model.net_t.parameters())
+        assert {f.name for f in (tmp_path / 'models').iterdir()} == {'net_g_3.pth', 'net_a_3.pth'}
+        stored = torch.load(tmp_path / 'models' / 'net_g_3.pth', weights_only=True)
+        assert stored['params'].keys() == BatchNormSR().state_dict().keys()
+
+    def test_adapters_start_at_plain_fakd_and_train(self, opt, tmp_path):
+        opt = self.option(opt, tmp_path, feature_pairs={'body.0': 'block_1'})
+        (batch,) = batches(1)
+        plain = trained(opt, []).loss_terms(batch['lq'], batch['gt'])['l_feat'].item()
+        opt['train']['distill']['feature_loss'] = {'type': 'FAKDLoss', 'adapter': 'conv1x1'}
+        model = trained(opt, [])
+        start = model.adapters[0].weight.clone()
+        assert start.shape == (8, 4, 1, 1)
+        assert model.loss_terms(batch['lq'], batch['gt'])['l_feat'].item() == pytest.approx(plain, rel=1e-5)
+        model.feed_data(batch)
+        model.optimize_parameters(1)
+        assert not torch.equal(model.adapters[0].weight, start)
+
+    def test_the_teacher_may_run_in_half_precision(self, opt, tmp_path):
+        opt = self.option(opt, tmp_path)
+        (batch,) = batches(1)
+        full = trained(opt, [])._ask_teacher(batch['lq'])[0]
+        opt['train']['distill']['teacher_dtype'] = 'bf16'
+        half = trained(opt, [])._ask_teacher(batch['lq'])[0]
+        assert half.dtype == torch.float32
+        assert 0 < (half - full).abs().max() < 0.1
+
+    @pytest.mark.parametrize(
+        ('pairs', 'words'),
+        [
+            ({'bdy.0': 'block_1'}, r"BatchNormSR has no submodule 'bdy.0'; near it are \['body.0'"),
+            ({'body.0': 'layers.0'}, r"HASN has no submodule 'layers.0'; .*it has \[.*'block_1'"),
+        ],
+    )
+    def test_unknown_features_fail_at_the_start_with_names(self, opt, tmp_path, pairs, words):
+        with pytest.raises(KeyError, match=words):
+            trained(self.option(opt, tmp_path, feature_pairs=pairs), [])
+
+    def test_a_teacher_without_weights_is_refused(self, opt, tmp_path):
+        opt = self.option(opt, tmp_path)
+        opt['path']['pretrain_network_t'] = None
+        with pytest.raises(ValueError, match=r'the teacher needs network_t and path\.pretrain_network_t'):
+            trained(opt, [])
+
+    def test_a_misspelt_key_is_refused(self, opt, tmp_path):
+        with pytest.raises(ValueError, match=r"train\.distill\.gama is not an option it reads; did you mean 'gamma'"):
+            trained(self.option(opt, tmp_path, gama=1), [])
+
+
+class TestResume:
+    @pytest.mark.parametrize('kind', ['EffSRModel', 'DistillationModel'])
+    def test_saved_and_resumed_is_bit_identical_dropout_included(self, opt, tmp_path, kind):
+        if kind == 'DistillationModel':
+            loss = {'type': 'FAKDLoss', 'adapter': 'conv1x1'}
+            opt = TestDistillation().option(opt, tmp_path, feature_loss=loss)
+        opt['network_g'] = {'type': 'BatchNormSR', 'dropout': 0.3}
+        data = batches(6)
+        straight = trained(opt, data)
+        first = trained(opt, data[:3])
+        first.save(0, 3)
+        torch.rand(17)  # whatever the process does in between
+        again = copy.deepcopy(opt)
+        again['path']['pretrain_network_g'] = str(tmp_path / 'models' / 'net_g_3.pth')
+        torch.manual_seed(99)
+        second = build_model(again)
+        second.resume_training(torch.load(tmp_path / 'states' / '3.state', weights_only=True))
+        for i, batch in enumerate(data[3:], 4):
+            second.update_learning_rate(i)
+            second.feed_data(batch)
+            second.optimize_parameters(i)
+        assert equal(second.net_g, straight.net_g)
+        assert equal(second.net_g_ema, straight.net_g_ema)
+        if kind == 'DistillationModel':
+            assert equal(second.adapters, straight.adapters)
+
+    def test_best_scores_are_remembered(self, opt, tmp_path):
+        model = trained(opt, batches(1))
+        model.best_metric_results = {'Set5': {'psnr': {'better': 'higher', 'val': 31.0, 'iter': 1}}}
+        model.save(0, 1)
+        twin = trained(opt, [])
+        twin.resume_training(torch.load(tmp_path / 'states' / '1.state', weights_only=True))
+        assert twin.best_metric_results == model.best_metric_results
+
+    def test_a_run_that_ends_early_is_an_error_but_saves(self, opt, tmp_path):
+        model = trained(opt, batches(2))
+        with pytest.raises(
+            RuntimeError, match=r'training ended after 2 of 100 iterations, .* raise dataset_enlarge_ratio'
+        ):
+            model.save(-1, -1)
+        assert (tmp_path / 'models' / 'net_g_latest.pth').is_file()
+
+    def test_a_failed_write_stops_the_run_and_keeps_the_old_file(self, opt, tmp_path, monkeypatch):
+        model = trained(opt, batches(1))
+        model.save(0, 1)
+        old = (tmp_path / 'models' / 'net_g_1.pth').read_bytes()
+
+        def full(*_args, **_options):
+            raise OSError(28, 'No space left on device')
+
+        monkeypatch.setattr(torch, 'save', full)
+        with pytest.raises(OSError, match='No space left'):
+            model.save(0, 1)
+        assert (tmp_path / 'models' / 'net_g_1.pth').read_bytes() == old
+
+    def test_random_states_come_back(self):
+        import random
+
+        import numpy as np
+
+        state = random_states()
+        drawn = (random.random(), np.random.rand(), torch.rand(1).item())
+        restore_random_states(state)
+        assert (random.random(), np.random.rand(), torch.rand(1).item()) == drawn
+
+
+class TestFeatureTap:
+    def test_a_feature_is_handed_over_once(self):
+        net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU())
+        tap = FeatureTap(net, ['0'])
+        with tap.recording():
+            net(torch.ones(1, 3, 2, 2))
+        assert tap.take('0').shape == (1, 2, 2, 2)
+        with pytest.raises(KeyError):
+            tap.take('0')
