@@ -201,12 +201,13 @@ def test_fused_attention_equals_the_plain_form_and_its_gradients(shifted, grid):
         torch.testing.assert_close(grads[0][name], expected, rtol=1e-9, atol=1e-11, msg=name)
 
 
-def test_attention_sees_one_small_mask_of_its_own_dtype(monkeypatch):
-    """(1, heads, T, T) whatever the image's size: nothing grows with the number of windows but the tokens."""
-    masks = []
+@pytest.fixture
+def masks(monkeypatch) -> list[tuple]:
+    """Shape of every mask that the fused kernel is given, and whether its dtype is that of the queries."""
+    seen: list[tuple] = []
 
     def record(q, k, v, *, attn_mask, scale):
-        masks.append((tuple(attn_mask.shape), attn_mask.dtype == q.dtype))
+        seen.append((tuple(attn_mask.shape), attn_mask.dtype == q.dtype))
         return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale)
 
     class Recorded:
@@ -214,21 +215,25 @@ def test_attention_sees_one_small_mask_of_its_own_dtype(monkeypatch):
             return record if name == 'scaled_dot_product_attention' else getattr(nn.functional, name)
 
     monkeypatch.setattr(dparn_teacher_arch, 'F', Recorded())
-    net = DPARNTeacher(**TINY).bfloat16().eval()
-    # three plain blocks and two shifted ones per group; four kinds of window, or the corner alone
-    for shape, calls in (((24, 21), 2 * (3 + 2 * 4)), ((3, 4), 2 * (3 + 2 * 1))):
-        masks.clear()
-        with torch.no_grad():
-            net(torch.rand(1, 3, *shape).bfloat16())
-        assert len(masks) == calls
-        assert set(masks) == {((1, 2, 16, 16), True)}
+    return seen
 
 
-def test_masks_may_stay_in_float32_where_only_parameters_are_cast():
+# three plain blocks and two shifted ones per group; four kinds of window, or the corner alone
+@pytest.mark.parametrize(('shape', 'calls'), [((24, 21), 2 * (3 + 2 * 4)), ((3, 4), 2 * (3 + 2 * 1))], ids=str)
+def test_attention_sees_small_masks_whatever_the_size_of_the_image(masks, shape, calls):
+    """(1, heads, T, T): nothing grows with the number of windows but the tokens."""
+    with torch.no_grad():
+        DPARNTeacher(**TINY).bfloat16().eval()(torch.rand(1, 3, *shape).bfloat16())
+    assert len(masks) == calls
+    assert set(masks) == {((1, 2, 16, 16), True)}
+
+
+def test_masks_take_the_dtype_of_the_tokens_where_only_parameters_are_cast(masks):
     net, block = DPARNTeacher(**TINY), SwinBlock(6, 2, 4, True, 1.0, 0.0).bfloat16()
     out = block(torch.randn(1, 8, 8, 6).bfloat16(), net.position_index, net.shift_masks)
+    assert net.shift_masks.dtype == torch.float32
     assert out.dtype == torch.bfloat16
-    assert out.isfinite().all()
+    assert set(masks) == {((1, 2, 16, 16), True)}
 
 
 # Size of the image -----------------------------------------------------------------------------------------
