@@ -1,0 +1,52 @@
+"""Our fast metrics against the host's own functions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from basicsr.metrics import calculate_psnr, calculate_ssim
+from skimage import data
+
+from basicsr_effsr.utils.metrics import psnr, score_y, ssim, to_y
+
+
+def pair(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    gt = data.astronaut()[:height, :width]
+    noisy = np.clip(gt + rng.normal(0, 9, gt.shape), 0, 255).round().astype(np.uint8)
+    return noisy, np.ascontiguousarray(gt)
+
+
+@pytest.mark.parametrize(('height', 'width', 'border'), [(64, 80, 4), (37, 51, 3), (200, 120, 2), (40, 40, 0)])
+def test_equal_to_the_host(height, width, border):
+    image, gt = pair(height, width, height)
+    ours = score_y(image, gt, border)
+    options = {'crop_border': border, 'test_y_channel': True}
+    theirs = (f(image[..., ::-1], gt[..., ::-1], **options) for f in (calculate_psnr, calculate_ssim))
+    assert ours == pytest.approx(tuple(theirs), abs=1e-6)
+
+
+def test_equal_images():
+    _, gt = pair(32, 32, 0)
+    assert score_y(gt, gt, 2) == (float('inf'), pytest.approx(1))
+
+
+def test_psnr_by_hand():
+    # a difference of 5 everywhere: 20 log10(255 / 5)
+    assert psnr(np.full((4, 4), 5.0), np.zeros((4, 4))) == pytest.approx(34.1514, abs=1e-4)
+
+
+def test_luma_by_hand():
+    # white is 235, black 16, pure green 16 + 128.553
+    image = np.array([[[255, 255, 255], [0, 0, 0], [0, 255, 0]]], np.uint8)
+    assert to_y(image)[0].tolist() == pytest.approx([235, 16, 144.553], abs=1e-4)
+
+
+def test_too_little_left_is_refused():
+    with pytest.raises(ValueError, match='at least 11 x 11 pixels must be left'):
+        ssim(np.zeros((16, 30)), np.zeros((16, 30)), 4)
+
+
+def test_unequal_sizes_are_refused():
+    with pytest.raises(ValueError, match='both images must have one size'):
+        score_y(np.zeros((20, 20, 3), np.uint8), np.zeros((20, 21, 3), np.uint8), 0)
