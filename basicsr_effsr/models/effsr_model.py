@@ -298,10 +298,12 @@ class EffSRModel(SRModel):
             was_training = net.training
             self._deployed = net.eval().fuse().eval()
             net.train(was_training)
+        states = random_states()
         try:
             super().validation(dataloader, current_iter, tb_logger, save_img)
         finally:
             self._deployed = None
+            restore_random_states(states)  # loaders draw a seed; a run resumed after this validation does not
 
     def test(self) -> None:
         bare = self.get_bare_model(self.net_g)
