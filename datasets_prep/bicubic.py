@@ -20,6 +20,7 @@ import numpy as np
 
 _SUPPORT = 2  # the cubic kernel is zero outside [-2, 2]
 _MAX_PERIOD = 16  # ratios with a larger numerator or denominator take the general path
+_CACHED_VALUES = 2**19  # converted to floating point at a time, so that they stay in the processor's cache
 _ROWS_PER_BLOCK = 4  # output rows per matrix product: fastest of 4, 8, 16, 32 at 2040 x 1356, x4
 
 
@@ -181,15 +182,18 @@ def _resize_rows_exactly(rows: np.ndarray, ratio: Fraction, out_length: int, ant
     peak = np.abs(weights).sum(axis=1).max() * np.iinfo(rows.dtype).max if rows.dtype.kind == 'u' else np.inf
     dtype = np.dtype(np.float32 if peak + denominator < 2**24 else np.float64)  # every sum is an exact integer there
 
-    padded = _mirrored(rows, start, start + (blocks - 1) * block_in + window).astype(dtype)
-    windows = np.lib.stride_tricks.as_strided(
-        padded,
-        (blocks, window, rows.shape[1]),
-        (padded.strides[0] * block_in, *padded.strides),
-        writeable=False,
-    )
-    out = np.matmul(band.astype(dtype), windows).reshape(blocks * block_out, -1)[:out_length]
-    return out if rows.dtype.kind == 'f' else _rounded(out, denominator, rows.dtype)
+    padded = _mirrored(rows, start, start + (blocks - 1) * block_in + window)
+    out = np.empty((out_length, rows.shape[1]), dtype=rows.dtype)
+    band = band.astype(dtype)
+    columns = max(1, _CACHED_VALUES // len(padded))
+    for left in range(0, rows.shape[1], columns):
+        part = padded[:, left : left + columns].astype(dtype)
+        windows = np.lib.stride_tricks.as_strided(
+            part, (blocks, window, part.shape[1]), (part.strides[0] * block_in, *part.strides), writeable=False
+        )
+        total = np.matmul(band, windows).reshape(blocks * block_out, -1)[:out_length]
+        out[:, left : left + columns] = total if rows.dtype.kind == 'f' else _rounded(total, denominator, rows.dtype)
+    return out
 
 
 def _rounded(total: np.ndarray, denominator: int, dtype: np.dtype) -> np.ndarray:
