@@ -1,0 +1,95 @@
+"""Finding benchmark images in the folder layouts that people have."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from basicsr_effsr.tools.networks import UserError
+
+SETS = ('Set5', 'Set14', 'B100', 'Urban100', 'Manga109')
+ALIASES = {'BSD100': 'B100', 'BSDS100': 'B100', 'Manga109': 'Manga109', 'urban100': 'Urban100', 'manga109': 'Manga109'}
+IMAGES = {'.png', '.bmp', '.jpg', '.jpeg', '.tif', '.tiff'}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """HR image and its LR image; without one the LR image is made by MATLAB's bicubic."""
+
+    name: str
+    gt: Path
+    lq: Path | None
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGES) if folder.is_dir() else []
+
+
+def _partner(folders: list[Path], stem: str, scale: int) -> Path | None:
+    for folder in folders:
+        for name in (stem, f'{stem}x{scale}'):
+            for suffix in sorted(IMAGES):
+                file = folder / f'{name}{suffix}'
+                if file.is_file():
+                    return file
+    return None
+
+
+def pairs_of(folder: Path, scale: int, make_lr: bool = False) -> list[Pair]:
+    """The pairs of one benchmark set.
+
+    Layouts: BasicSR (``GTmod12``, ``LRbicx4``), SwinIR and EDSR (``HR``, ``LR_bicubic/X4``, names with or without
+    ``x4``), SelfExSR (``image_SRF_4`` with ``_HR``, ``_LR``), or HR images alone with ``make_lr``.
+
+    Raises:
+        UserError: no layout fits, or an HR image has no partner.
+    """
+    selfex = folder / f'image_SRF_{scale}'
+    if selfex.is_dir():
+        pairs = []
+        for gt in _images(selfex):
+            if re.search(r'_HR$', gt.stem):
+                lq = gt.with_name(re.sub(r'_HR$', '_LR', gt.stem) + gt.suffix)
+                pairs.append(Pair(re.sub(rf'_SRF_{scale}_HR$', '', gt.stem), gt, lq if lq.is_file() else None))
+    else:
+        gt_folders = [folder / name for name in (f'GTmod{scale}', 'GTmod12', 'GTmod24', 'HR', 'GT', 'original')]
+        gt_folder = next((f for f in gt_folders if _images(f)), folder)
+        lq_folders = [
+            folder / name
+            for name in (f'LRbicx{scale}', f'LR_bicubic/X{scale}', f'LR/X{scale}', f'X{scale}', 'LR_bicubic')
+        ]
+        pairs = [Pair(gt.stem, gt, _partner(lq_folders, gt.stem, scale)) for gt in _images(gt_folder)]
+    if not pairs:
+        raise UserError(
+            f'{folder} holds no images in a known layout (GTmod12 + LRbicx{scale}, HR + LR_bicubic/X{scale}, '
+            f'image_SRF_{scale}, or HR images alone with --make-lr)'
+        )
+    lonely = [pair for pair in pairs if pair.lq is None]
+    if lonely and not make_lr:
+        raise UserError(
+            f'{lonely[0].gt} has no LR image at x{scale} ({len(lonely)} of {len(pairs)} lack one); prepare them with '
+            'python -m datasets_prep lr, or let them be made now with --make-lr'
+        )
+    return pairs
+
+
+def find_sets(root: Path, wanted: list[str] | None, scale: int) -> dict[str, Path]:
+    """Name -> folder of the benchmark sets below ``root``, in the order of the papers; ``root`` may be a set itself.
+
+    Raises:
+        UserError: a set that was asked for is not there, or there is none at all.
+    """
+    if not root.is_dir():
+        raise UserError(f'the folder {root} does not exist; give the one that holds Set5, Set14 ... with --data')
+    here = {ALIASES.get(p.name, p.name): p for p in sorted(root.iterdir()) if p.is_dir()}
+    if wanted:
+        missing = [name for name in wanted if ALIASES.get(name, name) not in here]
+        if missing:
+            raise UserError(f'{root} has no {" or ".join(missing)}; it has {sorted(here)}')
+        return {ALIASES.get(name, name): here[ALIASES.get(name, name)] for name in wanted}
+    found = {name: here[name] for name in SETS if name in here}
+    if found:
+        return found
+    pairs_of(root, scale, make_lr=True)
+    return {root.resolve().name: root}

@@ -1,0 +1,135 @@
+"""Which network a sub-command is about: from an option file, or from its name and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+if TYPE_CHECKING:
+    from torch import nn
+
+OptFile = Annotated[Path | None, typer.Option('-opt', '--opt', help='Option file that names network and weights.')]
+Arch = Annotated[str | None, typer.Option(help='Registered network, instead of an option file: HASN, AGDN ...')]
+Scale = Annotated[int | None, typer.Option(help='Scale factor of the network.')]
+Weights = Annotated[Path | None, typer.Option(help='Checkpoint; replaces the one of the option file.')]
+Settings = Annotated[list[str] | None, typer.Option('--set', help='Network option, such as num_block=4; repeatable.')]
+ParamKey = Annotated[str | None, typer.Option(help='Entry of the checkpoint: params, params_ema; default: the best.')]
+Device = Annotated[str | None, typer.Option(help='cpu, cuda, cuda:1 ...; default: a GPU if there is one.')]
+
+
+class UserError(ValueError):
+    """Something the user can mend; printed as one sentence, exit code 2."""
+
+
+def stop(command: str, error: Exception) -> typer.Exit:
+    """Prints the one sentence of ``error`` and gives the exit to raise."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    typer.echo(f'effsr {command}: {text}', err=True)
+    return typer.Exit(2)
+
+
+def read_options(file: Path) -> dict[str, Any]:
+    """An option file as a dictionary.
+
+    Raises:
+        UserError: it does not exist or holds no options.
+    """
+    if not file.is_file():
+        raise UserError(f'no option file {file}; give one of options/test/')
+    try:
+        opt = yaml.safe_load(file.read_text(encoding='utf-8'))
+    except yaml.YAMLError as error:
+        raise UserError(f'{file} is not YAML: {" ".join(str(error).split())}') from error
+    if not isinstance(opt, dict) or 'network_g' not in opt:
+        raise UserError(f'{file} must hold options with network_g')
+    return opt
+
+
+def describe(
+    opt_file: Path | None,
+    arch: str | None,
+    scale: int | None,
+    weights: Path | None,
+    settings: Iterable[str] | None,
+    param_key: str | None,
+) -> tuple[dict[str, Any], Path | None, str | None]:
+    """Network options, checkpoint and its key, from what the command line gave.
+
+    Raises:
+        UserError: neither or both of option file and name, or an ill-formed setting.
+    """
+    if (opt_file is None) == (arch is None):
+        raise UserError('give either an option file (-opt) or a network (--arch), one of the two')
+    if opt_file is not None:
+        opt = read_options(opt_file)
+        network = dict(opt['network_g'])
+        path = opt.get('path') or {}
+        if weights is None and path.get('pretrain_network_g'):
+            weights = Path(path['pretrain_network_g'])
+            param_key = param_key or path.get('param_key_g', 'params')
+    else:
+        network = {'type': arch}
+    if scale is not None:
+        network['upscale'] = scale
+    for entry in settings or []:
+        key, found, value = entry.partition('=')
+        if not found:
+            raise UserError(f'--set must be key=value, got {entry!r}')
+        network[key] = yaml.safe_load(value)
+    return network, weights, param_key
+
+
+def build(
+    network: dict[str, Any], weights: Path | None, param_key: str | None = None, *, fuse: bool = True
+) -> nn.Module:
+    """The network in eval mode on the CPU, deployed if it offers ``fuse()``.
+
+    Args:
+        network: ``type`` and its options.
+        weights: checkpoint; None leaves the network as it was initialised.
+        param_key: entry of the checkpoint.
+        fuse: return the deployed form where there is one.
+
+    Raises:
+        UserError: no such network, or an option it does not have.
+        ValueError, FileNotFoundError: an option out of its range, a checkpoint that does not fit.
+    """
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    from basicsr_effsr.utils.checkpoint import load_into
+
+    options = dict(network)
+    try:
+        found = ARCH_REGISTRY.get(options.pop('type'))
+    except KeyError as error:
+        raise UserError(f'there is no network {network.get("type")!r}; effsr doctor lists ours') from error
+    try:
+        net: nn.Module = found(**options)
+    except TypeError as error:
+        raise UserError(f'{network["type"]}: {error}; correct its options') from error
+    if weights is not None:
+        load_into(net, weights, param_key=param_key)
+    net.eval()
+    if fuse and hasattr(net, 'fuse') and not getattr(net, 'deploy', False):
+        net = net.fuse().eval()
+    return net
+
+
+def pick_device(wanted: str | None) -> Any:
+    """The torch device to work on.
+
+    Raises:
+        UserError: it is not there.
+    """
+    import torch
+
+    try:
+        device = torch.device(wanted or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f'device {wanted!r} cannot be used: {str(error).splitlines()[0]}') from error
+    return device
