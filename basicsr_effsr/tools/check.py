@@ -1,506 +1,794 @@
-"""``effsr check``: what an option file will do, and what is wrong with it, before anything runs."""
+"""``effsr check``: everything that can be known to be wrong with an option file before training starts."""
 
 from __future__ import annotations
 
-import inspect
-import json
-import math
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-import typer
+from basicsr_effsr.tools import option_spec as spec
+from basicsr_effsr.tools.option_spec import Key, Section
 
-TOP_LEVEL = {
-    *('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'path', 'train', 'val', 'logger'),
-    *('dist_params', 'find_unused_parameters'),
-    *('dist', 'rank', 'world_size', 'auto_resume', 'is_train', 'root_path'),  # put there by parse_options
-}
-REQUIRED = ('name', 'model_type', 'scale', 'num_gpu', 'datasets', 'network_g', 'path')
-NO_FOLDER = ('strict_load', 'pretrain_network', 'resume', 'param_key')  # host: every other key of path is made a folder
-HOST_FOLDERS = {'experiments_root', 'results_root', 'models', 'training_states', 'log', 'visualization'}
-NUMBER = re.compile(r'^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$')
-SAMPLED_PAIRS = 64  # headers read per data set: a wrong scale or a stray file shows, a large set costs no time
+if TYPE_CHECKING:
+    from torch import nn
+
+Options = Mapping[str, Any]
+NONE: Section = MappingProxyType({})
+SAMPLED_PAIRS = 24  # headers read per data set when a run is about to start; all of them with --all
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with an option file.
+    """Something wrong in an option file.
 
     Attributes:
-        where: place in the file, such as ``datasets.train.dataroot_gt``.
-        text: what must hold, what was found, what to do.
-        fatal: the run cannot do what the file says; otherwise a warning.
+        where: the option, dotted.
+        message: what must hold, what was found, the fix.
+        fatal: the run would fail, end early or compute something else than the file says.
     """
 
     where: str
-    text: str
+    message: str
     fatal: bool = True
 
     def __str__(self) -> str:
-        return f'{self.where}: {self.text}'
+        return f'{self.where}: {self.message}'
 
 
-def _near(name: object, known: Any) -> str:
-    near = get_close_matches(str(name), [str(k) for k in known], 1, 0.5)
-    return f'did you mean {near[0]!r}?' if near else f'known are {sorted(map(str, known))[:20]}'
+def problems(opt: Any, is_train: bool, *, every_image: bool = False) -> list[Problem]:
+    """What is wrong with the options, worst first; ``opt`` is not changed and nothing is written.
 
-
-def _numbers_as_text(node: Any, where: str) -> Iterator[Problem]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _numbers_as_text(value, f'{where}.{key}' if where else str(key))
-    elif isinstance(node, str) and NUMBER.match(node):
-        yield Problem(
-            where, f'must be a number, found the text {node!r} (YAML reads 1e-4 as text); write !!float {node}'
-        )
-
-
-def _registered(registry: Any, name: object) -> Any:
-    """The class of that name, ours loaded if need be; None if nobody has it."""
-    try:
-        return registry.get(name)
-    except KeyError:
-        return None
-
-
-def _names(registry: Any) -> list[str]:
-    return [name for name, _ in registry if not name.endswith(('_effsr', '_basicsr'))]
-
-
-def _class_options(section: Mapping, where: str, registry: Any, kind: str) -> Iterator[Problem]:
-    """The ``type`` exists and takes the other keys."""
-    found = _registered(registry, section.get('type'))
-    if found is None:
-        yield Problem(
-            f'{where}.type',
-            f'there is no {kind} {section.get("type")!r}; {_near(section.get("type"), _names(registry))}',
-        )
-        return
-    parameters = inspect.signature(found).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    for key in section:
-        if key != 'type' and key not in parameters:
-            yield Problem(f'{where}.{key}', f'{section["type"]} has no option {key!r}; {_near(key, parameters)}')
-    for name, parameter in parameters.items():
-        if (
-            parameter.default is parameter.empty
-            and name not in section
-            and parameter.kind is not parameter.VAR_POSITIONAL
-        ):
-            yield Problem(where, f'{section["type"]} needs the option {name!r}; give it')
-
-
-def _networks(opt: Mapping, nets: dict[str, Any]) -> Iterator[Problem]:
-    import torch
-    from basicsr.utils.registry import ARCH_REGISTRY
-
-    for key in (k for k in opt if str(k).startswith('network_')):
-        section = opt[key]
-        wrong = list(_class_options(section, key, ARCH_REGISTRY, 'network'))
-        yield from wrong
-        if wrong:
-            continue
-        options = {k: v for k, v in section.items() if k != 'type'}
-        try:
-            with torch.device('meta'):
-                nets[key] = ARCH_REGISTRY.get(section['type'])(**options)
-        except ValueError as error:
-            yield Problem(key, str(error))
-            continue
-        except (NotImplementedError, RuntimeError):  # a foreign network that computes in its constructor
-            continue
-        upscale = section.get('upscale', section.get('scale', getattr(nets[key], 'upscale', None)))
-        if upscale is not None and upscale != opt.get('scale'):
-            yield Problem(
-                f'{key}.upscale', f'must equal scale ({opt.get("scale")}), found {upscale}; correct one of them'
-            )
-
-
-def _weights(opt: Mapping, nets: Mapping[str, Any]) -> Iterator[Problem]:
-    from basicsr_effsr.utils.checkpoint import CheckpointError, mismatch, read_state_dict
-
-    path = opt.get('path') or {}
-    if opt.get('auto_resume') or path.get('resume_state'):
-        return
-    for key, net in nets.items():
-        name, suffix = f'pretrain_{key}', key.removeprefix('network_')
-        if not path.get(name):
-            continue
-        try:
-            state = read_state_dict(path[name], path.get(f'param_key_{suffix}', 'params'))
-        except (CheckpointError, OSError) as error:
-            yield Problem(f'path.{name}', str(error))
-            continue
-        try:
-            net.load_state_dict({name: tensor.to('meta') for name, tensor in state.items()})
-        except RuntimeError as error:
-            reason = mismatch(net, state) or str(error)
-        else:
-            continue
-        if path.get(f'strict_load_{suffix}', True):
-            yield Problem(f'path.{name}', f'checkpoint {path[name]} does not fit {type(net).__name__}: {reason}')
-
-
-def _size(file: Path) -> tuple[int, int]:
-    """(width, height) from the header alone."""
-    from PIL import Image
-
-    with Image.open(file) as image:
-        return image.size
-
-
-def _spread(items: list, count: int) -> list:
-    return items if len(items) <= count else [items[i * len(items) // count] for i in range(count)]
-
-
-def _lmdb_sizes(folder: Path) -> dict[str, tuple[int, int]]:
-    """key -> (width, height) of BasicSR's meta_info.txt."""
-    sizes = {}
-    for line in (folder / 'meta_info.txt').read_text(encoding='utf-8').splitlines():
-        found = re.match(r'(\S+?)\.\w+ \((\d+),(\d+),\d+\)', line)
-        if found:
-            sizes[found[1]] = (int(found[3]), int(found[2]))
-    return sizes
-
-
-Sizes = list[tuple[str, tuple[int, int], str, tuple[int, int]]]
-
-
-def _pair_sizes(data: Mapping, where: str, found: dict[str, Any]) -> Iterator[Problem]:
-    """Fills ``found`` with the number of pairs and (a sample of) their sizes."""
-    from basicsr_effsr.data.paired_dataset import pairs_in_folders, pairs_in_meta_info
-
-    gt, lq = Path(data['dataroot_gt']), Path(data['dataroot_lq'])
-    for key, folder in (('dataroot_gt', gt), ('dataroot_lq', lq)):
-        if not folder.is_dir():
-            yield Problem(f'{where}.{key}', f'the folder {folder} does not exist; prepare it or correct the path')
-    if not (gt.is_dir() and lq.is_dir()):
-        return
-    found['sizes'] = []
-    if (data.get('io_backend') or {}).get('type') == 'lmdb':
-        for key, folder in (('dataroot_gt', gt), ('dataroot_lq', lq)):
-            if not (folder / 'meta_info.txt').is_file():
-                yield Problem(
-                    f'{where}.{key}', f'{folder} must be an LMDB with meta_info.txt; make it with datasets_prep lmdb'
-                )
-                return
-        gt_sizes, lq_sizes = _lmdb_sizes(gt), _lmdb_sizes(lq)
-        if gt_sizes.keys() != lq_sizes.keys():
-            odd = sorted(gt_sizes.keys() ^ lq_sizes.keys())[0]
-            yield Problem(where, f'{gt} and {lq} must have the same keys, they differ at {odd!r}; make them again')
-            return
-        found['count'] = len(gt_sizes)
-        found['sizes'] = [(f'{gt}:{k}', gt_sizes[k], f'{lq}:{k}', lq_sizes[k]) for k in gt_sizes]
-        return
-    template = data.get('filename_tmpl', '{}')
-    try:
-        if data.get('meta_info_file'):
-            pairs = pairs_in_meta_info(str(gt), str(lq), data['meta_info_file'], template)
-        else:
-            pairs = pairs_in_folders(str(gt), str(lq), template)
-    except (OSError, ValueError) as error:
-        yield Problem(where, str(error))
-        return
-    found['count'] = len(pairs)
-    for pair in _spread(pairs, SAMPLED_PAIRS):
-        sizes = []
-        for path in (pair['gt_path'], pair['lq_path']):
-            try:
-                sizes.append(_size(Path(path)))
-            except OSError as error:
-                kind = 'does not exist' if isinstance(error, FileNotFoundError) else 'cannot be read as an image'
-                yield Problem(where, f'{path} {kind}; replace it, or find all such files with datasets_prep verify')
-        if len(sizes) == 2:
-            found['sizes'].append((pair['gt_path'], sizes[0], pair['lq_path'], sizes[1]))
-
-
-def _pairs(opt: Mapping, phase: str, data: Mapping, found: dict[str, Any]) -> Iterator[Problem]:
-    where, scale = f'datasets.{phase}', opt.get('scale')
-    wrong = list(_pair_sizes(data, where, found))
-    yield from wrong
-    if wrong or not isinstance(scale, int):
-        return
-    train = phase == 'train'
-    sizes: Sizes = found.get('sizes', [])
-    for gt, (gt_w, gt_h), lq, (lq_w, lq_h) in sizes:
-        fits = (gt_w, gt_h) == (lq_w * scale, lq_h * scale)
-        larger = 0 <= gt_w - lq_w * scale < scale and 0 <= gt_h - lq_h * scale < scale  # the host crops when testing
-        if not fits and (train or not larger):
-            ratio = f'{gt_w / lq_w:.3g}'
-            yield Problem(
-                where,
-                f'{gt} ({gt_w}x{gt_h}) must be {scale} times {lq} ({lq_w}x{lq_h}), found {ratio} times; check '
-                'scale and dataroot_lq',
-            )
-            return
-    if train and data.get('gt_size'):
-        progressive = (opt.get('train') or {}).get('progressive') or {}
-        largest = max([data['gt_size'], *progressive.get('gt_size', [])])
-        if any(size % scale for size in [data['gt_size'], *progressive.get('gt_size', [])]):
-            yield Problem(
-                f'{where}.gt_size', f'must be a multiple of scale ({scale}), found {data["gt_size"]}; round it'
-            )
-        small = [s for s in sizes if min(s[1]) < largest]
-        if small:
-            yield Problem(
-                f'{where}.gt_size',
-                f'{small[0][0]} ({small[0][1][0]}x{small[0][1][1]}) is smaller than the patch of {largest}; lower '
-                'gt_size or leave small images out',
-            )
-
-
-def _datasets(opt: Mapping, is_train: bool, found: dict[str, dict]) -> Iterator[Problem]:
-    from basicsr.utils.registry import DATASET_REGISTRY
-
-    sections = opt.get('datasets') or {}
-    if is_train and 'train' not in sections:
-        yield Problem('datasets', f'training needs a section train, found {sorted(sections)}; add it')
-    for phase, data in sections.items():
-        where = f'datasets.{phase}'
-        kind = _registered(DATASET_REGISTRY, data.get('type'))
-        if kind is None:
-            near = _near(data.get('type'), _names(DATASET_REGISTRY))
-            yield Problem(f'{where}.type', f'there is no data set {data.get("type")!r}; {near}')
-            continue
-        found[phase] = {}
-        if kind.__name__ in ('PairedImageDataset', 'EffSRPairedDataset'):
-            missing = [k for k in ('dataroot_gt', 'dataroot_lq', 'io_backend') if data.get(k) is None]
-            if missing:
-                yield Problem(where, f'{data["type"]} needs {" and ".join(missing)}; give it')
-            else:
-                yield from _pairs(opt, phase, data, found[phase])
-        if data.get('persistent_workers') and (phase != 'train' or not data.get('num_worker_per_gpu')):
-            if kind.__module__.startswith('basicsr_effsr.') and phase == 'train':
-                continue
-            yield Problem(f'{where}.persistent_workers', 'needs num_worker_per_gpu of at least 1; remove it here')
-
-
-def _iterations(opt: Mapping, found: Mapping[str, dict]) -> Iterator[Problem]:
-    from basicsr_effsr._loop import enlarge_ratio_for, iterations_that_run
-    from basicsr_effsr.data.resumable_sampler import Plan
-
-    data, count = opt['datasets'].get('train') or {}, found.get('train', {}).get('count')
-    train = opt.get('train') or {}
-    missing = [k for k in ('batch_size_per_gpu', 'num_worker_per_gpu', 'gt_size') if data.get(k) is None]
-    if missing:
-        yield Problem('datasets.train', f'needs {" and ".join(missing)}; give it')
-        return
-    if not count or not isinstance(train.get('total_iter'), (int, float)):
-        return
-    world = opt.get('world_size', 1)
-    gpus = opt.get('num_gpu') if isinstance(opt.get('num_gpu'), int) and not opt.get('dist') else 1
-    batch = data['batch_size_per_gpu'] * max(int(gpus or 1), 1)
-    try:
-        plan = Plan(batch, train.get('progressive'))
-    except ValueError as error:
-        yield Problem('train.progressive', str(error))
-        return
-    total, ratio = int(train['total_iter']), data.get('dataset_enlarge_ratio', 1)
-    arguments = (plan, count, ratio, world, data['batch_size_per_gpu'])
-    runs = iterations_that_run(*arguments, total)
-    found['train']['iterations'] = runs
-    found['train']['epochs'] = math.ceil(total / max(plan.iterations(math.ceil(count * ratio / world), 0), 1))
-    if runs < total:
-        yield Problem(
-            'datasets.train.dataset_enlarge_ratio',
-            f'training would end after {runs} of {total} iterations, because the last incomplete batch of every epoch '
-            f'of {count} x {ratio} images is dropped; set it to {enlarge_ratio_for(*arguments, total)}',
-        )
-
-
-def _losses(train: Mapping) -> Iterator[Problem]:
-    from basicsr.utils.registry import LOSS_REGISTRY
-
-    named = {f'train.{k}': v for k, v in train.items() if k.endswith('_opt') and isinstance(v, Mapping)}
-    named |= {f'train.losses.{k}': v for k, v in (train.get('losses') or {}).items()}
-    distill = train.get('distill')
-    if isinstance(distill, Mapping) and isinstance(distill.get('feature_loss'), Mapping):
-        named['train.distill.feature_loss'] = distill['feature_loss']
-    for where, section in named.items():
-        yield from _class_options(section, where, LOSS_REGISTRY, 'loss')
-
-
-def _features(opt: Mapping, nets: Mapping[str, Any]) -> Iterator[Problem]:
-    pairs = ((opt.get('train') or {}).get('distill') or {}).get('feature_pairs') or {}
-    for key, names in (('network_g', pairs.keys()), ('network_t', pairs.values())):
-        if key in nets:
-            modules = dict(nets[key].named_modules())
-            for name in names:
-                if name not in modules:
-                    yield Problem(
-                        'train.distill.feature_pairs',
-                        f'{type(nets[key]).__name__} has no submodule {name!r}; {_near(name, modules)}',
-                    )
-
-
-def _model(opt: Mapping, is_train: bool) -> Iterator[Problem]:
-    from basicsr.utils.registry import MODEL_REGISTRY
-
-    model = _registered(MODEL_REGISTRY, opt.get('model_type'))
-    if model is None:
-        yield Problem(
-            'model_type',
-            f'there is no model {opt.get("model_type")!r}; {_near(opt.get("model_type"), _names(MODEL_REGISTRY))}',
-        )
-        return
-    for section, keys in (('train', getattr(model, 'train_keys', None)), ('val', getattr(model, 'val_keys', None))):
-        for key in opt.get(section) or {}:
-            if keys is not None and key not in keys:
-                yield Problem(f'{section}.{key}', f'{opt["model_type"]} does not read this key; {_near(key, keys)}')
-    if is_train:
-        for key in ('total_iter', 'optim_g', 'scheduler'):
-            if key not in (opt.get('train') or {}):
-                yield Problem('train', f'needs {key}; give it')
-        for key in ('print_freq', 'save_checkpoint_freq', 'use_tb_logger'):
-            if key not in (opt.get('logger') or {}):
-                yield Problem('logger', f'needs {key}, which BasicSR reads without a default; give it')
-
-
-def _metrics(opt: Mapping) -> Iterator[Problem]:
-    from basicsr.utils.registry import METRIC_REGISTRY
-
-    val = opt.get('val') or {}
-    if val and 'save_img' not in val:
-        yield Problem('val', 'needs save_img, which BasicSR reads without a default; give it')
-    for name, metric in (val.get('metrics') or {}).items():
-        where = f'val.metrics.{name}'
-        if _registered(METRIC_REGISTRY, metric.get('type')) is None:
-            yield Problem(
-                f'{where}.type',
-                f'there is no metric {metric.get("type")!r}; {_near(metric.get("type"), _names(METRIC_REGISTRY))}',
-            )
-        elif metric.get('crop_border', opt.get('scale')) != opt.get('scale'):
-            text = f'papers crop as many pixels as the scale ({opt.get("scale")}), found {metric["crop_border"]}'
-            yield Problem(f'{where}.crop_border', text, fatal=False)
-
-
-def problems(opt: Mapping[str, Any], is_train: bool, facts: dict[str, Any] | None = None) -> list[Problem]:
-    """Everything that is wrong with ``opt``, in the order of the file; nothing is created or changed.
+    Reads names of files, headers of a sample of images and weights that are named; decodes no image.
 
     Args:
-        opt: an option file, as it is or after BasicSR's ``parse_options``.
-        is_train: check what training needs, otherwise what testing needs.
-        facts: filled with what was found on the way (``nets``, ``datasets``), for the report.
+        opt: as in the file, or as BasicSR has parsed it.
+        is_train: for training; False for testing.
+        every_image: read the header of every image instead of a sample.
     """
-    import basicsr  # noqa: F401 (fills the registries)
-
-    facts = {} if facts is None else facts
-    nets: dict[str, Any] = facts.setdefault('nets', {})
-    found: dict[str, dict] = facts.setdefault('datasets', {})
-    missing = [key for key in REQUIRED if opt.get(key) is None]
-    if missing:
-        return [Problem('option file', f'needs {" and ".join(missing)}; give it')]
-    result: list[Problem] = []
-    for key in opt:
-        if key not in TOP_LEVEL and not str(key).startswith('network_'):
-            result.append(Problem(str(key), f'nobody reads this key; {_near(key, TOP_LEVEL)}', fatal=False))
-    for section in ('datasets', 'network_g', 'train', 'val'):
-        result += _numbers_as_text(opt.get(section) or {}, section)
-    result += _model(opt, is_train)
-    result += _networks(opt, nets)
-    for key in opt.get('path') or {}:
-        if not any(part in str(key) for part in NO_FOLDER) and key not in HOST_FOLDERS:
-            result.append(Problem(f'path.{key}', 'BasicSR makes a folder of this name; remove it', fatal=False))
-    result += _datasets(opt, is_train, found)
-    if is_train:
-        result += _iterations(opt, found)
-        result += _losses(opt.get('train') or {})
-        result += _features(opt, nets)
-    result += _metrics(opt)
-    result += _weights(opt, nets)
-    return result
+    if not isinstance(opt, dict):
+        return [Problem('option file', f'must hold sections such as network_g and datasets, found {_plain(opt)}')]
+    check = _Check(opt, is_train, every_image)
+    check.run()
+    return sorted(dict.fromkeys(check.found), key=lambda p: not p.fatal)
 
 
-def _memory(net: Any, batch: int, size: int) -> dict[str, float]:
-    """MiB in float32: weights with gradients and Adam's two moments, and what the backward pass keeps."""
+def lookup(registry: str, name: Any) -> tuple[Any, list[str]]:
+    """The class or function of that name in a registry of BasicSR (ours are loaded), and the names there are."""
+    from basicsr.utils import registry as registries
+
+    found = getattr(registries, f'{registry}_REGISTRY')
+    if name not in found and f'{name}_basicsr' not in found:
+        from basicsr_effsr._registration import register
+
+        register(registry.lower())
+    known = dict(iter(found))
+    return known.get(name, known.get(f'{name}_basicsr')), list(known)
+
+
+def near(name: Any, known: Iterable[str]) -> str:
+    """' (did you mean ...?)', or the known names if none is near."""
+    names = [str(k) for k in known]
+    match = get_close_matches(str(name), names, 1)
+    if match:
+        return f'did you mean {match[0]!r}?'
+    shown = sorted(n for n in names if not n.endswith('_effsr'))
+    return f'known are {", ".join(shown[:12])}{" ..." if len(shown) > 12 else ""}'
+
+
+def network_on_meta(option: Options) -> nn.Module:
+    """The network of the options, without memory for its weights."""
     import torch
 
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Any) -> Any:
-        if not isinstance(tensor, torch.nn.Parameter):
-            kept[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
-            holders.append(tensor)
-        return tensor
-
-    holders: list[Any] = []
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        out = net.train()(torch.empty(batch, getattr(net, 'num_in_ch', 3), size, size, device='meta'))
-        del out
-    weights = sum(p.numel() for p in net.parameters()) * 4 * 4
-    return {'weights, gradients, Adam': weights / 2**20, 'activations': sum(kept.values()) / 2**20}
+    options = dict(option)
+    cls, _ = lookup('ARCH', options.pop('type'))
+    with torch.device('meta'):
+        return cls(**options)
 
 
-def forecast(opt: Mapping[str, Any], is_train: bool, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run will be: networks, data, iterations, memory."""
-    told: dict[str, Any] = {'name': opt.get('name'), 'model': opt.get('model_type'), 'scale': opt.get('scale')}
-    for key, net in facts['nets'].items():
-        told[key] = f'{type(net).__name__}, {sum(p.numel() for p in net.parameters()):,} parameters'
-    for phase, data in facts['datasets'].items():
-        if 'count' in data:
-            told[f'datasets.{phase}'] = f'{data["count"]} pairs'
-    train = facts['datasets'].get('train', {})
-    if is_train and 'iterations' in train:
-        told['iterations'] = train['iterations']
-        told['epochs'] = train['epochs']
-        data = opt['datasets']['train']
-        if 'network_g' in facts['nets']:
-            try:
-                memory = _memory(
-                    facts['nets']['network_g'], data['batch_size_per_gpu'], data['gt_size'] // opt['scale']
+def _plain(value: Any) -> Any:
+    return f'a {type(value).__name__}' if isinstance(value, Mapping | list | tuple) else repr(value)
+
+
+def _kinds_in_words(key: Key) -> str:
+    words = {
+        'int': 'a whole number',
+        'number': 'a number',
+        'bool': 'true or false',
+        'str': 'a text',
+        'list': 'a list',
+        'dict': 'a section',
+    }
+    return ' or '.join(words[kind] for kind in key.kinds)
+
+
+def _type_fix(value: Any, key: Key) -> str:
+    if isinstance(value, str) and {'int', 'number'} & set(key.kinds):
+        try:
+            float(value)
+        except ValueError:
+            return ''
+        return f'; YAML reads it as a text, write !!float {value}'
+    return ''
+
+
+@dataclass
+class Images:
+    """What a data set was found to hold; sizes are (height, width)."""
+
+    count: int = 0
+    smallest_lq: tuple[int, int] | None = None
+
+
+@dataclass
+class _Check:
+    opt: Options
+    is_train: bool
+    every_image: bool
+    found: list[Problem] = field(default_factory=list)
+    images: dict[str, Images] = field(default_factory=dict)
+
+    # ------------------------------------------------------------------ helpers
+
+    def fatal(self, where: str, message: str) -> None:
+        self.found.append(Problem(where, message))
+
+    def warn(self, where: str, message: str) -> None:
+        self.found.append(Problem(where, message, fatal=False))
+
+    def section(self, name: str) -> Options:
+        value = self.opt.get(name)
+        return value if isinstance(value, Mapping) else {}
+
+    def keys(self, where: str, given: Options, known: Section, *, others: Iterable[str] = (), strict: bool) -> None:
+        """Unknown, missing and ill-typed keys of a section; unknown ones without a near one are fatal if ``strict``."""
+        names = [*known, *others]
+        prefix = f'{where}.' if where else ''
+        for name, value in given.items():
+            if name in known:
+                self.value(f'{prefix}{name}', value, known[name])
+            elif name not in names:
+                likely = get_close_matches(str(name), [n for n in names if n not in given], 1, 0.75)
+                hint = f'did you mean {likely[0]!r}?' if likely else near(name, names)
+                message = f'nothing reads this option; {hint}'
+                (self.fatal if strict or likely else self.warn)(f'{prefix}{name}', message)
+        for name, key in known.items():
+            if key.required and given.get(name) is None and name != 'type':
+                self.fatal(f'{prefix}{name}', f'is missing{": " + key.doc[0].lower() + key.doc[1:] if key.doc else ""}')
+
+    def value(self, where: str, value: Any, key: Key) -> None:
+        if not spec.fits(value, key):
+            fix = _type_fix(value, key)
+            self.fatal(where, f'must be {_kinds_in_words(key)}, got {_plain(value)}{fix}')
+        elif key.choices and value is not None and value not in key.choices:
+            self.fatal(where, f'must be one of {", ".join(map(str, key.choices))}, got {value!r}')
+
+    def built(self, where: str, registry: str, option: Any, *, extras: Section = NONE, skip: Iterable[str] = ()) -> Any:
+        """Checks a section {type: ..., options}; the class or function, or None."""
+        if not isinstance(option, Mapping) or 'type' not in option:
+            self.fatal(where, f'must be a section with a type, got {_plain(option)}')
+            return None
+        target, known = lookup(registry, option['type'])
+        if target is None:
+            self.fatal(
+                f'{where}.type', f'there is no {registry.lower()} {option["type"]!r}; {near(option["type"], known)}'
+            )
+            return None
+        self.against_signature(where, option, target, extras=extras, skip=skip)
+        return target
+
+    def against_signature(
+        self, where: str, option: Options, target: Callable, *, extras: Section = NONE, skip: Iterable[str] = ()
+    ) -> None:
+        keys, open_ended = spec.keys_of(target, tuple(skip))
+        known = {**keys, 'type': Key(spec.STR, ''), **extras}
+        others = option.keys() if open_ended else ()
+        self.keys(where, option, known, others=others, strict=True)
+
+    # ------------------------------------------------------------------ the whole
+
+    def run(self) -> None:
+        opt = self.opt
+        networks = [k for k in opt if str(k).startswith('network_')]
+        self.keys('', opt, spec.TOP, others=[*networks, *spec.AT_RUN_TIME], strict=False)
+        nets = {key: self.network(key) for key in networks}
+        model = self.model()
+        self.scale(nets)
+        self.path()
+        self.weights(nets, model)
+        self.gpus()
+        for phase, data in self.section('datasets').items():
+            self.dataset(str(phase), data)
+        self.phases()
+        if self.is_train:
+            self.training(model, nets)
+        self.validation(model)
+
+    def model(self) -> Any:
+        name = self.opt.get('model_type')
+        if not isinstance(name, str):
+            return None
+        model, known = lookup('MODEL', name)
+        if model is None:
+            self.fatal('model_type', f'there is no model {name!r}; {near(name, known)}')
+        return model
+
+    def network(self, key: str) -> Any:
+        option = self.opt[key]
+        if option is None:
+            return None
+        before = len(self.found)
+        if self.built(key, 'ARCH', option) is None or len(self.found) > before:
+            return None
+        try:
+            return network_on_meta(option)
+        except (ValueError, TypeError) as error:
+            self.fatal(key, str(error))
+        except Exception:  # a foreign network that cannot be built without memory is not at fault
+            return None
+        return None
+
+    def scale(self, nets: Mapping[str, Any]) -> None:
+        scale = self.opt.get('scale')
+        for key, net in nets.items():
+            upscale = getattr(net, 'upscale', None)
+            if isinstance(scale, int) and isinstance(upscale, int) and upscale != scale:
+                self.fatal(
+                    f'{key}.upscale', f'must equal scale, got {upscale} and {scale}; say it once: scale: &scale {scale}'
                 )
-            except (NotImplementedError, RuntimeError):
-                memory = {}
-            for key, value in memory.items():
-                told[f'memory, {key} (estimated, per GPU)'] = f'{value:,.1f} MiB'
-    return told
+
+    def gpus(self) -> None:
+        number = self.opt.get('num_gpu')
+        if number == 'auto' or not isinstance(number, int) or isinstance(number, bool):
+            if number != 'auto' and number is not None and spec.fits(number, spec.TOP['num_gpu']):
+                self.fatal('num_gpu', f'must be auto or a whole number, got {number!r}')
+            return
+        import torch
+
+        there = torch.cuda.device_count()
+        if number > there:
+            report = self.fatal if 'rank' in self.opt else self.warn
+            report('num_gpu', f'asks for {number} GPUs and {there} are visible; use auto, or 0 for the CPU')
+        if number > 1 and not self.opt.get('dist') and self.is_train:
+            self.warn(
+                'num_gpu',
+                f'{number} GPUs without a launcher multiply the batch by {number} in one process; '
+                f'torchrun --nproc_per_node={number} -m basicsr.train -opt ... --launcher pytorch is faster',
+            )
+
+    # ------------------------------------------------------------------ weights
+
+    def path(self) -> None:
+        path = self.section('path')
+        known = dict(spec.PATH)
+        for key in self.opt:
+            if str(key).startswith('network_'):
+                label = key.removeprefix('network_')
+                for stem in ('pretrain_network', 'param_key', 'strict_load'):
+                    known[f'{stem}_{label}'] = spec.PATH[f'{stem}_g']
+        for name, value in path.items():
+            harmless = any(part in str(name) for part in spec.HARMLESS_IN_PATH)
+            if name in known:
+                self.value(f'path.{name}', value, known[name])
+            elif name not in spec.PATH_AT_RUN_TIME:
+                match = get_close_matches(str(name), known, 1)
+                hint = f'did you mean {match[0]!r}?' if match else near(name, known)
+                if harmless and not match:
+                    self.warn(f'path.{name}', f'nothing reads this option; {hint}')
+                else:
+                    makes = '' if harmless else ' and BasicSR makes a folder of it'
+                    self.fatal(f'path.{name}', f'nothing reads this option{makes}; {hint}')
+
+    def resuming(self) -> bool:
+        path = self.section('path')
+        if path.get('resume_state'):
+            return True
+        states = path.get('training_states')
+        return bool(self.opt.get('auto_resume') and states and any(Path(states).glob('*.state')))
+
+    def weights(self, nets: Mapping[str, Any], model: Any) -> None:
+        path = self.section('path')
+        state = path.get('resume_state')
+        if isinstance(state, str) and self.is_train and not Path(state).expanduser().is_file():
+            self.fatal('path.resume_state', f'{state} does not exist; check the path, or use --auto_resume')
+        for key, net in nets.items():
+            label = key.removeprefix('network_')
+            where = f'path.pretrain_network_{label}'
+            file = path.get(f'pretrain_network_{label}')
+            if file is None:
+                if label == 'g' and not self.is_train:
+                    self.warn(where, 'is not given, so the test runs with random weights')
+                elif label == 't' and self.is_train:
+                    self.fatal(where, 'is missing: the teacher needs weights')
+            elif isinstance(file, str) and not (label == 't' and not self.is_train):
+                self.checkpoint(where, label, Path(file).expanduser(), net, model)
+
+    def checkpoint(self, where: str, label: str, file: Path, net: Any, model: Any) -> None:
+        from basicsr_effsr.utils.checkpoint import CheckpointError, mismatch, read_state_dict
+
+        path = self.section('path')
+        report = self.warn if self.is_train and self.resuming() else self.fatal
+        param_key = path.get(f'param_key_{label}', 'params' if label == 'g' else None)
+        try:
+            state = read_state_dict(file, param_key)
+        except FileNotFoundError:
+            report(where, f'{file} does not exist; check the path, or train or download it first')
+            return
+        except CheckpointError as error:
+            report(where, str(error))
+            return
+        if net is None:
+            return
+        misfit = mismatch(net, state)
+        if not misfit:
+            return
+        if path.get(f'strict_load_{label}', True):
+            report(where, f'{file} does not fit {type(net).__name__}: {misfit}')
+            return
+        own = net.state_dict()
+        fitting = sum(n in own and own[n].shape == t.shape for n, t in state.items())
+        if not fitting:
+            report(where, f'{file} shares no parameter with {type(net).__name__}: check network_{label}.type')
+        else:
+            self.warn(where, f'{fitting} of {len(own)} parameters will be loaded, the others start anew ({misfit})')
+
+    # ------------------------------------------------------------------ data
+
+    def phases(self) -> None:
+        phases = [str(phase).split('_')[0] for phase in self.section('datasets')]
+        wanted = {'train', 'val'} if self.is_train else {'test', 'val'}
+        for phase, full in zip(phases, self.section('datasets'), strict=True):
+            if phase not in wanted:
+                self.fatal(f'datasets.{full}', f'must be one of {", ".join(sorted(wanted))} (with _2, _3 behind it)')
+        if self.is_train and 'train' not in phases:
+            self.fatal('datasets.train', 'is missing: there is nothing to train on')
+        if not self.is_train and not phases:
+            self.fatal('datasets.test_1', 'is missing: there is nothing to test')
+
+    def dataset(self, phase: str, data: Any) -> None:
+        where = f'datasets.{phase}'
+        training = phase.startswith('train')
+        if not isinstance(data, Mapping):
+            self.fatal(where, f'must be a section, got {_plain(data)}')
+            return
+        name = data.get('type')
+        cls, known = lookup('DATASET', name)
+        if cls is None:
+            self.fatal(f'{where}.type', f'there is no data set {name!r}; {near(name, known)}')
+            return
+        paired = str(name).removesuffix('_effsr') in spec.PAIRED
+        if paired:
+            needed = {'dataroot_gt'} | ({'gt_size', 'batch_size_per_gpu', 'num_worker_per_gpu'} if training else set())
+            if 'Packed' not in str(name):
+                needed.add('io_backend')
+            if training and name == 'PairedImageDataset':
+                needed |= {'use_hflip', 'use_rot'}
+            table = {k: Key(v.kinds, v.doc, v.choices, v.required or k in needed) for k, v in spec.DATASET.items()}
+            self.keys(where, data, table, strict=False)
+        if not training and data.get('persistent_workers'):
+            self.fatal(f'{where}.persistent_workers', 'must be left out: validation reads without workers')
+        if training:
+            self.loader(where, data, ours=cls.__module__.startswith('basicsr_effsr.'))
+        if paired:
+            self.pairs(phase, where, data, training)
+
+    def loader(self, where: str, data: Options, ours: bool) -> None:
+        workers, batch = data.get('num_worker_per_gpu'), data.get('batch_size_per_gpu')
+        if not isinstance(workers, int) or not isinstance(batch, int):
+            return
+        if batch < 1 or workers < 0:
+            self.fatal(
+                where, f'batch_size_per_gpu must be at least 1 and num_worker_per_gpu 0, got {batch} and {workers}'
+            )
+        if workers == 0 and data.get('persistent_workers') and not ours:
+            self.fatal(
+                f'{where}.persistent_workers', 'needs workers; set num_worker_per_gpu to 1 or more, or leave it out'
+            )
+        if workers > 0 and not data.get('persistent_workers'):
+            cost = 'every epoch starts them anew' if ours else 'every epoch starts them anew and repeats their draws'
+            self.warn(f'{where}.persistent_workers', f'is not set with {workers} workers, so {cost}; set it to true')
+        cores = os.cpu_count() or 1
+        if workers > cores:
+            self.warn(f'{where}.num_worker_per_gpu', f'is {workers}, this machine has {cores} cores')
+        if workers == 0 and batch >= 16 and self.opt.get('num_gpu') != 0:
+            self.warn(f'{where}.num_worker_per_gpu', f'is 0, so a GPU waits while {batch} patches are read')
+        if data.get('prefetch_mode') == 'cuda' and not data.get('pin_memory'):
+            self.fatal(f'{where}.prefetch_mode', 'cuda needs pin_memory: true')
+
+    def pairs(self, phase: str, where: str, data: Options, training: bool) -> None:
+        scale, side = self.opt.get('scale'), data.get('gt_size')
+        try:
+            pairs = list_pairs(where, data)
+        except (OSError, ValueError) as error:
+            self.fatal(*_split(str(error), where))
+            return
+        self.images[phase] = Images(len(pairs))
+        if not isinstance(scale, int) or scale < 1:
+            return
+        patch = side // scale if training and isinstance(side, int) else 1
+        if training and isinstance(side, int) and (side < 1 or side % scale):
+            self.fatal(f'{where}.gt_size', f'must be a multiple of scale {scale}, got {side}')
+        step = 1 if self.every_image else max(1, len(pairs) // SAMPLED_PAIRS)
+        sizes = []
+        for pair in pairs[::step]:
+            try:
+                gt, lq = pair.sizes()
+            except (OSError, ValueError) as error:
+                self.fatal(where, str(error))
+                return
+            whole = gt == (lq[0] * scale, lq[1] * scale)
+            cropped = not training and all(0 <= g - small * scale < scale for g, small in zip(gt, lq, strict=True))
+            if not whole and not cropped:
+                ratio = f'{gt[0] / lq[0]:.3g}'
+                self.fatal(
+                    f'{where}.dataroot_lq',
+                    f'{pair.gt} ({gt[1]}x{gt[0]}) must be {scale} times the size of {pair.lq} ({lq[1]}x{lq[0]}), it is '
+                    f'{ratio} times; check scale and the folder',
+                )
+                return
+            sizes.append(lq)
+        smallest = (min(s[0] for s in sizes), min(s[1] for s in sizes)) if sizes else None
+        self.images[phase].smallest_lq = smallest
+        if smallest and min(smallest) < patch:
+            self.fatal(
+                f'{where}.gt_size',
+                f'needs LR images of at least {patch} pixels a side, the smallest is {smallest[1]}x{smallest[0]}; '
+                'lower gt_size or leave the image out',
+            )
+
+    # ------------------------------------------------------------------ training
+
+    def training(self, model: Any, nets: Mapping[str, Any]) -> None:
+        train = self.section('train')
+        if not train:
+            self.fatal('train', 'is missing: it says how to train')
+            return
+        ours = getattr(model, 'train_keys', None)
+        known = spec.TRAIN if ours is None else {k: v for k, v in spec.TRAIN.items() if k in ours}
+        if ours is None and model is not None and str(self.opt.get('model_type')) != 'SRModel':
+            known = {**spec.TRAIN, **{k: Key((), '') for k in train}}  # a foreign model knows its own keys
+        elif ours is None:
+            known = {k: v for k, v in spec.TRAIN.items() if ': EffSRModel' not in v.doc and ': Distill' not in v.doc}
+        self.keys('train', train, known, others=ours or (), strict=True)
+        if not self.section('logger'):
+            self.fatal('logger', 'is missing: BasicSR reads print_freq, save_checkpoint_freq and use_tb_logger')
+        else:
+            self.keys('logger', self.section('logger'), spec.LOGGER, strict=False)
+        self.losses(train)
+        self.optimizer(train, ours is not None)
+        self.scheduler(train)
+        self.patch(train, nets)
+        self.iterations(train)
+        if isinstance(train.get('distill'), Mapping):
+            self.distillation(train['distill'], nets)
+        if 'debug' in str(self.opt.get('name')):
+            self.warn('name', 'holds "debug", so BasicSR validates every 8 and prints every iteration')
+
+    def losses(self, train: Options) -> None:
+        named = {f'train.{k}': v for k, v in train.items() if k in ('pixel_opt', 'perceptual_opt') and v}
+        group = train.get('losses')
+        for name, option in group.items() if isinstance(group, Mapping) else ():
+            named[f'train.losses.{name}'] = option
+            if not str(name).startswith('l_'):
+                self.warn(f'train.losses.{name}', 'should start with l_, so that the loggers put it among the losses')
+        if not named and not train.get('distill') and self.opt.get('model_type') in ('SRModel', 'EffSRModel'):
+            self.fatal('train.losses', 'names no loss; give losses, or pixel_opt as BasicSR does')
+        for where, option in named.items():
+            self.built(where, 'LOSS', option)
+
+    def optimizer(self, train: Options, ours: bool) -> None:
+        option = train.get('optim_g')
+        if not isinstance(option, Mapping):
+            return
+        import torch
+
+        known = [
+            n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)
+        ]
+        kind = option.get('type')
+        if kind not in known:
+            self.fatal('train.optim_g.type', f'torch.optim has no {kind!r}; {near(kind, known)}')
+            return
+        extras = {'lr': Key(spec.NUMBER, ''), 'weight_decay': Key(spec.NUMBER, ''), 'betas': Key(spec.LIST, '')}
+        accepted, _ = spec.keys_of(getattr(torch.optim, str(kind)), ('params',))
+        kinds = {k: extras.get(k, Key((), '')) for k in accepted}
+        self.keys('train.optim_g', option, {**kinds, 'type': Key(spec.STR, '')}, strict=True)
+        if not ours and kind != 'Adam':
+            self.warn('train.optim_g.type', f"{kind} works with BasicSR's head, its release 1.4.2 knows Adam only")
+
+    def scheduler(self, train: Options) -> None:
+        from basicsr.models import lr_scheduler
+
+        option, total = train.get('scheduler'), train.get('total_iter')
+        if not isinstance(option, Mapping):
+            return
+        kind = option.get('type')
+        if kind not in spec.SCHEDULERS:
+            self.fatal('train.scheduler.type', f'BasicSR has no {kind!r}; {near(kind, spec.SCHEDULERS)}')
+            return
+        target = getattr(lr_scheduler, spec.SCHEDULERS[str(kind)])
+        self.against_signature('train.scheduler', option, target, skip=('optimizer', 'last_epoch'))
+        if not isinstance(total, int | float):
+            return
+        milestones, periods = option.get('milestones'), option.get('periods')
+        if isinstance(milestones, list) and [m for m in milestones if isinstance(m, int | float) and m >= total]:
+            self.warn('train.scheduler.milestones', f'some are never reached in {total:g} iterations: {milestones}')
+        if isinstance(periods, list) and all(isinstance(p, int | float) for p in periods) and sum(periods) < total:
+            self.fatal('train.scheduler.periods', f'must sum up to total_iter {total:g} at least, got {sum(periods):g}')
+        weights = option.get('restart_weights')
+        partner = periods if periods is not None else option.get('restarts')
+        if isinstance(weights, list) and isinstance(partner, list) and len(weights) != len(partner):
+            name = 'periods' if periods is not None else 'restarts'
+            self.fatal(
+                'train.scheduler.restart_weights', f'must be as many as {name}, got {len(weights)} and {len(partner)}'
+            )
+
+    def patch(self, train: Options, nets: Mapping[str, Any]) -> None:
+        """Patches against the networks' least input, and against ``accumulate``."""
+        data, scale = self.section('datasets').get('train'), self.opt.get('scale')
+        if not isinstance(data, Mapping) or not isinstance(scale, int):
+            return
+        sides, batches = [data.get('gt_size')], [data.get('batch_size_per_gpu')]
+        where = 'datasets.train.gt_size'
+        progressive = train.get('progressive')
+        if isinstance(progressive, Mapping):
+            before = len(self.found)
+            self.keys('train.progressive', progressive, spec.PROGRESSIVE, strict=True)
+            if len(self.found) > before:
+                return
+            where, sides = 'train.progressive.gt_size', progressive['gt_size']
+            batches = progressive.get('batch') or batches
+        for side in sides:
+            if isinstance(side, int) and side % scale and where.startswith('train'):
+                self.fatal(where, f'must hold multiples of scale {scale}, got {side}')
+        smallest = min((s for s in sides if isinstance(s, int)), default=0) // scale
+        for key, net in nets.items():
+            least = getattr(net, 'min_size', 1)
+            if net is not None and 0 < smallest < least:
+                self.fatal(
+                    where,
+                    f'gives LR patches of {smallest} pixels, {type(net).__name__} ({key}) needs {least}; take at least '
+                    f'{least * scale}',
+                )
+        parts = train.get('accumulate')
+        for batch in batches:
+            if isinstance(parts, int) and isinstance(batch, int) and parts > 0 and batch % parts:
+                self.fatal('train.accumulate', f'must divide the batch of {batch}, got {parts}')
+
+    def plan(self) -> tuple[int, int, int] | None:
+        """Iterations that will run, iterations asked for, and the ratio that fixes it; None if it cannot be said."""
+        data, train = self.section('datasets').get('train'), self.section('train')
+        images, total = self.images.get('train'), train.get('total_iter')
+        if not isinstance(data, Mapping) or images is None or not images.count or not isinstance(total, int | float):
+            return None
+        batch, ratio = data.get('batch_size_per_gpu'), data.get('dataset_enlarge_ratio', 1)
+        if not isinstance(batch, int) or batch < 1 or not isinstance(ratio, int | float) or ratio <= 0:
+            return None
+        from basicsr_effsr._loop import enlarge_ratio_for, iterations_that_run
+        from basicsr_effsr.data.resumable_sampler import Plan
+
+        number = self.opt.get('num_gpu')
+        multiplier = number if isinstance(number, int) and number > 1 and not self.opt.get('dist') else 1
+        try:
+            plan = Plan(batch * multiplier, train.get('progressive'))
+        except (ValueError, TypeError) as error:
+            self.fatal('train.progressive', str(error).removeprefix('train.progressive').lstrip(': '))
+            return None
+        arguments = (plan, images.count, ratio, self.opt.get('world_size', 1), batch, int(total))
+        runs = iterations_that_run(*arguments)
+        return runs, int(total), (int(ratio) if runs >= total else enlarge_ratio_for(*arguments))
+
+    def iterations(self, train: Options) -> None:
+        found = self.plan()
+        if found is None:
+            return
+        runs, total, ratio = found
+        if runs < total:
+            images = self.images['train'].count
+            self.fatal(
+                'datasets.train.dataset_enlarge_ratio',
+                f'with {images} images training would end after {runs} of {total} iterations, because the last '
+                f'incomplete batch of every epoch is dropped; set it to {ratio}',
+            )
+        progressive = train.get('progressive')
+        if isinstance(progressive, Mapping) and sum(progressive['iters']) > total:
+            self.warn('train.progressive.iters', f'sum up to {sum(progressive["iters"])}, the run ends after {total}')
+
+    def distillation(self, distill: Options, nets: Mapping[str, Any]) -> None:
+        self.keys('train.distill', distill, spec.DISTILL, strict=True)
+        if self.opt.get('network_t') is None:
+            self.fatal('network_t', 'is missing: train.distill needs a teacher')
+        if distill.get('feature_loss') is not None:
+            self.built('train.distill.feature_loss', 'LOSS', distill['feature_loss'])
+        pairs = distill.get('feature_pairs')
+        if not isinstance(pairs, Mapping):
+            return
+        for key, names in (('network_g', list(pairs)), ('network_t', list(pairs.values()))):
+            net = nets.get(key)
+            if net is None:
+                continue
+            modules = [name for name, _ in net.named_modules() if name]
+            for name in names:
+                if name not in modules:
+                    self.fatal(
+                        'train.distill.feature_pairs',
+                        f'{type(net).__name__} ({key}) has no submodule {name!r}; {near(name, modules)}',
+                    )
+
+    # ------------------------------------------------------------------ validation
+
+    def validation(self, model: Any) -> None:
+        val = self.opt.get('val')
+        phases = [str(phase) for phase in self.section('datasets') if not str(phase).startswith('train')]
+        if not isinstance(val, Mapping):
+            if not self.is_train:
+                self.fatal('val', 'is missing: it says what to measure and whether to save images')
+            elif phases:
+                self.warn('val', f'is missing, so {phases[0]} is never used')
+            return
+        ours = getattr(model, 'val_keys', None)
+        known = {k: v for k, v in spec.VAL.items() if ours is None or k in ours}
+        self.keys('val', val, known, others=ours or (), strict=ours is not None)
+        if self.is_train and val.get('val_freq') is None:
+            self.fatal('val.val_freq', 'is missing: iterations between validations')
+        if 'save_img' not in val:
+            self.fatal('val.save_img', 'is missing: true or false')
+        if not self.is_train and val.get('save_img') and 'suffix' not in val and ours is None:
+            self.fatal('val.suffix', 'is missing: BasicSR reads it when it saves images; null is a value')
+        if isinstance(val.get('tile'), Mapping):
+            self.keys('val.tile', val['tile'], spec.TILE, strict=True)
+        metrics = val.get('metrics')
+        for name, option in metrics.items() if isinstance(metrics, Mapping) else ():
+            where = f'val.metrics.{name}'
+            self.built(where, 'METRIC', option, extras=spec.METRIC_EXTRAS, skip=('img', 'img2'))
+            border, scale = option.get('crop_border') if isinstance(option, Mapping) else None, self.opt.get('scale')
+            if isinstance(border, int) and border != scale:
+                self.warn(f'{where}.crop_border', f'is {border}; papers crop {scale} pixels, the scale')
 
 
-def command(
-    opt: Annotated[Path | None, typer.Option('-opt', '--opt', help='Option file to check.')] = None,
-    test: Annotated[
-        bool, typer.Option('--test', help='Check for basicsr.test; default: by the sections it has.')
-    ] = False,
-    as_json: Annotated[bool, typer.Option('--json', help='Print the result as JSON.')] = False,
-) -> None:
-    """Check an option file and say what it will do, without running it; exit code 1 if something is fatal."""
-    import yaml
+def _split(message: str, where: str) -> tuple[str, str]:
+    head, separator, rest = message.partition(': ')
+    return (head, rest) if separator and head.startswith('datasets.') else (where, message)
 
-    if opt is None or not opt.is_file():
-        typer.echo(f'effsr check: no option file {opt}; give one with -opt', err=True)
-        raise typer.Exit(2)
+
+# ---------------------------------------------------------------------- pairs of images
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An HR and an LR image by name, and how to learn their sizes without decoding them."""
+
+    gt: str
+    lq: str
+    known: tuple[tuple[int, int], tuple[int, int]] | None = None
+
+    def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(H, W) of both.
+
+        Raises:
+            ValueError: one is missing or no image; the message names it.
+        """
+        return self.known or (image_size(self.gt), image_size(self.lq))
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """(H, W) from the header of an image.
+
+    Raises:
+        ValueError: the file is missing or no image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        loaded = yaml.safe_load(opt.read_text(encoding='utf-8'))
-    except yaml.YAMLError as error:
-        typer.echo(f'effsr check: {opt} is not YAML: {" ".join(str(error).split())}', err=True)
-        raise typer.Exit(2) from error
-    if not isinstance(loaded, dict):
-        typer.echo(f'effsr check: {opt} must hold a mapping of options, found {type(loaded).__name__}', err=True)
-        raise typer.Exit(2)
-    is_train = 'train' in loaded and not test
-    facts: dict[str, Any] = {}
-    found = problems(loaded, is_train, facts)
-    told = forecast(loaded, is_train, facts)
-    fatal = any(problem.fatal for problem in found)
-    if as_json:
-        typer.echo(json.dumps({'problems': [asdict(p) for p in found], 'forecast': told}, indent=2))
-        raise typer.Exit(1 if fatal else 0)
-    from rich.console import Console
-    from rich.table import Table
+        with Image.open(path) as image:
+            return image.height, image.width
+    except UnidentifiedImageError as error:
+        raise ValueError(f'{path} cannot be read as an image; replace it') from error
+    except FileNotFoundError as error:
+        raise ValueError(f'{path} does not exist; check meta_info_file and filename_tmpl') from error
 
-    console = Console()
-    table = Table(show_header=False, title=f'{"Training" if is_train else "Testing"} with {opt}', title_justify='left')
-    for key, value in told.items():
-        table.add_row(key, str(value))
-    console.print(table)
-    for problem in found:
-        style, label = ('red', 'fatal') if problem.fatal else ('yellow', 'warning')
-        console.print(f'{label}: {problem}', style=style, markup=False, soft_wrap=True)
-    if not found:
-        console.print('Nothing is wrong with it.', style='green')
-    raise typer.Exit(1 if fatal else 0)
+
+def _names_in(where: str, data: Options, key: str) -> list[str]:
+    folder = Path(str(data.get(key))).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f'{where}.{key}: the folder {folder} does not exist; prepare the data or correct the path'
+        )
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if not e.name.startswith('.') and e.is_file())
+
+
+def list_pairs(where: str, data: Options) -> list[Pair]:
+    """The pairs of a data set, from folders, a meta-info file, LMDBs or packs.
+
+    Args:
+        where: the data set's place in the options, for messages.
+        data: its options.
+
+    Raises:
+        OSError, ValueError: something is missing; the message says what and where.
+    """
+    backend = (data.get('io_backend') or {}).get('type')
+    if 'Packed' in str(data.get('type')):
+        return _pairs_in_packs(where, data)
+    if backend == 'lmdb':
+        return _pairs_in_lmdb(where, data)
+    template = data.get('filename_tmpl', '{}')
+    gt_folder, lq_folder = (Path(str(data.get(k))).expanduser() for k in ('dataroot_gt', 'dataroot_lq'))
+    lq_names = set(_names_in(where, data, 'dataroot_lq'))
+    gt_names = _names_in(where, data, 'dataroot_gt')
+    meta = data.get('meta_info_file')
+    if meta:
+        if not Path(meta).is_file():
+            raise FileNotFoundError(f'{where}.meta_info_file: {meta} does not exist; see effsr prepare meta-info')
+        lines = Path(meta).read_text(encoding='utf-8').splitlines()
+        gt_names = [line.split(' ')[0] for line in lines if line.strip()]
+    if not gt_names:
+        raise ValueError(f'{where}.dataroot_gt: {meta or gt_folder} names no image')
+    pairs = []
+    for name in gt_names:
+        stem, suffix = os.path.splitext(os.path.basename(name))
+        lq_name = f'{template.format(stem)}{suffix}'
+        if lq_name not in lq_names:
+            raise FileNotFoundError(
+                f'{where}.dataroot_lq: {lq_folder / lq_name} does not exist, the partner of {gt_folder / name} '
+                f'({len(gt_names)} HR and {len(lq_names)} LR images); check filename_tmpl, or make the LR images again'
+            )
+        pairs.append(Pair(str(gt_folder / name), str(lq_folder / lq_name)))
+    if not meta and len(lq_names) != len(gt_names):
+        raise ValueError(
+            f'{where}.dataroot_lq: {gt_folder} holds {len(gt_names)} HR and {lq_folder} {len(lq_names)} LR images; '
+            'remove what is surplus'
+        )
+    return pairs
+
+
+def _pairs_in_lmdb(where: str, data: Options) -> list[Pair]:
+    listed: dict[str, dict[str, tuple[int, int]]] = {}
+    for key in ('dataroot_gt', 'dataroot_lq'):
+        folder = Path(str(data.get(key))).expanduser()
+        if folder.suffix != '.lmdb':
+            raise ValueError(f'{where}.{key}: the name of an LMDB must end in .lmdb, got {folder}')
+        file = folder / 'meta_info.txt'
+        if not file.is_file() or not (folder / 'data.mdb').is_file():
+            raise FileNotFoundError(
+                f'{where}.{key}: {folder} must hold data.mdb and meta_info.txt; see effsr prepare lmdb'
+            )
+        listed[key] = {}
+        for line in file.read_text(encoding='utf-8').splitlines():
+            name, _, rest = line.partition(' (')
+            height, width, *_ = rest.partition(')')[0].split(',')
+            listed[key][name.split('.')[0]] = (int(height), int(width))
+    gt, lq = listed['dataroot_gt'], listed['dataroot_lq']
+    odd = sorted(gt.keys() ^ lq.keys())
+    if odd or not gt:
+        raise ValueError(
+            f'{where}.dataroot_lq: both LMDBs must have the same keys, they hold {len(gt)} and {len(lq)}'
+            + (f', {odd[0]!r} is in one only' if odd else '')
+        )
+    return [Pair(name, name, (gt[name], lq[name])) for name in gt]
+
+
+def _pairs_in_packs(where: str, data: Options) -> list[Pair]:
+    from basicsr_effsr.data.packed_dataset import PackSet
+
+    template, sets = data.get('filename_tmpl', '{}'), []
+    for key in ('dataroot_gt', 'dataroot_lq'):
+        try:
+            sets.append(PackSet(str(Path(str(data.get(key))).expanduser())))
+        except (OSError, ValueError) as error:
+            raise ValueError(f'{where}.{key}: {error}') from error
+    gt, lq = sets
+    pairs = []
+    for name in sorted(gt.where):
+        lq_name = template.format(name)
+        if lq_name not in lq.where:
+            raise ValueError(f'{where}.dataroot_lq: no LR image for {name!r}; check filename_tmpl')
+        (gt_pack, i), (lq_pack, j) = gt.find(name), lq.find(lq_name)
+        gt_shape, lq_shape = gt_pack.shape(i), lq_pack.shape(j)
+        known = ((gt_shape[1], gt_shape[2]), (lq_shape[1], lq_shape[2]))
+        pairs.append(Pair(name, lq_name, known))
+    return pairs
