@@ -43,12 +43,24 @@ def _read_state(file: Path) -> dict[str, Any]:
     return state
 
 
-def _check_weights(opt: Options, iteration: int) -> None:
-    """The networks that belong to a state must be readable too."""
+def _check_companions(opt: Options, state: Path, iteration: int) -> None:
+    """The networks that belong to a state, and its side file if it has one, must be readable too."""
     ignored = opt['path'].get('ignore_resume_networks') or []
     for key in opt:
         if key.startswith('network_') and key not in ignored:
             read_state_dict(Path(opt['path']['models']) / f'net_{key.removeprefix("network_")}_{iteration}.pth')
+    _side_of(state)
+
+
+def _side_of(state: Path) -> Options:
+    """What EffSRModel wrote beside a state; empty for a run of the host's own model."""
+    side = state.with_suffix('.effsr')
+    if not side.is_file():
+        return {}
+    try:
+        return torch.load(side, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a truncated file
+        raise CheckpointError(f'side file {side} cannot be read ({type(error).__name__}), it is truncated') from error
 
 
 def load_resume_state(opt: Options) -> dict[str, Any] | None:
@@ -72,18 +84,29 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
         try:
             state = _read_state(file)
             if opt['auto_resume']:
-                _check_weights(opt, state['iter'])
+                _check_companions(opt, file, state['iter'])
         except (CheckpointError, FileNotFoundError) as error:
             if not opt['auto_resume']:
                 raise
             _warn(f'{error}; going back to the checkpoint before it')
             continue
         opt['path']['resume_state'] = str(file)
+        teacher_key = {key: value for key, value in opt['path'].items() if key == 'param_key_t'}
         check_resume(opt, state['iter'])
+        opt['path'].update(teacher_key)  # the host has put params for params_ema everywhere
+        _take_over_seed(opt, file)
         return state
     if files:
         raise CheckpointError(f'no state in {files[0].parent} can be read; move the folder away to start anew')
     return None
+
+
+def _take_over_seed(opt: Options, state: Path) -> None:
+    """Draws of crops depend on the seed, and without ``manual_seed`` the host takes another in every start."""
+    seed = _side_of(state).get('seed')
+    if seed is not None and seed != opt['manual_seed']:
+        _warn(f'the run goes on with manual_seed {seed}, with which it began')
+        opt['manual_seed'] = seed
 
 
 def iterations_that_run(plan: Plan, length: int, ratio: float, world: int, batch: int, total: int) -> int:
@@ -132,8 +155,12 @@ def replacements(opt: Options) -> dict[str, Any]:
         return ResumableSampler(dataset, num_replicas, rank, ratio, seed=opt['manual_seed'])
 
     def loader(dataset: Any, dataset_opt: Options, num_gpu: int = 1, dist: bool = False, **others: Any) -> Any:
-        if dataset_opt['phase'] != 'train' or not _is_ours(dataset):
+        if dataset_opt['phase'] != 'train':
             return host_loader(dataset, dataset_opt, num_gpu=num_gpu, dist=dist, **others)
+        if not _is_ours(dataset) and opt['train'].get('progressive'):
+            raise ValueError(
+                f'train.progressive: {type(dataset).__name__} cannot change its patches; use EffSRPairedDataset'
+            )
         multiplier = 1 if dist else max(num_gpu, 1)
         batch = dataset_opt['batch_size_per_gpu'] * multiplier
         plan = Plan(batch, opt['train'].get('progressive'))
@@ -141,13 +168,16 @@ def replacements(opt: Options) -> dict[str, Any]:
         total = int(opt['train']['total_iter'])
         ratio = dataset_opt.get('dataset_enlarge_ratio', 1)
         arguments = (plan, len(dataset), ratio, ours.num_replicas, dataset_opt['batch_size_per_gpu'])
-        PlannedBatches(ours, plan)  # refuses an epoch without a batch, in words
+        if _is_ours(dataset):
+            PlannedBatches(ours, plan)  # refuses an epoch without a batch, in words
         runs = iterations_that_run(*arguments, total)
         if runs < total:
             raise ValueError(
                 f'training would end after {runs} of {total} iterations, because the last incomplete batch of every '
                 f'epoch is dropped; set dataset_enlarge_ratio to {enlarge_ratio_for(*arguments, total)}'
             )
+        if not _is_ours(dataset):
+            return host_loader(dataset, dataset_opt, num_gpu=num_gpu, dist=dist, **others)
         return make_loader(dataset, dataset_opt, ours, plan, multiplier=multiplier, resumed=resumed['at'])
 
     return {'load_resume_state': resume, 'EnlargedSampler': sampler, 'build_dataloader': loader}
