@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 COMMANDS: dict[str, tuple[str, str, str]] = {
     'doctor': ('basicsr_effsr.tools.doctor', 'command', 'Say which BasicSR is used and whether it finds this package.'),
     'check': ('basicsr_effsr.tools.check', 'command', 'Check an option file and say what it will do.'),
+    'evaluate': ('basicsr_effsr.tools.evaluate', 'command', 'Score a network on the benchmark sets.'),
     'compare': ('basicsr_effsr.tools.compare', 'command', 'Bicubic against a network, as a table and one picture.'),
     'prepare': ('datasets_prep.cli', 'app', 'Download, convert, pack and verify data sets.'),
 }

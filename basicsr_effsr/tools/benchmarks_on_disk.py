@@ -9,8 +9,13 @@ from pathlib import Path
 from basicsr_effsr.tools.networks import UserError
 
 SETS = ('Set5', 'Set14', 'B100', 'Urban100', 'Manga109')
-ALIASES = {'BSD100': 'B100', 'BSDS100': 'B100', 'Manga109': 'Manga109', 'urban100': 'Urban100', 'manga109': 'Manga109'}
 IMAGES = {'.png', '.bmp', '.jpg', '.jpeg', '.tif', '.tiff'}
+
+
+def canonical(name: str) -> str:
+    """The papers' name of a set, whatever the folder is called."""
+    known = {each.lower(): each for each in SETS} | {'bsd100': 'B100', 'bsds100': 'B100'}
+    return known.get(name.lower(), name)
 
 
 @dataclass(frozen=True)
@@ -82,14 +87,14 @@ def find_sets(root: Path, wanted: list[str] | None, scale: int) -> dict[str, Pat
     """
     if not root.is_dir():
         raise UserError(f'the folder {root} does not exist; give the one that holds Set5, Set14 ... with --data')
-    here = {ALIASES.get(p.name, p.name): p for p in sorted(root.iterdir()) if p.is_dir()}
+    here = {canonical(p.name): p for p in sorted(root.iterdir()) if p.is_dir()}
     if wanted:
-        missing = [name for name in wanted if ALIASES.get(name, name) not in here]
+        missing = [name for name in wanted if canonical(name) not in here]
         if missing:
             raise UserError(f'{root} has no {" or ".join(missing)}; it has {sorted(here)}')
-        return {ALIASES.get(name, name): here[ALIASES.get(name, name)] for name in wanted}
+        return {canonical(name): here[canonical(name)] for name in wanted}
     found = {name: here[name] for name in SETS if name in here}
     if found:
         return found
     pairs_of(root, scale, make_lr=True)
-    return {root.resolve().name: root}
+    return {canonical(root.resolve().name): root}

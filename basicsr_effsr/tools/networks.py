@@ -115,7 +115,7 @@ def build(
         load_into(net, weights, param_key=param_key)
     net.eval()
     if fuse and hasattr(net, 'fuse') and not getattr(net, 'deploy', False):
-        net = net.fuse().eval()
+        net = net.fuse().eval()  # type: ignore[operator]
     return net
 
 

@@ -1,0 +1,350 @@
+"""``effsr evaluate``: a network over the benchmark sets, beside the paper's row, as table and as a page."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from basicsr_effsr.tools import networks
+from basicsr_effsr.tools.benchmarks_on_disk import Pair, find_sets, pairs_of
+from basicsr_effsr.tools.networks import UserError
+from basicsr_effsr.utils.metrics import score_y
+
+if TYPE_CHECKING:
+    from torch import nn
+
+HERE = Path(__file__).parent
+ERROR_GAIN = 8  # grey levels of error are shown this many times brighter
+
+
+@dataclass
+class ImageScore:
+    """One image: PSNR [dB] and SSIM on Y of the network and of bicubic, seconds of the forward pass."""
+
+    set: str
+    image: str
+    psnr: float
+    ssim: float
+    bicubic_psnr: float
+    bicubic_ssim: float
+    seconds: float
+
+
+@dataclass
+class Report:
+    """Everything that was measured, with how."""
+
+    network: str
+    parameters: int
+    scale: int
+    weights: str | None
+    protocol: str
+    machine: str
+    images: list[ImageScore] = field(default_factory=list)
+    paper: dict[str, Any] | None = None
+
+    def means(self) -> dict[str, dict[str, float]]:
+        """Set -> mean of each score over its images."""
+        result: dict[str, dict[str, float]] = {}
+        for name in dict.fromkeys(image.set for image in self.images):
+            rows = [image for image in self.images if image.set == name]
+            keys = ('psnr', 'ssim', 'bicubic_psnr', 'bicubic_ssim', 'seconds')
+            result[name] = {key: float(np.mean([getattr(row, key) for row in rows])) for key in keys}
+            result[name]['images'] = len(rows)
+        return result
+
+    def paper_scores(self, name: str) -> tuple[float, float] | None:
+        """PSNR and SSIM that the paper prints for a set, if it does."""
+        found = ((self.paper or {}).get('scores') or {}).get(name)
+        return (found[0], found[1]) if found else None
+
+
+def read_pair(pair: Pair, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """(lq, gt) as (H, W, 3) uint8 RGB, gt cut to ``scale`` times lq; a missing lq is made as MATLAB does.
+
+    Raises:
+        UserError: a file cannot be read, or the sizes do not belong together.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    def read(file: Path) -> np.ndarray:
+        try:
+            return np.asarray(Image.open(file).convert('RGB'))
+        except (OSError, UnidentifiedImageError) as error:
+            raise UserError(f'{file} cannot be read as an image ({error}); replace it') from error
+
+    gt = read(pair.gt)
+    if pair.lq is None:
+        from datasets_prep.bicubic import imresize, mod_crop
+
+        gt = np.ascontiguousarray(mod_crop(gt, scale))
+        return imresize(gt, scale=1 / scale), gt
+    lq = read(pair.lq)
+    height, width = lq.shape[0] * scale, lq.shape[1] * scale
+    if not (0 <= gt.shape[0] - height < 24 and 0 <= gt.shape[1] - width < 24):
+        raise UserError(
+            f'{pair.gt} ({gt.shape[1]}x{gt.shape[0]}) must be {scale} times {pair.lq} ({lq.shape[1]}x{lq.shape[0]}); '
+            'check --scale and the folder'
+        )
+    return lq, gt[:height, :width]
+
+
+def forward_function(
+    net: nn.Module, scale: int, device: Any, self_ensemble: bool, tile: int | None, overlap: int
+) -> tuple[Callable[[np.ndarray], tuple[np.ndarray, float]], str, str]:
+    """How images are enlarged.
+
+    Returns:
+        A function (H, W, 3) uint8 -> ((rH, rW, 3) uint8, seconds), rounded as BasicSR rounds; the protocol and the
+        machine, in words.
+    """
+    import torch
+
+    from basicsr_effsr.utils.self_ensemble import self_ensemble as ensemble
+    from basicsr_effsr.utils.tiling import tiled_forward
+
+    net = net.to(device)
+
+    def once(batch: torch.Tensor) -> torch.Tensor:
+        if tile is None:
+            return net(batch)
+        return tiled_forward(net, batch, upscale=scale, tile=tile, overlap=overlap, blend='mean')
+
+    def run(lq: np.ndarray) -> tuple[np.ndarray, float]:
+        batch = torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1))).to(device)[None].float() / 255
+        start = time.perf_counter()
+        with torch.no_grad():
+            out = ensemble(once, batch) if self_ensemble else once(batch)
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+        image = (out[0].clamp(0, 1) * 255.0).permute(1, 2, 0).cpu().numpy().round().astype(np.uint8)
+        return image, seconds
+
+    parts = ['Y channel', f'border {scale}', 'whole images' if tile is None else f'tiles {tile}, overlap {overlap}']
+    parts += ['self-ensemble'] if self_ensemble else []
+    machine = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
+    return run, ', '.join(parts), f'{machine}, torch {torch.__version__}'
+
+
+def _score(image: np.ndarray, gt: np.ndarray, border: int, pair: Pair) -> tuple[float, float]:
+    try:
+        return score_y(image, gt, border)
+    except ValueError as error:
+        raise UserError(f'{pair.gt}: {error}') from error
+
+
+def find_paper(network: str, options: dict[str, Any], scale: int) -> dict[str, Any] | None:
+    """The paper's row of this network and scale, from ``papers.json``."""
+    file = HERE / 'papers.json'
+    if not file.is_file():
+        return None
+    name = network
+    if network == 'AGDN' and options.get('num_feat') == 24:
+        name = 'AGDN-S'
+    if network == 'ASID' and options.get('num_block') == 8:
+        name = 'ASID-D8'
+    for row in json.loads(file.read_text(encoding='utf-8'))['rows']:
+        if row['method'] == name and row['scale'] == scale and row.get('scores'):
+            return row
+    return None
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def markdown(report: Report) -> str:
+    """The table for a README."""
+    lines = [
+        f'{report.network}, x{report.scale}, {report.parameters:,} parameters; PSNR [dB] / SSIM on {report.protocol}; '
+        f'{report.machine}',
+        '',
+        '| set | images | bicubic | this run | paper | difference |',
+        '| --- | --- | --- | --- | --- | --- |',
+    ]
+    for name, mean in report.means().items():
+        paper = report.paper_scores(name)
+        printed = f'{paper[0]:.2f} / {paper[1]:.4f}' if paper else '-'
+        gap = f'{mean["psnr"] - paper[0]:+.2f} / {mean["ssim"] - paper[1]:+.4f}' if paper else '-'
+        lines.append(
+            f'| {name} | {mean["images"]:.0f} | {mean["bicubic_psnr"]:.2f} / {mean["bicubic_ssim"]:.4f} '
+            f'| {mean["psnr"]:.2f} / {mean["ssim"]:.4f} | {printed} | {gap} |'
+        )
+    if report.paper:
+        lines += ['', f'Paper: {report.paper.get("source", "")}']
+    return '\n'.join(lines) + '\n'
+
+
+def table_csv(report: Report) -> str:
+    """One line per image."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(ImageScore.__dataclass_fields__), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(asdict(image) for image in report.images)
+    return out.getvalue()
+
+
+def as_json(report: Report) -> str:
+    """Everything, with the means."""
+    return json.dumps({**asdict(report), 'means': report.means()}, indent=2) + '\n'
+
+
+def _data_uri(image: np.ndarray) -> str:
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, 'PNG', optimize=True)
+    return 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
+
+
+def error_map(image: np.ndarray, gt: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: absolute luma error, black for none, through red to white for 32 grey levels and more."""
+    from basicsr_effsr.utils.metrics import to_y
+
+    gap = np.abs(to_y(image) - to_y(gt)) * ERROR_GAIN
+    return np.stack([np.clip(gap * 3 - 255 * i, 0, 255) for i in range(3)], axis=-1).astype(np.uint8)
+
+
+def page(report: Report, shown: list[dict[str, Any]]) -> str:
+    """The self-contained HTML page.
+
+    Args:
+        report: the scores.
+        shown: images to show, each with ``score`` and the data URIs ``bicubic``, ``net``, ``gt``, ``error``.
+    """
+    from jinja2 import Environment, select_autoescape
+
+    template = (HERE / 'evaluate.html').read_text(encoding='utf-8')
+    environment = Environment(
+        autoescape=select_autoescape(default_for_string=True), trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(template).render(report=report, means=report.means(), shown=shown)
+
+
+def worst(report: Report, count: int) -> list[ImageScore]:
+    """The images with the least gain over bicubic, worst first."""
+    return sorted(report.images, key=lambda image: image.psnr - image.bicubic_psnr)[:count]
+
+
+def evaluate(
+    report: Report, run: Callable[[np.ndarray], tuple[np.ndarray, float]], work: list[tuple[str, Pair]], show: int
+) -> dict[str, str]:
+    """Fills ``report`` with the scores of ``work`` and returns it in every form.
+
+    Args:
+        report: what is known beforehand.
+        run: image -> (enlarged image, seconds).
+        work: (name of the set, pair) in the order of the report.
+        show: images on the page.
+
+    Returns:
+        File name -> text.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from datasets_prep.bicubic import imresize
+
+    def measure(name: str, pair: Pair) -> tuple[ImageScore, dict[str, np.ndarray]]:
+        lq, gt = read_pair(pair, report.scale)
+        image, seconds = run(lq)
+        cubic = imresize(np.ascontiguousarray(lq), scale=report.scale)
+        scores = (*_score(image, gt, report.scale, pair), *_score(cubic, gt, report.scale, pair))
+        panels = {'bicubic': cubic, 'net': image, 'gt': gt, 'error': error_map(image, gt)}
+        return ImageScore(name, pair.name, *scores, seconds), panels
+
+    console = Console(stderr=True)
+    for name, pair in track(work, description='images', console=console, transient=True):
+        report.images.append(measure(name, pair)[0])
+    by_name = {(name, pair.name): pair for name, pair in work}
+    shown = []
+    for row in worst(report, show):  # measured again, so that no more than one image is ever in memory
+        panels = measure(row.set, by_name[row.set, row.image])[1]
+        shown.append({'score': row, **{key: _data_uri(panel) for key, panel in panels.items()}})
+    return {
+        'report.md': markdown(report),
+        'report.csv': table_csv(report),
+        'report.json': as_json(report),
+        'report.html': page(report, shown),
+    }
+
+
+def write(texts: dict[str, str], folder: Path) -> None:
+    """Puts each text into its file, all or nothing."""
+    from basicsr_effsr.utils.checkpoint import write_atomic
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_atomic(folder / name, partial(_write_text, text))
+
+
+def _write_text(text: str, file: Path) -> None:
+    file.write_text(text, encoding='utf-8')
+
+
+def command(
+    opt: networks.OptFile = None,
+    arch: networks.Arch = None,
+    scale: networks.Scale = None,
+    weights: networks.Weights = None,
+    settings: networks.Settings = None,
+    param_key: networks.ParamKey = None,
+    data: Annotated[Path, typer.Option(help='Folder of the benchmark sets, or one set.')] = Path('datasets'),
+    sets: Annotated[list[str] | None, typer.Option('--sets', help='Only this set; repeatable. Default: all.')] = None,
+    out: Annotated[Path, typer.Option(help='Folder for report.md, .csv, .json and .html.')] = Path('results/evaluate'),
+    make_lr: Annotated[bool, typer.Option('--make-lr', help="Make missing LR images with MATLAB's bicubic.")] = False,
+    self_ensemble: Annotated[
+        bool, typer.Option('--self-ensemble', help='Mean over eight flips and rotations.')
+    ] = False,
+    tile: Annotated[int | None, typer.Option(help='Side of the tiles in LR pixels (ASID: 64).')] = None,
+    overlap: Annotated[int, typer.Option(help='Overlap of the tiles in LR pixels (ASID: 24).')] = 24,
+    show: Annotated[int, typer.Option(help='Images on the page, those with the least gain over bicubic.')] = 6,
+    device: networks.Device = None,
+    json_out: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
+) -> None:
+    """Score a network on Set5, Set14, B100, Urban100, Manga109 beside the paper's row; tables and an HTML page."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    try:
+        if tile is not None and not 0 <= overlap < tile:
+            raise UserError(f'--overlap must be from 0 to --tile - 1, got {overlap} and {tile}')
+        network, checkpoint, key = networks.describe(opt, arch, scale, weights, settings, param_key)
+        if checkpoint is None:
+            raise UserError('no weights to evaluate; give --weights')
+        net = networks.build(network, checkpoint, key)
+        factor = int(getattr(net, 'upscale', network.get('upscale', 4)))
+        run, protocol, machine = forward_function(
+            net, factor, networks.pick_device(device), self_ensemble, tile, overlap
+        )
+        report = Report(
+            network=type(net).__name__,
+            parameters=sum(p.numel() for p in net.parameters()),
+            scale=factor,
+            weights=str(checkpoint),
+            protocol=protocol,
+            machine=machine,
+            paper=find_paper(network['type'], network, factor),
+        )
+        work = [(name, p) for name, f in find_sets(data, sets, factor).items() for p in pairs_of(f, factor, make_lr)]
+        texts = evaluate(report, run, work, show)
+        write(texts, out)
+    except (OSError, ValueError, KeyError) as error:
+        raise networks.stop('evaluate', error) from error
+    if json_out:
+        typer.echo(texts['report.json'], nl=False)
+        return
+    terminal = Console()
+    terminal.print(Markdown(texts['report.md']))
+    terminal.print(f'written: {", ".join(str(out / name) for name in texts)}', markup=False, soft_wrap=True)

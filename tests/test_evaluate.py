@@ -1,0 +1,223 @@
+"""``effsr evaluate``: layouts, scores, files, and the page in a real browser."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from typer.testing import CliRunner
+
+from basicsr_effsr.archs.hasn_arch import HASN
+from basicsr_effsr.cli import app
+from basicsr_effsr.tools import evaluate
+from basicsr_effsr.tools.benchmarks_on_disk import canonical, find_sets, pairs_of
+from basicsr_effsr.tools.networks import UserError
+from basicsr_effsr.utils.metrics import score_y
+from datasets_prep.bicubic import imresize
+
+TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
+SETTINGS = ['--arch', 'HASN', '--scale', '2', '--set', 'num_feat=8', '--set', 'num_block=1', '--set', 'esa_channels=4']
+
+
+def photo(y: int, x: int, height: int = 48, width: int = 60) -> np.ndarray:
+    return np.ascontiguousarray(data.astronaut()[y : y + height, x : x + width])
+
+
+def save(image: np.ndarray, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(file)
+
+
+@pytest.fixture
+def weights(tmp_path) -> Path:
+    torch.manual_seed(0)
+    torch.save({'params': HASN(**TINY).state_dict()}, tmp_path / 'net.pth')
+    return tmp_path / 'net.pth'
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Set5 as BasicSR lays it out, Set14 as SwinIR, Urban100 as SelfExSR."""
+    folder = tmp_path / 'data'
+    for i, y in enumerate((20, 120)):
+        gt, lq = photo(y, 150), imresize(photo(y, 150), scale=0.5)
+        save(gt, folder / 'Set5' / 'GTmod12' / f'{i}.png')
+        save(lq, folder / 'Set5' / 'LRbicx2' / f'{i}.png')
+        save(gt, folder / 'Set14' / 'HR' / f'{i}.png')
+        save(lq, folder / 'Set14' / 'LR_bicubic' / 'X2' / f'{i}x2.png')
+        save(gt, folder / 'Urban100' / 'image_SRF_2' / f'img_00{i}_SRF_2_HR.png')
+        save(lq, folder / 'Urban100' / 'image_SRF_2' / f'img_00{i}_SRF_2_LR.png')
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ['evaluate', *map(str, arguments)])
+
+
+class TestLayouts:
+    def test_every_layout_gives_the_same_pairs(self, root):
+        found = find_sets(root, None, 2)
+        assert list(found) == ['Set5', 'Set14', 'Urban100']
+        for name, folder in found.items():
+            pairs = pairs_of(folder, 2)
+            assert len(pairs) == 2, name
+            for pair in pairs:
+                assert pair.gt != pair.lq
+                assert Image.open(pair.gt).width == 2 * Image.open(pair.lq).width
+
+    def test_a_single_set_and_names_in_any_case(self, root):
+        assert list(find_sets(root / 'Set5', None, 2)) == ['Set5']
+        assert list(find_sets(root, ['set14'], 2)) == ['Set14']
+        assert canonical('BSDS100') == 'B100'
+
+    def test_missing_lr_is_refused_or_made(self, root):
+        shutil.rmtree(root / 'Set5' / 'LRbicx2')
+        with pytest.raises(UserError, match=r'has no LR image at x2 \(2 of 2 lack one\); .* --make-lr'):
+            pairs_of(root / 'Set5', 2)
+        (pair, _) = pairs_of(root / 'Set5', 2, make_lr=True)
+        lq, gt = evaluate.read_pair(pair, 2)
+        assert np.array_equal(lq, imresize(gt, scale=0.5))
+
+    def test_what_is_not_there_is_named(self, root, tmp_path):
+        with pytest.raises(UserError, match='has no B100; it has'):
+            find_sets(root, ['B100'], 2)
+        with pytest.raises(UserError, match='does not exist'):
+            find_sets(tmp_path / 'nowhere', None, 2)
+        (tmp_path / 'empty').mkdir()
+        with pytest.raises(UserError, match='holds no images in a known layout'):
+            find_sets(tmp_path / 'empty', None, 2)
+
+
+class TestCommand:
+    def test_scores_in_every_file(self, root, weights, tmp_path):
+        done = run(*SETTINGS, '--weights', weights, '--data', root, '--out', tmp_path / 'out', '--json')
+        assert done.exit_code == 0, done.output
+        told = json.loads((tmp_path / 'out' / 'report.json').read_text())
+        net = HASN(**TINY).eval()
+        net.load_state_dict(torch.load(weights, weights_only=True)['params'])
+        scores = []
+        for y in (20, 120):
+            gt, lq = photo(y, 150), imresize(photo(y, 150), scale=0.5)
+            with torch.no_grad():
+                out = net(torch.from_numpy(lq).permute(2, 0, 1)[None] / 255)[0].clamp(0, 1)
+            scores.append(score_y((out * 255).round().byte().permute(1, 2, 0).numpy(), gt, 2))
+        mean = np.mean(scores, axis=0)
+        for name in ('Set5', 'Set14', 'Urban100'):
+            assert [told['means'][name][key] for key in ('psnr', 'ssim')] == pytest.approx(mean.tolist(), abs=1e-3)
+        rows = list(csv.DictReader(io.StringIO((tmp_path / 'out' / 'report.csv').read_text())))
+        assert len(rows) == 6
+        assert float(rows[0]['psnr']) == told['images'][0]['psnr']
+        text = (tmp_path / 'out' / 'report.md').read_text()
+        assert f'| Set5 | 2 | {told["means"]["Set5"]["bicubic_psnr"]:.2f} /' in text
+        assert 'border 2, whole images' in text
+
+    def test_self_ensemble_and_tiles_change_the_scores_and_the_protocol(self, root, weights, tmp_path):
+        values = []
+        for extra in ([], ['--self-ensemble'], ['--tile', '20', '--overlap', '8']):
+            arguments = ['--weights', weights, '--data', root, '--sets', 'Set5', '--out', tmp_path / 'out', '--json']
+            done = run(*SETTINGS, *arguments, *extra)
+            assert done.exit_code == 0, done.output
+            values.append(json.loads(done.stdout)['means']['Set5']['psnr'])
+        assert len(set(values)) == 3
+
+    @pytest.mark.parametrize(
+        ('change', 'words'),
+        [
+            (['--arch', 'HASM'], "there is no network 'HASM'"),
+            (['--set', 'num_faet=3'], 'num_faet'),
+            (['--set', 'num_feat'], '--set must be key=value'),
+            (['--scale', '4'], 'another scale'),
+            (['--tile', '16'], '--overlap must be from 0 to --tile - 1'),
+            (['--device', 'cuda:99'], "device 'cuda:99' cannot be used"),
+            (['--sets', 'Set99'], 'has no Set99'),
+        ],
+    )
+    def test_bad_input_is_one_sentence_and_nothing_is_written(self, root, weights, tmp_path, change, words):
+        done = run(*SETTINGS, '--weights', weights, '--data', root, '--out', tmp_path / 'out', *change)
+        assert done.exit_code == 2
+        assert words in done.output
+        assert 'Traceback' not in done.output
+        assert not (tmp_path / 'out').exists()
+
+    def test_pairs_of_another_scale_are_refused(self, root, weights, tmp_path):
+        for file in (root / 'Set5' / 'GTmod12').iterdir():
+            save(photo(0, 0, 30, 30), file)
+        done = run(*SETTINGS, '--weights', weights, '--data', root, '--sets', 'Set5', '--out', tmp_path / 'out')
+        assert done.exit_code == 2
+        assert 'must be 2 times' in done.output
+
+
+def test_error_map_is_black_where_equal_and_white_where_far():
+    gt = np.zeros((2, 2, 3), np.uint8)
+    image = gt.copy()
+    image[0, 0] = 255
+    shown = evaluate.error_map(image, gt)
+    assert shown[0, 0].tolist() == [255, 255, 255]
+    assert shown[1, 1].tolist() == [0, 0, 0]
+
+
+def test_worst_is_the_least_gain_over_bicubic():
+    rows = [evaluate.ImageScore('s', str(i), psnr, 0.9, 30.0, 0.9, 0.1) for i, psnr in enumerate((31, 29, 30.5))]
+    report = evaluate.Report('N', 1, 2, None, '', '', rows)
+    assert [row.image for row in evaluate.worst(report, 2)] == ['1', '2']
+
+
+def test_paper_row_stands_beside_ours():
+    rows = [evaluate.ImageScore('Set5', 'a', 32.0, 0.89, 28.0, 0.8, 0.1)]
+    report = evaluate.Report('N', 1, 4, None, '', '', rows, {'scores': {'Set5': [32.23, 0.896]}, 'source': 'Table 1'})
+    assert '| 32.23 / 0.8960 | -0.23 / -0.0060 |' in evaluate.markdown(report)
+
+
+@pytest.mark.slow
+def test_page_in_a_browser(root, weights, tmp_path):
+    browser = next(
+        (path for name in ('chromium', 'chromium-browser', 'google-chrome') if (path := shutil.which(name))), None
+    )
+    if browser is None or shutil.which('chromedriver') is None:
+        pytest.skip('needs chromium and chromedriver on the PATH')
+    webdriver = pytest.importorskip('selenium.webdriver', reason="needs selenium: pip install -e '.[dev]'")
+    done = run(*SETTINGS, '--weights', weights, '--data', root, '--out', tmp_path / 'out', '--show', '3')
+    assert done.exit_code == 0, done.output
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in (
+        *('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--no-first-run'),
+        *(
+            '--disable-component-update',
+            '--disable-sync',
+            f'--user-data-dir={tmp_path / "profile"}',
+            '--window-size=1200,1600',
+        ),
+    ):
+        options.add_argument(flag)
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which('chromedriver')))
+    try:
+        driver.get((tmp_path / 'out' / 'report.html').as_uri())
+        loaded = driver.execute_script('return [...document.images].map(i => i.complete && i.naturalWidth > 0)')
+        assert loaded == [True] * 12
+        slide = (
+            'const r = document.querySelector("input[type=range]"); r.value = 80; r.dispatchEvent(new Event("input"));'
+        )
+        driver.execute_script(slide)
+        assert (
+            driver.execute_script('return document.querySelector(".slider .top").style.clipPath')
+            == 'inset(0px 20% 0px 0px)'
+        )
+        assert driver.execute_script('return document.querySelector(".slider .bar").style.left') == '80%'
+        values = 'return [...document.querySelectorAll("#images tbody tr")].map(r => Number(r.cells[2].textContent))'
+        driver.execute_script('document.querySelector("th[data-sort=\\"2\\"]").click()')
+        scores = driver.execute_script(values)
+        assert scores == sorted(scores, reverse=True)
+        assert [entry for entry in driver.get_log('browser') if entry['level'] == 'SEVERE'] == []
+        driver.save_screenshot(str(tmp_path / 'page.png'))
+    finally:
+        driver.quit()
