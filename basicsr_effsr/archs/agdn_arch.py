@@ -155,10 +155,11 @@ class _Axis:
     """
 
     def __init__(self, length: int, kernel: int, device: torch.device) -> None:
-        self.side = torch.sym_min(length, kernel)
+        self.side: int = torch.sym_min(length, kernel)  # type: ignore[assignment]
         self.count = (length - 1) // self.side + 1
-        step = -((self.side - length) // torch.sym_max(self.count - 1, 1))  # rounded up
-        starts = torch.clamp(torch.arange(self.count, device=device) * step, max=length - self.side)
+        gaps: int = torch.sym_max(self.count - 1, 1)  # type: ignore[assignment]
+        step = (length - self.side + gaps - 1) // gaps  # rounded up; never below 0, where ONNX divides another way
+        starts = (torch.arange(self.count, device=device) * step).clamp(max=length - self.side)
         self.take = (starts[:, None] + torch.arange(self.side, device=device)).flatten()
         pixel = torch.arange(length, device=device)
         first = (starts + self.side <= pixel[:, None]).sum(1)
@@ -202,8 +203,9 @@ class SGSA(nn.Module):
         windows = windows.permute(0, 1, 2, 4, 6, 3, 5, 7)  # N, 3, heads, row and column of the window, C / heads, pixel
         out = self.attend(*windows.flatten(-2).flatten(3, 4).unbind(1))
         out = out.unflatten(2, (rows.count, columns.count)).unflatten(-1, (rows.side, columns.side))
-        out = out.permute(0, 1, 4, 2, 5, 3, 6).flatten(-2).flatten(-3, -2)
+        out = out.permute(0, 1, 4, 2, 5, 3, 6).flatten(-2)
         out = (out.index_select(-1, columns.first) + out.index_select(-1, columns.last)) / 2
+        out = out.flatten(-3, -2)
         return (out.index_select(-2, rows.first) + out.index_select(-2, rows.last)) / 2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -289,7 +291,8 @@ class AGDN(nn.Module):
         use_sgsa: keep the self-attention and its feed-forward layer (Table 1).
         num_heads: heads of the self-attention; divides ``num_feat``.
         tlc: side of the windows of the self-attention in eval mode, in LR pixels (code: 48 at every
-            scale; AGDN-S: 96). None or 0 switches TLC off (Table 3).
+            scale; AGDN-S: 96). None or 0 switches TLC off (Table 3). A graph exported with dynamic height and
+            width holds for sides above ``tlc``; without TLC it holds for every legal size.
 
     Raises:
         ValueError: an option is out of its range, or an input is not of the stated shape.
