@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from basicsr_effsr.tools import option_spec as spec
 from basicsr_effsr.tools.option_spec import Key, Section
@@ -143,8 +147,21 @@ class _Check:
         value = self.opt.get(name)
         return value if isinstance(value, Mapping) else {}
 
-    def keys(self, where: str, given: Options, known: Section, *, others: Iterable[str] = (), strict: bool) -> None:
-        """Unknown, missing and ill-typed keys of a section; unknown ones without a near one are fatal if ``strict``."""
+    def keys(
+        self,
+        where: str,
+        given: Options,
+        known: Section,
+        *,
+        others: Iterable[str] = (),
+        strict: bool,
+        open_ended: bool = False,
+    ) -> None:
+        """Unknown, missing and ill-typed keys of a section.
+
+        An unknown key is fatal if it looks like a misspelling of one that is not given, or if ``strict``;
+        otherwise a warning, or nothing at all if ``open_ended``.
+        """
         names = [*known, *others]
         prefix = f'{where}.' if where else ''
         for name, value in given.items():
@@ -154,7 +171,8 @@ class _Check:
                 likely = get_close_matches(str(name), [n for n in names if n not in given], 1, 0.75)
                 hint = f'did you mean {likely[0]!r}?' if likely else near(name, names)
                 message = f'nothing reads this option; {hint}'
-                (self.fatal if strict or likely else self.warn)(f'{prefix}{name}', message)
+                if likely or not open_ended:
+                    (self.fatal if strict or likely else self.warn)(f'{prefix}{name}', message)
         for name, key in known.items():
             if key.required and given.get(name) is None and name != 'type':
                 self.fatal(f'{prefix}{name}', f'is missing{": " + key.doc[0].lower() + key.doc[1:] if key.doc else ""}')
@@ -185,8 +203,7 @@ class _Check:
     ) -> None:
         keys, open_ended = spec.keys_of(target, tuple(skip))
         known = {**keys, 'type': Key(spec.STR, ''), **extras}
-        others = option.keys() if open_ended else ()
-        self.keys(where, option, known, others=others, strict=True)
+        self.keys(where, option, known, strict=not open_ended, open_ended=open_ended)
 
     # ------------------------------------------------------------------ the whole
 
@@ -792,3 +809,161 @@ def _pairs_in_packs(where: str, data: Options) -> list[Pair]:
         known = ((gt_shape[1], gt_shape[2]), (lq_shape[1], lq_shape[2]))
         pairs.append(Pair(name, lq_name, known))
     return pairs
+
+
+# ---------------------------------------------------------------------- what will happen
+
+
+def forecast(opt: Options, is_train: bool, *, every_image: bool = False) -> tuple[list[Problem], dict[str, Any]]:
+    """The problems of an option file, and in plain values what a run with it will do.
+
+    Args:
+        opt: as in the file.
+        is_train: for training; False for testing.
+        every_image: read the header of every image.
+
+    Returns:
+        the problems, and name -> value; what the problems make unknowable is left out.
+    """
+    found = problems(opt, is_train, every_image=every_image)
+    if not isinstance(opt, dict):
+        return found, {}
+    check = _Check(opt, is_train, every_image)
+    nets = {key: check.network(key) for key in opt if str(key).startswith('network_') and opt[key]}
+    for phase, data in check.section('datasets').items():
+        check.dataset(str(phase), data)
+    will: dict[str, Any] = {'option file for': 'training' if is_train else 'testing'}
+    for key, net in nets.items():
+        if net is not None:
+            will |= _network_facts(key, net, opt)
+    for phase, images in check.images.items():
+        will[f'images, {phase}'] = images.count
+    if is_train:
+        will |= _training_facts(check, nets.get('network_g'))
+    name = opt.get('name')
+    folder = Path('experiments' if is_train else 'results') / str(name)
+    if folder.exists():
+        will['output'] = f'{folder} (exists: it will be renamed to {folder}_archived_..., unless the run is resumed)'
+    else:
+        will['output'] = str(folder)
+    return found, will
+
+
+def _network_facts(key: str, net: nn.Module, opt: Options) -> dict[str, Any]:
+    from basicsr_effsr.utils.complexity import count_macs, count_params, lr_size_of_720p
+
+    facts: dict[str, Any] = {f'{key}': type(net).__name__, f'{key}, parameters': count_params(net)}
+    scale = opt.get('scale')
+    if isinstance(scale, int):
+        height, width = lr_size_of_720p(scale)
+        channels = opt[key].get('num_in_ch', 3)
+        try:
+            macs = count_macs(net, (height, width), num_in_ch=channels).total
+            facts[f'{key}, multiply-adds at {width}x{height}'] = macs
+        except (ValueError, RuntimeError):  # a foreign network that cannot be counted
+            return facts
+    return facts
+
+
+def _training_facts(check: _Check, net: nn.Module | None) -> dict[str, Any]:
+    opt, train = check.opt, check.section('train')
+    data = check.section('datasets').get('train')
+    plan = check.plan()
+    facts: dict[str, Any] = {}
+    if not isinstance(data, Mapping):
+        return facts
+    batch, ratio, side = (data.get(k) for k in ('batch_size_per_gpu', 'dataset_enlarge_ratio', 'gt_size'))
+    if plan is not None and isinstance(batch, int):
+        runs, total, _ = plan
+        per_epoch = check.images['train'].count * (ratio or 1) // batch
+        facts |= {'iterations asked for': total, 'iterations that will run': runs}
+        facts |= {'iterations per epoch': int(per_epoch), 'epochs': math.ceil(runs / per_epoch) if per_epoch else 0}
+        facts['patches seen'] = runs * batch
+        for section, key, label in (
+            ('val', 'val_freq', 'validations'),
+            ('logger', 'save_checkpoint_freq', 'checkpoints'),
+        ):
+            freq = check.section(section).get(key)
+            if isinstance(freq, int | float) and freq > 0:
+                facts[label] = int(runs // freq)
+    scale = opt.get('scale')
+    if net is not None and isinstance(batch, int) and isinstance(side, int) and isinstance(scale, int):
+        facts['estimated memory per GPU, MiB'] = round(_training_memory(opt, train, net, batch, side // scale) / 2**20)
+    return facts
+
+
+def _training_memory(opt: Options, train: Options, net: nn.Module, batch: int, patch: int) -> int:
+    """Bytes of weights, gradients, Adam's two moments, the moving average, and what backward needs."""
+    from basicsr_effsr.utils.complexity import count_params, saved_for_backward
+
+    parts = train.get('accumulate') or 1
+    copies = 4 + bool(train.get('ema_decay'))
+    channels = opt['network_g'].get('num_in_ch', 3)
+    stages = [(batch, patch)]
+    progressive = train.get('progressive')
+    if isinstance(progressive, Mapping):
+        sides = progressive['gt_size']
+        batches = progressive.get('batch') or [batch] * len(sides)
+        stages = [(b, s // opt['scale']) for b, s in zip(batches, sides, strict=True)]
+    amp = train.get('amp') or None
+    saved = max(
+        saved_for_backward(net, (side, side), batch=max(b // parts, 1), num_in_ch=channels, amp=amp)
+        for b, side in stages
+    )
+    return 4 * copies * count_params(net) + saved
+
+
+def command(
+    opt: Annotated[Path | None, typer.Option('-opt', '--opt', help='Option file, of training or of testing.')] = None,
+    every_image: Annotated[
+        bool, typer.Option('--all', help='Read the header of every image, not of a sample.')
+    ] = False,
+    as_json: Annotated[bool, typer.Option('--json', help='Print problems and forecast as JSON.')] = False,
+    schema: Annotated[
+        bool, typer.Option('--schema', help='Print the JSON schema of option files for editors.')
+    ] = False,
+) -> None:
+    """Check an option file and say what it will do; exit code 1 if the run would not do what the file says."""
+    from basicsr_effsr.tools.networks import UserError, read_options, stop
+
+    if schema:
+        from basicsr_effsr.tools.option_schema import option_schema
+
+        typer.echo(json.dumps(option_schema(), indent=2))
+        return
+    try:
+        if opt is None:
+            raise UserError('give an option file with -opt, or ask for the --schema')
+        options = read_options(opt)
+    except UserError as error:
+        raise stop('check', error) from error
+    is_train = 'train' in (options.get('datasets') or {}) or bool(options.get('train'))
+    found, will = forecast(options, is_train, every_image=every_image)
+    fatal = any(problem.fatal for problem in found)
+    if as_json:
+        typer.echo(json.dumps({'problems': [asdict(p) for p in found], 'forecast': will}, indent=2))
+    else:
+        _print(opt, found, will)
+    raise typer.Exit(1 if fatal else 0)
+
+
+def _print(file: Path, found: list[Problem], will: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    table = Table(show_header=False, title=str(file), title_justify='left')
+    for key, value in will.items():
+        table.add_row(key, f'{value:,}' if isinstance(value, int) else str(value))
+    console.print(table)
+    for problem in found:
+        label, style = ('error', 'red') if problem.fatal else ('warning', 'yellow')
+        console.print(f'{label}: {problem}', style=style, markup=False, highlight=False)
+    errors = sum(problem.fatal for problem in found)
+    if errors:
+        console.print(
+            f'{errors} {"error" if errors == 1 else "errors"}: a run would not do what the file says.', style='red'
+        )
+    else:
+        module = 'train' if will.get('option file for') == 'training' else 'test'
+        console.print(f'Ready: python -m basicsr.{module} -opt {file}', style='green', markup=False, highlight=False)

@@ -119,6 +119,40 @@ def count_macs(net: nn.Module, lr_size: tuple[int, int], *, num_in_ch: int = 3, 
     )
 
 
+def saved_for_backward(
+    net: nn.Module, lr_size: tuple[int, int], *, batch: int, num_in_ch: int = 3, amp: str | None = None
+) -> int:
+    """Bytes of activations that a forward pass in train mode keeps for the backward pass.
+
+    The larger part of what training needs beside weights, gradients and optimizer; work space of the
+    kernels and the holes of the allocator come on top.
+
+    Args:
+        net: the bare network.
+        lr_size: H, W of the patches.
+        batch: patches per pass.
+        num_in_ch: channels of the input.
+        amp: bf16 or fp16 under autocast; None for float32.
+    """
+    mode = FakeTensorMode()
+    empty = without_content(net, mode).train()
+    kept: dict[int, Any] = {}  # storages by identity, alive as long as they are counted
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    half = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(amp or '')
+    with mode, torch.autocast('cpu', dtype=half or torch.bfloat16, enabled=half is not None):
+        own = {p.untyped_storage()._cdata for p in [*empty.parameters(), *empty.buffers()]}
+        image = torch.empty(batch, num_in_ch, *lr_size)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = empty(image)
+        keep(output)
+    return sum(storage.nbytes() for key, storage in kept.items() if key not in own)
+
+
 _KINDS = ('convolution', 'linear', 'attention', 'elementwise', 'activations', 'convolutions')
 
 
