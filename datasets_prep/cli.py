@@ -280,13 +280,14 @@ def verify(
 @app.command()
 def sample(
     out: Annotated[Path, typer.Argument(help='Folder of the data set.')] = Path('datasets/sample'),
+    pack: Annotated[bool, typer.Option('--pack', help='Pack the training photographs, too.')] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Writes a small paired data set from the photographs inside scikit-image; needs no network."""
     from datasets_prep.sample import SCALES, write_sample
 
     try:
-        counts = write_sample(out, overwrite=overwrite)
+        counts = write_sample(out, pack=pack, overwrite=overwrite)
     except (OSError, ValueError) as error:
         _fail(error)
     scales = ', '.join(f'x{scale}' for scale in SCALES)

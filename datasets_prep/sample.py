@@ -11,6 +11,7 @@ from pathlib import Path
 
 from datasets_prep.bicubic import imresize, mod_crop
 from datasets_prep.files import read_image, sweep_parts, write_png
+from datasets_prep.pack import make_pack
 
 SCALES = (2, 3, 4)
 MODULUS = 12  # divisible by every scale, so that all scales have the same photographs and the same HR
@@ -46,7 +47,9 @@ def photograph_folder() -> Path:
     return folder
 
 
-def write_sample(out: Path, *, scales: tuple[int, ...] = SCALES, overwrite: bool = False) -> dict[str, int]:
+def write_sample(
+    out: Path, *, scales: tuple[int, ...] = SCALES, pack: bool = False, overwrite: bool = False
+) -> dict[str, int]:
     """Writes ``out/{train,val}/HR`` and ``out/{train,val}/LR_bicubic/X<scale>``, the same names in each.
 
     Photographs that are stored as JPEG are halved first, so that no compression blocks are left in what
@@ -55,6 +58,7 @@ def write_sample(out: Path, *, scales: tuple[int, ...] = SCALES, overwrite: bool
     Args:
         out: folder of the data set; it is made.
         scales: scales of the low-resolution images; each must divide 12.
+        pack: write ``out/train/HR.pack`` and ``out/train/LR_bicubic/X<scale>.pack``, too.
         overwrite: write again what exists.
 
     Returns:
@@ -84,6 +88,10 @@ def write_sample(out: Path, *, scales: tuple[int, ...] = SCALES, overwrite: bool
             hr = mod_crop(hr, MODULUS)
             for scale, path in wanted.items():
                 write_png(path, hr if scale == 1 else imresize(hr, scale=Fraction(1, scale)))
+    if pack:
+        train = out / 'train'
+        for folder in (train / 'HR', *(train / 'LR_bicubic' / f'X{scale}' for scale in scales)):
+            make_pack(folder, folder.with_suffix('.pack'), overwrite=overwrite)
     return {split: len(names) for split, names in PHOTOGRAPHS.items()}
 
 

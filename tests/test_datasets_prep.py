@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from datasets_prep.bicubic import imresize
 from datasets_prep.cli import app
-from datasets_prep.files import ImageError, atomic_path, image_shape, is_part, read_image, sweep_parts, write_png
+from datasets_prep.files import ImageError, alone, atomic_path, image_shape, is_part, read_image, sweep_parts, write_png
 from datasets_prep.jobs import Job, Plan, claim_folder, parse_shard, run_jobs
 from datasets_prep.lmdb_maker import make_lmdb
 from datasets_prep.lr import make_lr
@@ -112,6 +113,10 @@ def double(task):
         raise ValueError('is bad')
     if task == 'deadly':
         os._exit(9)
+    if task == 'stop':
+        raise KeyboardInterrupt
+    if task == 'full':
+        raise OSError(errno.ENOSPC, 'No space left on device')
     return 2 * task
 
 
@@ -131,6 +136,25 @@ class TestJobs:
         assert summary.results == {f'item {i}': 2 * i for i in (1, 3)}
         assert list(summary.failed) == ['item deadly']
         assert 'process died' in summary.failed['item deadly']
+
+    def test_an_interrupt_is_told_and_ends_in_exit_code_130(self):
+        summary = run_jobs('test', [Job(str(task), task) for task in (1, 'stop', 3)], double, Plan())
+        assert summary.results == {'1': 2}
+        assert summary.exit_code == 130
+        assert summary.lines()[-1].endswith('interrupted, run the same command again to go on')
+
+    def test_a_full_disk_ends_the_run(self):
+        summary = run_jobs('test', [Job(str(task), task) for task in (1, 'full', 3)], double, Plan())
+        assert summary.results == {'1': 2}
+        assert summary.exit_code == 1
+        assert 'the disk is full' in summary.notes[0]
+
+    def test_two_runs_do_not_write_one_file(self, tmp_path):
+        with alone(tmp_path / '.lock', tmp_path / 'out'), pytest.raises(ValueError, match='another run is writing it'):
+            alone(tmp_path / '.lock', tmp_path / 'out').__enter__()
+        with alone(tmp_path / '.lock', tmp_path / 'out'):
+            assert (tmp_path / '.lock').exists()
+        assert not (tmp_path / '.lock').exists()
 
     def test_shards_are_disjoint_and_complete(self):
         jobs = [Job(str(i), i) for i in range(11)]
@@ -588,6 +612,12 @@ class TestSample:
         write_sample(tmp_path, scales=(4,))
         assert tree(tmp_path) == before
         assert (tmp_path / 'val' / 'HR' / 'chelsea.png').stat().st_mtime_ns == kept
+
+    def test_packs_hold_the_same_photographs(self, tmp_path):
+        write_sample(tmp_path, scales=(4,), pack=True)
+        train = tmp_path / 'train'
+        assert verify(train / 'HR.pack', train / 'LR_bicubic' / 'X4.pack', scale=4).done == 7
+        assert verify(train / 'HR', train / 'HR.pack').exit_code == 0
 
     def test_a_scale_that_does_not_fit_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match='must divide 12'):
