@@ -282,3 +282,9 @@ def test_exports_to_onnx_with_dynamic_height_and_width(tmp_path, tlc):
         x = torch.rand(1, 3, *shape)
         out = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
         torch.testing.assert_close(out, net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_gains_start_as_in_the_official_code():
+    block = AGDN(**TINY).get_submodule('B1')
+    assert (block.cca.sigma.scale == 1e-5).all()
+    assert (block.ea.restormer_attn.temperature == 1).all()
