@@ -11,6 +11,8 @@ from basicsr.losses import build_loss
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from basicsr_effsr.losses import fakd_loss
 from basicsr_effsr.losses.charbonnier_loss import EpsCharbonnierLoss, charbonnier
@@ -558,6 +560,26 @@ class TestFAKD:
         finally:
             torch.set_float32_matmul_precision(before)
         assert seen == [(True, False)]
+
+    @pytest.mark.parametrize('block_size', [1, 8, 100])
+    def test_no_tensor_is_larger_than_a_block(self, monkeypatch, block_size):
+        """The matrix of one image would have 400 x 400 entries, a block has ``block_size`` x 400."""
+
+        class Largest(TorchDispatchMode):
+            entries = 0
+
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                out = func(*args, **(kwargs or {}))
+                self.entries = max(
+                    [self.entries, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))]
+                )
+                return out
+
+        monkeypatch.setitem(fakd_loss.BLOCK_ELEMENTS, 'cpu', block_size * 400)
+        student, teacher = torch.randn(3, 2, 20, 20, requires_grad=True), torch.randn(3, 4, 20, 20)
+        with Largest() as largest:
+            FAKDLoss(block_size=block_size)(student, teacher).backward()
+        assert largest.entries == max(block_size * 400, 3 * 4 * 400)  # a block, or the teacher's features
 
     def test_tokens_of_a_swin_trunk_are_taken_in_raster_order(self):
         student, teacher = torch.randn(2, 3, 4, 5), torch.randn(2, 6, 4, 5)
