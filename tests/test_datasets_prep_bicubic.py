@@ -136,3 +136,11 @@ def test_mod_crop_keeps_the_top_left():
     np.testing.assert_array_equal(mod_crop(img, 4), img[:4, :8])
     with pytest.raises(ValueError, match='at least 8 pixels'):
         mod_crop(img, 8)
+
+
+@pytest.mark.parametrize('scale', [1 / 4, 3])
+def test_the_parts_that_fit_the_cache_make_up_the_whole(scale, monkeypatch):
+    img = np.random.default_rng(7).integers(0, 256, (21, 30, 3), dtype=np.uint8)
+    whole = imresize(img, scale=scale)
+    monkeypatch.setattr('datasets_prep.bicubic._CACHED_VALUES', 150)
+    np.testing.assert_array_equal(imresize(img, scale=scale), whole)
