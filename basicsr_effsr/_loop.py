@@ -136,17 +136,34 @@ def _is_ours(dataset: Any) -> bool:
     return type(dataset).__module__.startswith('basicsr_effsr.')
 
 
+def _anchor(sampling: Options, resumed: Options) -> tuple[int, int]:
+    """(epoch, iterations before it) since which samples have been drawn like this."""
+    if resumed['sampling'] is None:
+        return (0, 0)
+    before = {key: value for key, value in resumed['sampling'].items() if key != 'anchor'}
+    if before == sampling:
+        epoch, done = resumed['sampling']['anchor']
+        return (epoch, done)
+    changed = [key for key in sampling if before.get(key) != sampling[key]]
+    _warn(
+        f'the run goes on with the first sample of epoch {resumed["at"][0]}, not exactly: it had '
+        f'{ {key: before.get(key) for key in changed} } and now has { {key: sampling[key] for key in changed} }'
+    )
+    return resumed['at']
+
+
 def replacements(opt: Options) -> dict[str, Any]:
     """Name in ``basicsr.train`` -> what to put there, for a run with these options."""
     from basicsr.data import build_dataloader as host_loader
     from basicsr.data.data_sampler import EnlargedSampler as HostSampler
 
-    resumed = {'at': (0, 0)}
+    resumed: Options = {'at': (0, 0), 'sampling': None}
 
     def resume(options: Options) -> dict[str, Any] | None:
         state = load_resume_state(options)
         if state is not None:
             resumed['at'] = (state['epoch'], state['iter'])
+            resumed['sampling'] = _side_of(Path(options['path']['resume_state'])).get('sampling', {})
         return state
 
     def sampler(dataset: Any, num_replicas: int, rank: int, ratio: float = 1) -> Any:
@@ -178,6 +195,11 @@ def replacements(opt: Options) -> dict[str, Any]:
             )
         if not _is_ours(dataset):
             return host_loader(dataset, dataset_opt, num_gpu=num_gpu, dist=dist, **others)
-        return make_loader(dataset, dataset_opt, ours, plan, multiplier=multiplier, resumed=resumed['at'])
+        sampling = {'images': len(dataset), 'ratio': ratio, 'world_size': ours.num_replicas, 'stages': str(plan.stages)}
+        anchor = _anchor(sampling, resumed)
+        dataset_opt['sampling'] = {**sampling, 'anchor': list(anchor)}  # for the model's side file
+        return make_loader(
+            dataset, dataset_opt, ours, plan, multiplier=multiplier, resumed=resumed['at'], anchor=anchor
+        )
 
     return {'load_resume_state': resume, 'EnlargedSampler': sampler, 'build_dataloader': loader}

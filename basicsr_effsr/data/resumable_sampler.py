@@ -133,12 +133,16 @@ class PlannedBatches(Sampler):
         sampler: the source of the samples.
         plan: stages of the run.
         resumed: (epoch, iterations done) to start from.
+        anchor: (epoch, iterations done before it) since which the data set and the plan have been these; the first
+            epoch, unless a run was resumed with other options.
 
     Raises:
         ValueError: an epoch is too small for one batch.
     """
 
-    def __init__(self, sampler: ResumableSampler, plan: Plan, resumed: tuple[int, int] = (0, 0)) -> None:
+    def __init__(
+        self, sampler: ResumableSampler, plan: Plan, resumed: tuple[int, int] = (0, 0), anchor: tuple[int, int] = (0, 0)
+    ) -> None:
         largest = max(stage.batch for stage in plan.stages)
         if len(sampler) < largest:
             ratio = math.ceil(largest * sampler.num_replicas / len(sampler.dataset))  # type: ignore[arg-type]
@@ -148,16 +152,8 @@ class PlannedBatches(Sampler):
             )
         self.sampler = sampler
         self.plan = plan
-        self._begins = {0: 0}  # epoch -> iterations done before it
-        epoch, done = resumed
-        self._start = (epoch, done)
-        if not self._before(epoch) <= done <= self._before(epoch + 1):
-            raise ValueError(
-                f'cannot resume exactly: the state is of epoch {epoch} and iteration {done}, but with this data set, '
-                f'dataset_enlarge_ratio, batch size and number of ranks that epoch runs from iteration '
-                f'{self._before(epoch)} to {self._before(epoch + 1)}; restore the options of the first run, or start '
-                'from its weights with pretrain_network_g'
-            )
+        self._start = resumed
+        self._begins = {0: 0, anchor[0]: anchor[1]}  # epoch -> iterations done before it
 
     def _before(self, epoch: int) -> int:
         known = max(e for e in self._begins if e <= epoch)
@@ -191,6 +187,7 @@ def make_loader(
     *,
     multiplier: int = 1,
     resumed: tuple[int, int] = (0, 0),
+    anchor: tuple[int, int] = (0, 0),
 ) -> torch.utils.data.DataLoader:
     """The training loader, with the keys of BasicSR's ``build_dataloader``.
 
@@ -201,11 +198,12 @@ def make_loader(
         plan: stages of the run.
         multiplier: GPUs of one process without a launcher.
         resumed: (epoch, iterations done) to start from.
+        anchor: see ``PlannedBatches``.
     """
     workers = dataset_opt['num_worker_per_gpu'] * multiplier
     return torch.utils.data.DataLoader(
         dataset,
-        batch_sampler=PlannedBatches(sampler, plan, resumed),
+        batch_sampler=PlannedBatches(sampler, plan, resumed, anchor),
         num_workers=workers,
         pin_memory=dataset_opt.get('pin_memory', False),
         persistent_workers=bool(dataset_opt.get('persistent_workers', False)) and workers > 0,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from basicsr_effsr.utils import distributed
-from basicsr_effsr.utils.checkpoint import load_into, save_atomic
+from basicsr_effsr.utils.checkpoint import load_into, remove_leftovers, save_atomic
 from basicsr_effsr.utils.self_ensemble import self_ensemble
 from basicsr_effsr.utils.tiling import tiled_forward
 from basicsr_effsr.utils.training import (
@@ -81,6 +81,7 @@ class EffSRModel(SRModel):
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self.iteration = 0
+        self._saved = -1
         self._deployed: nn.Module | None = None
         self._sharing = False
         self._random_states: dict[str, Any] | None = None
@@ -304,6 +305,8 @@ class EffSRModel(SRModel):
         finally:
             self._deployed = None
             restore_random_states(states)  # loaders draw a seed; a run resumed after this validation does not
+        if self.is_train and self._saved == current_iter:
+            self._save_side_file(current_iter)  # with the scores of this validation
 
     def test(self) -> None:
         bare = self.get_bare_model(self.net_g)
@@ -368,6 +371,7 @@ class EffSRModel(SRModel):
         """
         if current_iter != -1:
             self._save_side_file(current_iter)
+            self._saved = current_iter
             distributed.wait_for_all()  # the state that rank 0 writes last vouches for the side files of all ranks
         super().save(epoch, current_iter)
         if current_iter == -1 and self.iteration < int(self.opt['train']['total_iter']):
@@ -409,9 +413,13 @@ class EffSRModel(SRModel):
         return {
             'random': random_states(),
             'scaler': self.scaler.state_dict(),
-            'best': getattr(self, 'best_metric_results', {}),
+            'best': {
+                name: {metric: {**record, 'val': float(record['val'])} for metric, record in found.items()}
+                for name, found in getattr(self, 'best_metric_results', {}).items()
+            },  # metrics give NumPy scalars, which a file without code cannot hold
             'nonfinite': self._nonfinite,
             'seed': self.opt.get('manual_seed'),
+            'sampling': self.opt.get('datasets', {}).get('train', {}).get('sampling', {}),
         }
 
     def load_side_state(self, state: dict[str, Any]) -> None:
@@ -429,6 +437,9 @@ class EffSRModel(SRModel):
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
         self.iteration = resume_state['iter']
+        if not self.opt.get('rank'):
+            for folder in ('models', 'training_states'):
+                remove_leftovers(self.opt['path'][folder])
         path = self.opt['path'].get('resume_state')
         file = self._side_file(self.iteration)
         if path:  # a state named by hand has its side file beside it

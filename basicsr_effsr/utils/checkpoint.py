@@ -155,6 +155,12 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: str | Path) -> None:
+    """Deletes the temporary files of writes that were killed; no writer may be at work in ``folder``."""
+    for leftover in Path(folder).glob('.*.tmp'):
+        leftover.unlink(missing_ok=True)
+
+
 def save_atomic(obj: Any, path: str | Path) -> None:
     """``torch.save`` that is all or nothing: written beside ``path``, read back, then renamed.
 

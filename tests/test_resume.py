@@ -1,0 +1,312 @@
+"""Killed and resumed runs end with the bits of an uninterrupted one; through the host's own loop."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import basicsr.train as host_loop
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.models import build_model
+from basicsr.utils import check_resume
+from host import logged
+from runs import TINY_HASN, short_run, write
+
+from basicsr_effsr._loop import enlarge_ratio_for, iterations_that_run, load_resume_state
+from basicsr_effsr.data.resumable_sampler import Plan
+from basicsr_effsr.models.effsr_model import EffSRModel
+from basicsr_effsr.utils.checkpoint import CheckpointError
+
+TEACHER = {'type': 'DPARNTeacher', 'num_feat': 8, 'num_block': 1, 'num_heads': 2, 'num_grow_ch': 4, 'window_size': 4}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL where a test stays in one process: nothing in the package catches it."""
+
+
+def distillation(photos: Path, folder: Path, iters: int = 10) -> dict:
+    """Everything that has a state: a student that draws numbers, EMA, adapters, stages, short epochs, scores."""
+    opt = short_run(photos, TEACHER, scale=2, iters=iters, model_type='DistillationModel')
+    opt['network_g'] |= {'num_block': 2, 'drop_path_rate': 0.5}
+    opt['network_t'] = {**TINY_HASN, 'upscale': 2}
+    torch.manual_seed(1)
+    torch.save({'params': build_network(opt['network_t']).state_dict()}, folder / 'teacher.pth')
+    opt['path']['pretrain_network_t'] = str(folder / 'teacher.pth')
+    del opt['train']['pixel_opt']
+    opt['train'] |= {
+        'distill': {
+            'gamma': 1.0,
+            'feature_pairs': {'layers.0': 'block_1', 'layers.1': 'block_1'},
+            'feature_loss': {'type': 'FAKDLoss', 'adapter': 'conv1x1'},
+        },
+        'progressive': {'gt_size': [32, 48], 'iters': [5, 5], 'batch': [2, 1]},
+        'scheduler': {'type': 'CosineAnnealingRestartLR', 'periods': [iters], 'restart_weights': [1]},
+        'warmup_iter': 3,
+    }
+    opt['datasets']['train'] |= {'gt_size': 48, 'dataset_enlarge_ratio': 2}  # epochs of four, six and eight iterations
+    opt['logger'] |= {'save_checkpoint_freq': 2, 'use_tb_logger': False}
+    (folder / 'one.txt').write_text('0.png (192,192,3)\n')
+    opt['datasets']['val']['meta_info_file'] = str(folder / 'one.txt')
+    return opt
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """Runs the host's ``train_pipeline`` in this process and returns the final weights."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(opt: dict, *flags: str) -> dict:
+        monkeypatch.setattr(sys, 'argv', ['train', '-opt', write(opt, tmp_path / 'short.yml'), *flags])
+        names = dict(vars(host_loop))
+        try:
+            host_loop.train_pipeline(str(tmp_path))
+        finally:
+            vars(host_loop).update(names)
+        models = tmp_path / 'experiments' / opt['name'] / 'models'
+        return {
+            f.name: torch.load(f, weights_only=True) for f in (models / 'net_g_latest.pth', models / 'net_a_latest.pth')
+            if f.is_file()
+        }  # fmt: skip
+
+    return run
+
+
+def same(one: dict, other: dict) -> bool:
+    flat = [
+        {(f, k, n): v for f, file in x.items() for k, p in file.items() for n, v in p.items()} for x in (one, other)
+    ]
+    return flat[0].keys() == flat[1].keys() and all(torch.equal(v, flat[1][key]) for key, v in flat[0].items())
+
+
+@pytest.fixture
+def killed_at(train, monkeypatch):
+    """The same, killed when the given iteration begins."""
+
+    def run(iteration: int, opt: dict, *flags: str) -> None:
+        original = EffSRModel.optimize_parameters
+
+        def optimize(self, current_iter):
+            if current_iter == iteration:
+                raise Killed
+            original(self, current_iter)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(EffSRModel, 'optimize_parameters', optimize)
+            with pytest.raises(Killed):
+                train(opt, *flags)
+
+    return run
+
+
+class TestExactly:
+    def test_killed_before_any_iteration(self, photos, tmp_path, train, killed_at):
+        """At several iterations of one run, each time resumed with another number of workers."""
+        opt = distillation(photos, tmp_path)
+        straight = train({**opt, 'name': 'straight'})
+        assert set(straight) == {'net_g_latest.pth', 'net_a_latest.pth'}
+        for workers, iteration in ((0, 2), (1, 5), (0, 6), (2, 9)):
+            opt['datasets']['train']['num_worker_per_gpu'] = workers
+            killed_at(iteration, opt, '--auto_resume')
+        again = train(opt, '--auto_resume')
+        assert same(straight, again)
+        assert not same(straight, train({**opt, 'name': 'other', 'manual_seed': 1})), (
+            'the comparison must be able to fail'
+        )
+
+    @pytest.mark.parametrize('write_number', [1, 2, 3, 4])
+    def test_killed_between_the_files_of_a_checkpoint(self, photos, tmp_path, train, monkeypatch, write_number):
+        """Side file, adapters, network, state: whichever is missing, the checkpoint before it counts."""
+        opt = distillation(photos, tmp_path, iters=4)
+        straight = train({**opt, 'name': 'straight'})
+        replace, count = os.replace, [0]
+
+        def killed(source, target):
+            count[0] += 1
+            if count[0] == 4 + write_number:
+                raise Killed
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, 'replace', killed)
+            with pytest.raises(Killed):
+                train(opt)
+        names = {f.name for f in (tmp_path / 'experiments' / 'short' / 'training_states').iterdir()}
+        assert '2.state' in names
+        assert '4.state' not in names
+        assert same(straight, train(opt, '--auto_resume'))
+
+    def test_without_a_seed_in_the_options(self, photos, tmp_path, train, killed_at):
+        """The host then draws one at every start; the run goes on with its first."""
+        opt = distillation(photos, tmp_path, iters=6)
+        opt['manual_seed'] = None
+        killed_at(4, opt)
+        side = torch.load(tmp_path / 'experiments/short/training_states/2.effsr', weights_only=True)
+        resumed = train(opt, '--auto_resume')
+        assert same(resumed, train({**opt, 'name': 'straight', 'manual_seed': side['seed']}))
+
+    def test_best_scores_come_back(self, photos, tmp_path, train, killed_at, monkeypatch):
+        opt = distillation(photos, tmp_path, iters=4)
+        opt['val']['val_freq'] = 2
+        records = []
+        original = EffSRModel._update_best_metric_result
+        monkeypatch.setattr(
+            EffSRModel,
+            '_update_best_metric_result',
+            lambda self, *a: (original(self, *a), records.append(copy.deepcopy(self.best_metric_results))),
+        )
+        train({**opt, 'name': 'straight'})
+        expected, records[:] = records[-1], []
+        killed_at(3, opt)
+        train(opt, '--auto_resume')
+        assert records[-1] == expected
+
+    @pytest.mark.slow
+    def test_kill_minus_nine(self, photos, tmp_path):
+        """A process of its own, killed by the system while it writes and trains, restarted with the same command."""
+        opt = distillation(photos, tmp_path, iters=24)
+        opt['logger'] |= {'save_checkpoint_freq': 3, 'print_freq': 100}
+        command = ['-m', 'basicsr.train', '-opt', write(opt, tmp_path / 'short.yml'), '--auto_resume']
+        latest = tmp_path / 'experiments' / 'short' / 'models' / 'net_g_latest.pth'
+        quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
+        one_thread = {**os.environ, 'OMP_NUM_THREADS': '1'}  # sums in another order have other bits
+        killed = subprocess.Popen([sys.executable, *command], cwd=tmp_path, env=one_thread, **quiet)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / 'experiments/short/training_states/6.state').is_file():
+            assert killed.poll() is None, 'the run ended before it could be killed'
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        killed.send_signal(signal.SIGKILL)
+        assert killed.wait() == -signal.SIGKILL
+        assert not latest.exists()
+        assert 'Resuming training' in logged(*command, cwd=tmp_path)
+        again = torch.load(latest, weights_only=True)
+        write({**opt, 'name': 'straight'}, tmp_path / 'short.yml')
+        logged(*command, cwd=tmp_path)
+        straight = torch.load(tmp_path / 'experiments/straight/models/net_g_latest.pth', weights_only=True)
+        assert same({'g': straight}, {'g': again})
+        assert not list((tmp_path / 'experiments').glob('short/*/.*')), 'nothing half-written is left behind'
+
+
+class TestBrokenCheckpoints:
+    @pytest.fixture
+    def killed_run(self, photos, tmp_path, train, killed_at):
+        opt = distillation(photos, tmp_path, iters=6)
+        straight = train({**opt, 'name': 'straight'})
+        killed_at(5, opt)
+        return opt, straight
+
+    @pytest.mark.parametrize('file', ['training_states/4.state', 'training_states/4.effsr', 'models/net_g_4.pth'])
+    def test_a_truncated_newest_one_falls_back_with_a_warning(self, killed_run, tmp_path, train, capsys, file):
+        opt, straight = killed_run
+        path = tmp_path / 'experiments' / 'short' / file
+        path.write_bytes(path.read_bytes()[:-100])
+        assert same(straight, train(opt, '--auto_resume'))
+        assert f'{path.name} cannot be read' in capsys.readouterr().out
+        assert [p.name for p in (tmp_path / 'experiments').iterdir() if 'archived' in p.name] == []
+
+    def test_all_broken_is_an_error_and_archives_nothing(self, killed_run, tmp_path, train):
+        opt, _ = killed_run
+        for state in (tmp_path / 'experiments' / 'short' / 'training_states').glob('*.state'):
+            state.write_bytes(b'')
+        with pytest.raises(CheckpointError, match=r'no state in .* can be read; move the folder away'):
+            train(opt, '--auto_resume')
+        assert sorted(p.name for p in (tmp_path / 'experiments').iterdir()) == ['short', 'straight']
+
+    def test_a_state_named_by_hand_is_not_passed_over(self, killed_run, tmp_path, train):
+        opt, straight = killed_run
+        state = tmp_path / 'experiments/short/training_states/2.state'
+        opt['path']['resume_state'] = str(state)
+        assert same(straight, train(opt))
+        state.write_bytes(b'')
+        with pytest.raises(CheckpointError, match=r'2\.state cannot be read'):
+            train(opt)
+
+    def test_other_options_go_on_but_say_that_it_is_not_the_same_run(self, killed_run, tmp_path, train, capsys):
+        """From there on it is exact again: another kill makes no difference."""
+        opt, straight = killed_run
+        opt['datasets']['train']['dataset_enlarge_ratio'] = 50
+        opt['train'] |= {'total_iter': 8, 'scheduler': {'type': 'MultiStepLR', 'milestones': [7], 'gamma': 0.5}}
+        changed = train(opt, '--auto_resume')
+        assert not same(straight, changed)
+        assert "epoch 0, not exactly: it had {'ratio': 2} and now has {'ratio': 50}" in capsys.readouterr().out
+        (tmp_path / 'experiments/short/training_states/8.state').unlink()
+        assert same(changed, train(opt, '--auto_resume'))
+        assert 'not exactly' not in capsys.readouterr().out
+
+
+class TestTeacher:
+    @pytest.fixture
+    def stopped(self, photos, tmp_path, killed_at):
+        opt = distillation(photos, tmp_path, iters=6)
+        teacher = torch.load(tmp_path / 'teacher.pth', weights_only=True)['params']
+        other = {name: torch.zeros_like(value) for name, value in teacher.items()}
+        torch.save({'params': other, 'params_ema': teacher}, tmp_path / 'teacher.pth')
+        opt['path']['param_key_t'] = 'params_ema'
+        killed_at(4, opt)
+        return opt, teacher
+
+    def resumed_option(self, opt: dict, tmp_path: Path) -> dict:
+        experiment = tmp_path / 'experiments' / 'short'
+        opt = copy.deepcopy(opt) | {'dist': False, 'rank': 0, 'world_size': 1, 'is_train': True, 'auto_resume': True}
+        opt['path'] |= {name: str(experiment / name) for name in ('models', 'training_states')}
+        return opt
+
+    def test_it_keeps_its_file_and_key(self, stopped, tmp_path):
+        opt = self.resumed_option(stopped[0], tmp_path)
+        assert load_resume_state(opt)['iter'] == 2
+        assert opt['path']['pretrain_network_t'] == str(tmp_path / 'teacher.pth')
+        assert opt['path']['param_key_t'] == 'params_ema'
+
+    def test_it_is_found_again_where_the_host_alone_resumes(self, stopped, tmp_path):
+        """BasicSR looks for every network among the run's checkpoints, for ``params_ema`` under ``params``."""
+        opt = self.resumed_option(stopped[0], tmp_path)
+        opt['path']['resume_state'] = str(tmp_path / 'experiments/short/training_states/2.state')
+        check_resume(opt, 2)
+        assert opt['path']['pretrain_network_t'].endswith('net_t_2.pth')
+        assert opt['path']['param_key_t'] == 'params'
+        model = build_model(opt)
+        assert all(torch.equal(stopped[1][name], value) for name, value in model.net_t.state_dict().items())
+
+
+class TestEarlyEnd:
+    @pytest.mark.parametrize('dataset', ['EffSRPairedDataset', 'PairedImageDataset'])
+    def test_the_ratio_that_helps_is_named_and_helps(self, photos, train, dataset):
+        """Four images in batches of three: the host would stop after 6 of 10 iterations."""
+        opt = short_run(photos, TINY_HASN, iters=10)
+        opt['datasets']['train'] |= {
+            'type': dataset,
+            'batch_size_per_gpu': 3,
+            'dataset_enlarge_ratio': 1,
+            'gt_size': 64,
+        }
+        opt['logger']['use_tb_logger'] = False
+        with pytest.raises((ValueError, SystemExit), match=r'would end after 6 of 10 iterations.* to 2'):
+            train(opt)
+        opt['datasets']['train']['dataset_enlarge_ratio'] = 2
+        assert train(opt)
+
+    @pytest.mark.parametrize(('length', 'batch', 'world', 'total'), [(5, 4, 1, 20), (5, 8, 1, 20), (100, 16, 2, 777)])
+    def test_the_forecast_is_what_the_hosts_arithmetic_gives(self, length, batch, world, total):
+        for ratio in (1, 2, 3, 5):
+            samples = -(-length * ratio // world)
+            epochs = -(-total // -(-length * ratio // (batch * world)))
+            expected = min(total, (epochs + 1) * (samples // batch))
+            assert iterations_that_run(Plan(batch), length, ratio, world, batch, total) == expected
+        best = enlarge_ratio_for(Plan(batch), length, 1, world, batch, total)
+        runs = [iterations_that_run(Plan(batch), length, ratio, world, batch, total) for ratio in range(1, best + 1)]
+        assert runs[-1] == total
+        assert best == 1 or runs[-2] < total
+
+    def test_stages_need_a_data_set_that_knows_them(self, photos, train):
+        opt = short_run(photos, TINY_HASN, iters=4)
+        opt['datasets']['train']['type'] = 'PairedImageDataset'
+        opt['train']['progressive'] = {'gt_size': [64, 96], 'iters': [2, 2]}
+        with pytest.raises(ValueError, match='PairedImageDataset cannot change its patches'):
+            train(opt)
