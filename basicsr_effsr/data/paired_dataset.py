@@ -90,6 +90,8 @@ class EffSRPairedDataset(Dataset):
 
     def __init__(self, opt: dict[str, Any]) -> None:
         super().__init__()
+        if opt.get('uint8') and (opt.get('color') == 'y' or opt.get('mean') is not None or opt.get('std') is not None):
+            raise ValueError('EffSRPairedDataset: uint8 cannot be combined with color, mean or std; drop one')
         self.opt = opt
         self.client: FileClient | None = None
         self.backend = dict(opt['io_backend'])
@@ -107,6 +109,9 @@ class EffSRPairedDataset(Dataset):
             self.paths = pairs_in_meta_info(gt, lq, opt['meta_info_file'], template)
         else:
             self.paths = pairs_in_folders(gt, lq, template)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, 'client': None}  # an open LMDB cannot travel to another process
 
     def __len__(self) -> int:
         return len(self.paths)
