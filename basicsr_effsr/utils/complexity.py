@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 OUTPUT_720P = (720, 1280)  # height and width of the output at which papers state multiply-adds
@@ -217,3 +218,43 @@ def _elementwise(name: str, args: Any, out: Any) -> int:
     if name == '_adaptive_avg_pool2d' or (name == 'mean' and len(args) > 2 and list(args[1]) == [-1, -2]):
         return args[0].numel()  # adaptive pooling to 1x1 arrives as a mean over the axes -1, -2, in this order
     return 0
+
+
+class _Peak(TorchDispatchMode):
+    """The largest sum of bytes of tensors that are alive at one time within the ``with`` block."""
+
+    def __init__(self, held: int) -> None:
+        super().__init__()
+        self.held = self.peak = held
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.alive = {key: item for key, item in self.alive.items() if not item[0].expired()}
+        self.peak = max(self.peak, self.held + sum(size for _, size in self.alive.values()))
+        return out
+
+
+def peak_memory(net: nn.Module, lr_size: tuple[int, int], *, num_in_ch: int = 3) -> int:
+    """Bytes of weights, input and largest set of tensors alive at one time in a forward pass without gradients.
+
+    Counted, not measured: the work space of the kernels comes on top. The same on every machine.
+
+    Args:
+        net: the bare network; its dtype is that of the pass.
+        lr_size: H, W of the input.
+        num_in_ch: channels of the input.
+    """
+    mode = FakeTensorMode()
+    empty = without_content(net, mode)
+    dtype = next((p.dtype for p in net.parameters()), torch.float32)
+    weights = sum(t.numel() * t.element_size() for t in [*net.parameters(), *net.buffers()])
+    with torch.no_grad(), mode:
+        image = torch.empty(1, num_in_ch, *lr_size, dtype=dtype)
+        with _Peak(weights + image.numel() * image.element_size()) as found:
+            empty(image)
+    return found.peak

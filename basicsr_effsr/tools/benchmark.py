@@ -1,0 +1,702 @@
+"""``effsr benchmark``: what a network costs, beside RLFN and SPAN measured in the same process."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from basicsr_effsr.tools import networks
+from basicsr_effsr.tools.networks import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+OUTPUTS = {'720p': (720, 1280), '1080p': (1080, 1920), '4k': (2160, 3840)}  # height and width of the output
+NTIRE_SIZE = (256, 256)  # the LR size at which the challenges count
+GATE = {'valid': 26.90, 'test': 26.99}  # dB that an entry must reach
+BORDER = 4
+PAPERS = Path(__file__).with_name('papers.json')
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counted cost of a network in one form at one LR size; multiply-adds count as one."""
+
+    model: str
+    form: str
+    lr_size: tuple[int, int]
+    params: int
+    multi_adds: int
+    fvcore: int
+    activations: int
+    convolutions: int
+    memory: int
+    uncounted: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Measured latency of one network in one setting, milliseconds per image."""
+
+    model: str
+    lr_size: tuple[int, int]
+    dtype: str
+    memory_format: str
+    compiled: bool
+    runs: int
+    median: float
+    p5: float
+    p95: float
+    mean: float
+    first: float
+    peak_mib: float | None
+    ratio: float
+
+
+@dataclass
+class Report:
+    """Everything a benchmark has found."""
+
+    environment: dict[str, Any]
+    costs: list[Cost] = field(default_factory=list)
+    latencies: list[Latency] = field(default_factory=list)
+    ntire: dict[str, Any] | None = None
+
+
+# ---------------------------------------------------------------------- counting
+
+
+def cost(net: nn.Module, model: str, form: str, lr_size: tuple[int, int]) -> Cost:
+    """Counts one network."""
+    from basicsr_effsr.utils.complexity import count_macs, count_params, peak_memory
+
+    macs = count_macs(net, lr_size)
+    return Cost(
+        model,
+        form,
+        lr_size,
+        count_params(net),
+        macs.total,
+        macs.fvcore,
+        macs.activations,
+        macs.convolutions,
+        peak_memory(net, lr_size),
+        macs.uncounted,
+    )
+
+
+def lr_size(text: str, scale: int) -> tuple[int, int]:
+    """``256x256`` (height x width of the input), or 720p, 1080p, 4k (of the output) as (H, W) of the input.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if text.lower() in OUTPUTS:
+        height, width = OUTPUTS[text.lower()]
+        return round(height / scale), round(width / scale)
+    height_text, _, width_text = text.lower().partition('x')
+    if not (height_text.isdigit() and width_text.isdigit() and int(height_text) and int(width_text)):
+        raise UserError(f'--size must be HxW of the input, or one of {", ".join(OUTPUTS)}, got {text!r}')
+    return int(height_text), int(width_text)
+
+
+# ---------------------------------------------------------------------- timing
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """By linear interpolation between the two nearest ranks."""
+    ordered = sorted(values)
+    position = share * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def once(net: Callable, image: Tensor) -> float:
+    """Milliseconds of one forward pass, by CUDA events or by the clock."""
+    import torch
+
+    if image.device.type == 'cuda':
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        net(image)
+        end.record()
+        torch.cuda.synchronize(image.device)
+        return begin.elapsed_time(end)
+    started = time.perf_counter()
+    net(image)
+    return (time.perf_counter() - started) * 1000
+
+
+def interleaved(nets: dict[str, Callable], image: Tensor, warmup: int, runs: int) -> dict[str, list[float]]:
+    """Milliseconds of every run of every network, in turns (A B C, A B C ...), the first of them the cold one.
+
+    Args:
+        nets: by name.
+        image: (1, C, H, W).
+        warmup: runs of each before those that count; the very first is kept in front all the same.
+        runs: runs of each that count.
+    """
+    import torch
+
+    found: dict[str, list[float]] = {name: [] for name in nets}
+    with torch.no_grad():
+        for i in range(max(warmup, 1) + runs):
+            for name, net in nets.items():
+                elapsed = once(net, image)
+                if i == 0 or i >= max(warmup, 1):
+                    found[name].append(elapsed)
+    return found
+
+
+def measured_peak(net: Callable, image: Tensor) -> float | None:
+    """MiB that a forward pass allocates at most; None on a CPU, which does not say."""
+    import torch
+
+    if image.device.type != 'cuda':
+        return None
+    torch.cuda.reset_peak_memory_stats(image.device)
+    with torch.no_grad():
+        net(image)
+    return torch.cuda.max_memory_allocated(image.device) / 2**20
+
+
+def latencies(
+    nets: dict[str, nn.Module],
+    size: tuple[int, int],
+    device: torch.device,
+    *,
+    dtype: str,
+    channels_last: bool,
+    compiled: bool,
+    warmup: int,
+    runs: int,
+) -> list[Latency]:
+    """One row per network, the ratio being that of the medians to the last network, the reference."""
+    import torch
+
+    kind = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}[dtype]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, *size).to(device, kind).contiguous(memory_format=layout)
+    ready: dict[str, Callable] = {}
+    for name, net in nets.items():
+        placed = net.to(device, kind).to(memory_format=layout)
+        ready[name] = torch.compile(placed, dynamic=False) if compiled else placed
+    times = interleaved(ready, image, warmup, runs)
+    peaks = {name: measured_peak(net, image) for name, net in ready.items()}
+    for net in nets.values():
+        net.to('cpu', torch.float32).to(memory_format=torch.contiguous_format)
+    reference = percentile(times[list(nets)[-1]][1:], 0.5)
+    return [
+        Latency(
+            name,
+            size,
+            dtype,
+            'channels_last' if channels_last else 'contiguous',
+            compiled,
+            runs,
+            percentile(values[1:], 0.5),
+            percentile(values[1:], 0.05),
+            percentile(values[1:], 0.95),
+            sum(values[1:]) / runs,
+            values[0],
+            peaks[name],
+            percentile(values[1:], 0.5) / reference,
+        )
+        for name, values in times.items()
+    ]
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a latency depends on."""
+    import torch
+
+    facts: dict[str, Any] = {
+        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or 'CPU',
+        'torch': torch.__version__,
+        'threads': torch.get_num_threads(),
+        'CPU cores': os.cpu_count(),
+    }
+    if device.type == 'cuda':
+        facts |= {'CUDA': torch.version.cuda, 'cuDNN': torch.backends.cudnn.version()}
+        facts['TF32 convolutions'] = torch.backends.cudnn.allow_tf32
+        facts['cudnn.benchmark'] = torch.backends.cudnn.benchmark
+    else:
+        with suppress(OSError):
+            lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+            facts['device'] = next(line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
+        with suppress(OSError, AttributeError):
+            facts['load average'] = round(os.getloadavg()[0], 2)
+    return facts
+
+
+# ---------------------------------------------------------------------- NTIRE
+
+
+def protocol_of(name: str) -> dict[str, Any]:
+    """Baseline values and weights of a year's challenge, as published.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    years = {f'ntire{row["year"]}': row for row in json.loads(PAPERS.read_text(encoding='utf-8'))['ntire']}
+    if name not in years:
+        raise UserError(f'--protocol must be one of {", ".join(years)}, got {name!r}')
+    return years[name]
+
+
+def ntire_score(protocol: dict[str, Any], *, runtime_ratio: float, flops: float, params: float) -> float:
+    """Weighted sum of exp(2 x / baseline) over runtime, FLOPs [G] and parameters [M]; lower is better."""
+    ratios = {
+        'runtime': runtime_ratio,
+        'flops': flops / protocol['flops'],
+        'params': params / protocol['params'],
+    }
+    return sum(protocol['weights'][name] * math.exp(2 * ratio) for name, ratio in ratios.items())
+
+
+def baseline_of(protocol: dict[str, Any]) -> nn.Module | None:
+    """The baseline network of a year where it is one of our yardsticks: RLFN, or SPAN at 28 channels; else None."""
+    from basicsr_effsr.tools.yardsticks import RLFN, SPAN
+
+    if protocol['baseline'] == 'RLFN':
+        return RLFN().eval()
+    return SPAN(num_feat=28).eval() if protocol['baseline'] == 'SPAN' else None
+
+
+def images_of(data: Path) -> list[Path]:
+    """The images of a folder, by name.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = sorted(p for p in data.glob('*') if p.suffix.lower() in ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff'))
+    if not found:
+        raise UserError(f'--data: {data} holds no image')
+    return found
+
+
+def psnr_rgb(output: Tensor, gt: Tensor, border: int = BORDER) -> float:
+    """PSNR [dB] on RGB of (3, H, W) tensors of bytes, ``border`` pixels cropped: the challenge's score."""
+    a, b = (t[:, border:-border, border:-border].double() for t in (output, gt))
+    error = (a - b).square().mean().item()
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def over_images(
+    nets: dict[str, nn.Module], files: list[Path], gt: Path | None, device: torch.device, *, warmup: bool
+) -> tuple[dict[str, float], float | None]:
+    """Mean milliseconds per whole image of every network, in turns, and the PSNR of the first one.
+
+    Args:
+        nets: by name, the one to be judged first.
+        files: LR images.
+        gt: folder of their HR partners (same name, or with the ending x4 dropped); None scores nothing.
+        device: where.
+        warmup: run every image once before it counts; False is the challenge's own way.
+
+    Raises:
+        UserError: an image has no partner.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    def read(path: Path) -> Tensor:
+        return torch.from_numpy(np.asarray(Image.open(path).convert('RGB')).transpose(2, 0, 1).copy())
+
+    total = dict.fromkeys(nets, 0.0)
+    scores = []
+    first = next(iter(nets))
+    for net in nets.values():
+        net.to(device)
+    with torch.no_grad():
+        for file in files:
+            image = read(file)[None].to(device).float() / 255
+            for name, net in nets.items():
+                if warmup:
+                    net(image)
+                total[name] += once(net, image)
+            if gt is None:
+                continue
+            partner = next((p for s in (file.stem, file.stem.removesuffix('x4')) for p in gt.glob(f'{s}.*')), None)
+            if partner is None:
+                raise UserError(f'--gt: {gt} has no partner for {file.name}')
+            output = nets[first](image)[0].clamp(0, 1).mul(255).round().to('cpu', torch.uint8)
+            target = read(partner)[:, : output.shape[1], : output.shape[2]]
+            if target.shape != output.shape:
+                raise UserError(f'--gt: {partner} must be {output.shape[2]}x{output.shape[1]} for {file.name}')
+            scores.append(psnr_rgb(output, target))
+    for net in nets.values():
+        net.to('cpu')
+    return {name: value / len(files) for name, value in total.items()}, sum(scores) / len(scores) if scores else None
+
+
+# ---------------------------------------------------------------------- the whole
+
+
+def run(
+    forms: dict[str, nn.Module],
+    model: str,
+    scale: int,
+    device: torch.device,
+    *,
+    sizes: Sequence[tuple[int, int]],
+    dtypes: Sequence[str] = ('fp32',),
+    channels_last: bool = False,
+    compiled: bool = False,
+    warmup: int = 3,
+    runs: int = 10,
+    yardsticks: Sequence[str] = ('SPAN', 'RLFN'),
+) -> Report:
+    """Counts every form and measures the last one against the yardsticks.
+
+    Args:
+        forms: form (``as trained``, ``deployed``) -> network in eval mode; the last one is measured.
+        model: its name.
+        scale: scale factor, also of the yardsticks.
+        device: where to measure.
+        sizes: LR sizes (H, W).
+        dtypes: fp32, fp16, bf16.
+        channels_last: measure this memory format too.
+        compiled: measure with torch.compile too.
+        warmup: runs before those that count.
+        runs: runs that count.
+        yardsticks: names of ``tools.yardsticks``; ratios are to the last.
+    """
+    from basicsr_effsr.tools.yardsticks import YARDSTICKS
+
+    references = {name: YARDSTICKS[name](upscale=scale).eval() for name in yardsticks}
+    report = Report(environment(device) | {'warm-up': warmup, 'runs': runs})
+    for size in sizes:
+        for form, net in forms.items():
+            report.costs.append(cost(net, model, form, size))
+        report.costs += [cost(net, name, 'yardstick', size) for name, net in references.items()]
+    nets = {model: list(forms.values())[-1], **references}
+    for size in sizes:
+        for dtype in dtypes:
+            for last in (False, True)[: 1 + channels_last]:
+                for fast in (False, True)[: 1 + compiled]:
+                    report.latencies += latencies(
+                        nets,
+                        size,
+                        device,
+                        dtype=dtype,
+                        channels_last=last,
+                        compiled=fast,
+                        warmup=warmup,
+                        runs=runs,
+                    )
+    return report
+
+
+def ntire(
+    net: nn.Module,
+    model: str,
+    year: str,
+    device: torch.device,
+    *,
+    data: Path | None = None,
+    gt: Path | None = None,
+    psnr: float | None = None,
+    baseline_ms: float | None = None,
+    strict: bool = False,
+    warmup: int = 3,
+    runs: int = 10,
+) -> dict[str, Any]:
+    """The challenge's row of a network, in its units, and its score against the baseline measured here.
+
+    Args:
+        net: the x4 network in deployed form.
+        model: its name.
+        year: ntire2024, ntire2025 or ntire2026.
+        device: where to measure.
+        data: folder of LR images to be timed; None times one random image of 256x256.
+        gt: folder of their HR images, for the PSNR.
+        psnr: PSNR on the validation set, if known already.
+        baseline_ms: runtime of the year's baseline on this machine, if it is not measured here (EFDN).
+        strict: the challenge's mean without warm-up, the first image included.
+        warmup: runs before those that count.
+        runs: runs that count.
+    """
+    protocol = protocol_of(year)
+    baseline = baseline_of(protocol)
+    nets = {model: net} | ({protocol['baseline']: baseline} if baseline is not None else {})
+    found = cost(net, model, 'deployed', NTIRE_SIZE)
+    if data is not None:
+        mean, measured = over_images(nets, images_of(data), gt, device, warmup=not strict)
+        psnr = measured if measured is not None else psnr
+        timed = f'mean of {len(images_of(data))} images of {data}'
+    else:
+        import torch
+
+        for one in nets.values():
+            one.to(device)
+        image = torch.rand(1, 3, *NTIRE_SIZE, device=device)
+        times = interleaved(dict(nets), image, 1 if strict else warmup, runs)
+        mean = {n: sum(v if strict else v[1:]) / len(v if strict else v[1:]) for n, v in times.items()}
+        timed = f'mean of {runs} runs on a random 256x256 image'
+        for one in nets.values():
+            one.to('cpu')
+    reference = baseline_ms or (mean[protocol['baseline']] if baseline is not None else None)
+    row: dict[str, Any] = {
+        'Model': model,
+        'Val PSNR': None if psnr is None else round(psnr, 2),
+        'Val Time [ms]': mean[model],
+        'Params [M]': found.params / 1e6,
+        'FLOPs [G]': found.fvcore / 1e9,
+        'Acts [M]': found.activations / 1e6,
+        'Mem [M]': found.memory / 2**20,
+        'Conv': found.convolutions,
+        'protocol': year,
+        'baseline': protocol['baseline'],
+        'baseline time [ms]': reference,
+        'timed': timed + (', no warm-up' if strict else ', after warm-up'),
+        'gate passed': None if psnr is None else psnr >= GATE['valid'],
+        'score': None,
+    }
+    if reference is not None:
+        row['score'] = ntire_score(
+            protocol, runtime_ratio=mean[model] / reference, flops=row['FLOPs [G]'], params=row['Params [M]']
+        )
+    return row
+
+
+# ---------------------------------------------------------------------- writing
+
+
+COST_COLUMNS = ('model', 'form', 'input', 'params [K]', 'multiply-adds [G]', 'fvcore [G]', 'activations [M]', 'convs')
+TIME_COLUMNS = ('model', 'input', 'dtype', 'format', 'compiled', 'median [ms]', 'p5', 'p95', 'mean', 'first', 'ratio')
+
+
+def cost_rows(report: Report) -> list[list[str]]:
+    """The counted part, as text."""
+    return [
+        [
+            c.model,
+            c.form,
+            f'{c.lr_size[0]}x{c.lr_size[1]}',
+            f'{c.params / 1e3:.3f}',
+            f'{c.multi_adds / 1e9:.3f}',
+            f'{c.fvcore / 1e9:.3f}',
+            f'{c.activations / 1e6:.2f}',
+            str(c.convolutions),
+            f'{c.memory / 2**20:.1f}',
+        ]
+        for c in report.costs
+    ]
+
+
+def time_rows(report: Report) -> list[list[str]]:
+    """The measured part, as text."""
+    return [
+        [
+            t.model,
+            f'{t.lr_size[0]}x{t.lr_size[1]}',
+            t.dtype,
+            t.memory_format,
+            'yes' if t.compiled else 'no',
+            *(f'{v:.2f}' for v in (t.median, t.p5, t.p95, t.mean, t.first)),
+            f'{t.ratio:.2f}',
+            '-' if t.peak_mib is None else f'{t.peak_mib:.0f}',
+        ]
+        for t in report.latencies
+    ]
+
+
+def _tables(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
+    reference = report.latencies[-1].model if report.latencies else ''
+    tables = [('Counted', [*COST_COLUMNS, 'memory [MiB]'], cost_rows(report))]
+    if report.latencies:
+        title = f'Measured, in turns; ratio of medians to {reference}'
+        tables.append((title, [*TIME_COLUMNS, 'peak [MiB]'], time_rows(report)))
+    if report.ntire:
+        names = [k for k in report.ntire if k not in ('protocol', 'timed')]
+        texts = [
+            f'{v:.3f}' if isinstance(v, float) else '-' if v is None else str(v) for v in map(report.ntire.get, names)
+        ]
+        tables.append((f'{report.ntire["protocol"]}: {report.ntire["timed"]}', names, [texts]))
+    return tables
+
+
+def notes(report: Report) -> list[str]:
+    """How to read the tables."""
+    lines = [
+        'multiply-adds: convolutions, linear layers and matrix products (attention included), 1 per multiply-add; biases '
+        "and element-wise work are not counted. fvcore: the same plus fvcore's rates for norms, resizing and pooling "
+        '(the column FLOPs of the NTIRE challenges). memory: weights and live tensors of one pass in fp32, counted.'
+    ]
+    seen: dict[str, int] = {}
+    for found in report.costs:
+        if found.form != 'yardstick':
+            seen |= found.uncounted
+    lines.append('not counted as multiply-adds: ' + ', '.join(f'{name} ({n})' for name, n in sorted(seen.items())))
+    return lines
+
+
+def markdown(report: Report) -> str:
+    """The report for a README."""
+    lines = ['; '.join(f'{k} {v}' for k, v in report.environment.items()), '']
+    for title, head, rows in _tables(report):
+        lines += [f'**{title}**', '', f'| {" | ".join(head)} |', f'|{" --- |" * len(head)}']
+        lines += [f'| {" | ".join(row)} |' for row in rows]
+        lines.append('')
+    return '\n'.join([*lines, *notes(report), ''])
+
+
+def as_csv(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for a spreadsheet."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator='\n').writerows([head, *rows])
+    return out.getvalue()
+
+
+def write(report: Report, folder: Path) -> None:
+    """benchmark.md, .json, cost.csv and latency.csv, each all or nothing."""
+    from basicsr_effsr.utils.checkpoint import write_atomic
+
+    texts = {
+        'benchmark.md': markdown(report),
+        'benchmark.json': json.dumps(asdict(report), indent=2) + '\n',
+        'cost.csv': as_csv([*COST_COLUMNS, 'memory [MiB]'], cost_rows(report)),
+        'latency.csv': as_csv([*TIME_COLUMNS, 'peak [MiB]'], time_rows(report)),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_atomic(folder / name, lambda path, text=text: path.write_text(text, encoding='utf-8'))  # type: ignore[misc]
+
+
+def _print(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 140  # a file or a pipe has no width to fit in
+    console.print('; '.join(f'{k} {v}' for k, v in report.environment.items()), markup=False, highlight=False)
+    for title, head, rows in _tables(report):
+        table = Table(*head, title=title, title_justify='left')
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    for line in notes(report):
+        console.print(line, markup=False, highlight=False)
+
+
+def command(
+    opt: networks.OptFile = None,
+    arch: networks.Arch = None,
+    scale: networks.Scale = None,
+    weights: networks.Weights = None,
+    settings: networks.Settings = None,
+    param_key: networks.ParamKey = None,
+    size: Annotated[
+        list[str] | None, typer.Option(help='HxW of the input, or 720p, 1080p, 4k of the output; repeatable.')
+    ] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help='fp32, fp16, bf16; repeatable.')] = None,
+    channels_last: Annotated[bool, typer.Option('--channels-last', help='Measure this memory format too.')] = False,
+    compiled: Annotated[bool, typer.Option('--compile', help='Measure with torch.compile too.')] = False,
+    runs: Annotated[int | None, typer.Option(min=1, help='Runs that count; default 50 on a GPU, 10 on a CPU.')] = None,
+    warmup: Annotated[int | None, typer.Option(min=0, help='Runs before; default 10 on a GPU, 2 on a CPU.')] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help='CPU threads.')] = None,
+    no_latency: Annotated[bool, typer.Option('--no-latency', help='Count only, measure nothing.')] = False,
+    protocol: Annotated[
+        str | None, typer.Option(help='Add the row and score of ntire2024, ntire2025, ntire2026.')
+    ] = None,
+    strict: Annotated[bool, typer.Option('--strict', help='Time as the challenge does: mean, no warm-up.')] = False,
+    data: Annotated[Path | None, typer.Option(help='LR images for the protocol; default: one random image.')] = None,
+    gt: Annotated[Path | None, typer.Option(help='Their HR images: PSNR and the gate of the protocol.')] = None,
+    psnr: Annotated[float | None, typer.Option(help='PSNR on the validation set, if known already.')] = None,
+    baseline_ms: Annotated[
+        float | None, typer.Option(help="Runtime of the protocol's baseline on this machine.")
+    ] = None,
+    device: networks.Device = None,
+    out: Annotated[Path | None, typer.Option(help='Folder for benchmark.md, .json and .csv files.')] = None,
+    as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
+) -> None:
+    """Parameters, multiply-adds, memory and latency, with RLFN and SPAN measured in turns in the same process."""
+    import torch
+
+    try:
+        unknown = set(dtype or ()) - {'fp32', 'fp16', 'bf16'}
+        if unknown:
+            raise UserError(f'--dtype must be fp32, fp16 or bf16, got {sorted(unknown)[0]!r}')
+        for option, folder in (('--data', data), ('--gt', gt)):
+            if folder is not None and not folder.is_dir():
+                raise UserError(f'{option}: the folder {folder} does not exist')
+        if gt is not None and data is None:
+            raise UserError('--gt needs --data, the LR images')
+        network, checkpoint, key = networks.describe(opt, arch, scale, weights, settings, param_key)
+        if checkpoint is not None and not checkpoint.is_file() and weights is None:
+            checkpoint = None  # cost does not depend on weights; a test file may name some that are not there
+        net = networks.build(network, checkpoint, key, fuse=False)
+        factor = int(getattr(net, 'upscale', network.get('upscale', 4)))
+        if protocol is not None:
+            protocol_of(protocol)
+            if factor != 4:
+                raise UserError(f'--protocol is for x4, the network has upscale {factor}')
+        where = networks.pick_device(device)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        sizes = [lr_size(text, factor) for text in size or ['256x256', '720p']]
+        least = getattr(net, 'min_size', 1)
+        for height, width in sizes:
+            if min(height, width) < least:
+                raise UserError(f'--size {height}x{width}: {type(net).__name__} needs at least {least} pixels a side')
+        forms = {'as trained': net}
+        if hasattr(net, 'fuse') and not getattr(net, 'deploy', False):
+            forms['deployed'] = net.fuse().eval()  # type: ignore[operator]
+        on_gpu = where.type == 'cuda'
+        rounds = runs or (50 if on_gpu else 10)
+        before = warmup if warmup is not None else (10 if on_gpu else 2)
+        report = run(
+            forms,
+            type(net).__name__,
+            factor,
+            where,
+            sizes=sizes,
+            dtypes=() if no_latency else (dtype or ['fp32']),
+            channels_last=channels_last,
+            compiled=compiled,
+            warmup=before,
+            runs=rounds,
+        )
+        if protocol is not None:
+            report.ntire = ntire(
+                list(forms.values())[-1],
+                type(net).__name__,
+                protocol,
+                where,
+                data=data,
+                gt=gt,
+                psnr=psnr,
+                baseline_ms=baseline_ms,
+                strict=strict,
+                warmup=before,
+                runs=rounds,
+            )
+        if out is not None:
+            write(report, out)
+    except (OSError, ValueError, KeyError) as error:
+        raise networks.stop('benchmark', error) from error
+    if as_json:
+        typer.echo(json.dumps(asdict(report), indent=2))
+    else:
+        _print(report)
+    if report.ntire and report.ntire['gate passed'] is False:
+        typer.echo(f'effsr benchmark: {report.ntire["Val PSNR"]} dB is below the gate of {GATE["valid"]} dB', err=True)
+        raise typer.Exit(1)

@@ -1,0 +1,219 @@
+"""``effsr plot``: PSNR against size, multiply-adds or latency; the figure that papers of this field open with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from basicsr_effsr.tools.networks import UserError, stop
+
+PAPERS = Path(__file__).with_name('papers.json')
+OURS = ('HASN', 'DPARN', 'AGDN', 'AGDN-S', 'EFRDN', 'ASID', 'ASID-D8')
+AXES = {
+    'params': ('params', 1e-3, 'parameters [K]'),
+    'multi-adds': ('multi_adds', 1.0, 'multiply-adds at 1280x720 output [G]'),
+    'latency': ('runtime_ms', 1.0, 'latency [ms]'),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method in the figure.
+
+    Attributes:
+        method: its name.
+        x: size, multiply-adds or latency, in the unit of the axis.
+        psnr: dB.
+        size: parameters, for the area of the disc; None draws a small one.
+        measured: the value comes from a file of this project, not from a paper.
+        source: where it stands.
+    """
+
+    method: str
+    x: float
+    psnr: float
+    size: int | None
+    measured: bool
+    source: str
+
+
+def points_of_papers(scale: int, dataset: str, against: str, sources: Iterable[str] = ()) -> list[Point]:
+    """What the papers print, one point per method: of its own paper, else of the first that lists it.
+
+    Args:
+        scale: scale factor.
+        dataset: Set5, Set14, B100, Urban100 or Manga109.
+        against: a key of ``AXES``.
+        sources: only rows of these papers, such as ``DPARN``; empty takes all.
+    """
+    key, factor, _ = AXES[against]
+    found: dict[str, Point] = {}
+    for row in json.loads(PAPERS.read_text(encoding='utf-8'))['rows']:
+        score, x = row['scores'].get(dataset), row.get(key)
+        wanted = not sources or any(row['source'].startswith(f'{source} ') for source in sources)
+        if row['scale'] == scale and score and x is not None and wanted and row['method'] not in found:
+            found[row['method']] = Point(row['method'], x * factor, score[0], row.get('params'), False, row['source'])
+    return list(found.values())
+
+
+def points_of_files(files: Iterable[Path], dataset: str, against: str) -> list[Point]:
+    """What was measured here: reports of ``effsr benchmark`` joined by name with reports of ``effsr evaluate``.
+
+    Raises:
+        UserError: a file is neither, or no network is in both kinds.
+    """
+    costs: dict[str, dict[str, Any]] = {}
+    times: dict[str, float] = {}
+    scores: dict[str, tuple[float, str]] = {}
+    for file in files:
+        try:
+            report = json.loads(file.read_text(encoding='utf-8'))
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(f'--measured: {file} cannot be read as JSON ({error})') from error
+        if isinstance(report, dict) and 'costs' in report:
+            for row in report['costs']:
+                if row['form'] != 'yardstick':
+                    costs[row['model']] = row
+            for row in report['latencies']:
+                times.setdefault(row['model'], row['median'])
+        elif isinstance(report, dict) and 'network' in report and 'means' in report:
+            if dataset in report['means']:
+                scores[report['network']] = (report['means'][dataset]['psnr'], str(file))
+        else:
+            raise UserError(f'--measured: {file} must be a report of effsr benchmark or effsr evaluate')
+    points = []
+    for name, (psnr, source) in scores.items():
+        if name not in costs:
+            continue
+        x = {
+            'params': costs[name]['params'] / 1e3,
+            'multi-adds': costs[name]['multi_adds'] / 1e9,
+            'latency': times.get(name),
+        }[against]
+        if x is not None:
+            points.append(Point(name, x, psnr, costs[name]['params'], True, source))
+    if not points:
+        raise UserError(f'--measured: no network is both in a benchmark and in an evaluation on {dataset}')
+    return points
+
+
+def draw(points: Sequence[Point], title: str, x_label: str, y_label: str) -> Any:
+    """The figure: discs with the area of the parameters, ours in colour, what was measured here with an edge.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError('drawing needs matplotlib: pip install basicsr_effsr[plots]') from error
+
+    figure = Figure(figsize=(9, 6), layout='constrained')
+    axes = figure.add_subplot()
+    widest, narrowest = max(p.x for p in points), min(p.x for p in points)
+    if widest > 30 * max(narrowest, 1e-9):
+        axes.set_xscale('log')
+    largest = max((p.size or 0 for p in points), default=0) or 1
+    for point in sorted(points, key=lambda p: -(p.size or 0)):
+        ours = point.method in OURS or point.measured
+        area = 40 + 900 * (point.size or 0) / largest
+        axes.scatter(
+            point.x,
+            point.psnr,
+            s=area,
+            color='tab:red' if ours else 'tab:blue',
+            alpha=0.55 if ours else 0.3,
+            edgecolors='black' if point.measured else 'none',
+            linewidths=1.5,
+            zorder=3 if ours else 2,
+        )
+    axes.margins(0.08, 0.1)
+    figure.canvas.draw()
+    _label(axes, points)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _label(axes: Any, points: Sequence[Point]) -> None:
+    """Names beside their discs, each at the first of a few places that no name and no other disc takes."""
+    from matplotlib.transforms import Bbox
+
+    places = [(0, -4, 'center'), (9, -4, 'left'), (-9, -4, 'right')]
+    places += [(dx, dy, 'center') for dy in (11, -19, 20, -28, 29, -37, 38) for dx in (0, 22, -22)]
+    places += [(dx, dy, 'left' if dx > 0 else 'right') for dy in (8, -16, 17, -25) for dx in (14, -14, 30, -30)]
+    taken: list[Bbox] = []
+    discs = {p: axes.transData.transform((p.x, p.psnr)) for p in points}
+    frame = axes.get_window_extent()
+    for point in sorted(points, key=lambda p: (p.method not in OURS, -p.psnr)):
+        name = f'{point.method} (measured)' if point.measured else point.method
+        best = None
+        for dx, dy, align in places[1:]:
+            text = axes.annotate(
+                name,
+                (point.x, point.psnr),
+                xytext=(dx, dy),
+                textcoords='offset points',
+                ha=align,
+                fontsize=8,
+                fontweight='bold' if point.method in OURS else 'normal',
+                zorder=4,
+                arrowprops={'arrowstyle': '-', 'color': 'gray', 'lw': 0.5} if abs(dx) + abs(dy) > 24 else None,
+            )
+            box = text.get_window_extent()
+            free = (
+                not any(box.overlaps(other) for other in taken) and frame.containsx(box.x0) and frame.containsx(box.x1)
+            )
+            free = free and not any(p is not point and box.contains(*at) for p, at in discs.items())
+            if free:
+                best = text
+                taken.append(box)
+                break
+            text.remove()
+        if best is None:  # crowded out: straight above, whatever lies there
+            axes.annotate(
+                name, (point.x, point.psnr), xytext=(0, 6), textcoords='offset points', ha='center', fontsize=7
+            )
+
+
+def command(
+    scale: Annotated[int, typer.Option(help='Scale factor.')] = 4,
+    dataset: Annotated[str, typer.Option('--set', help='Set5, Set14, B100, Urban100, Manga109.')] = 'Urban100',
+    against: Annotated[str, typer.Option(help='params, multi-adds or latency.')] = 'params',
+    source: Annotated[
+        list[str] | None, typer.Option(help='Rows of this paper only (HASN, DPARN ...); repeatable.')
+    ] = None,
+    measured: Annotated[
+        list[Path] | None, typer.Option(help='benchmark.json or report.json of effsr evaluate; repeatable.')
+    ] = None,
+    out: Annotated[Path, typer.Option(help='PNG, PDF or SVG to write.')] = Path('results/plot.png'),
+    as_json: Annotated[bool, typer.Option('--json', help='Print the points instead of drawing them.')] = False,
+) -> None:
+    """Draw PSNR against parameters, multiply-adds or latency, from the papers' tables and from reports made here."""
+    try:
+        if against not in AXES:
+            raise UserError(f'--against must be one of {", ".join(AXES)}, got {against!r}')
+        points = points_of_papers(scale, dataset, against, source or ())
+        if measured:
+            points += points_of_files(measured, dataset, against)
+        if not points:
+            raise UserError(f'no paper prints {against} and a score on {dataset} for x{scale}')
+        if as_json:
+            typer.echo(json.dumps([vars(point) for point in points], indent=2, ensure_ascii=False))
+            return
+        sources = 'as printed in the papers' + (', black edge: measured here' if measured else '')
+        figure = draw(points, f'{dataset} x{scale}, {sources}', AXES[against][2], f'PSNR-Y on {dataset} [dB]')
+        if out.suffix not in ('.png', '.pdf', '.svg'):
+            raise UserError(f'--out must end in .png, .pdf or .svg, got {out}')
+        from basicsr_effsr.utils.checkpoint import write_atomic
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, lambda path: figure.savefig(path, format=out.suffix[1:], dpi=150))
+    except (OSError, ValueError) as error:
+        raise stop('plot', error) from error
+    typer.echo(f'written: {out}')
