@@ -15,7 +15,7 @@ class Case:
         scales: published scale factors.
         size: H, W of the test image; odd and unequal on purpose, at least ``min_size``.
         params: upscale -> parameters of the published network (default options).
-        live: option -> two legal values that must give networks of different size or output.
+        live: option -> two legal values (or sets of options) that must give networks of different size or output.
         refused: options that the constructor must refuse with a ValueError.
         eval_differs: why train and eval mode compute different things; empty where they agree.
         inert: endings of parameter names that no gradient can reach, with the reason.
@@ -169,5 +169,30 @@ CASES = {
         params={2: 694_404, 3: 703_059, 4: 715_176},
         live={'num_in_ch': (1, 3), 'num_out_ch': (1, 3), 'num_feat': (8, 16), 'num_block': (1, 2)},
         refused=({'num_feat': 6}, {'num_block': 0}),
+    ),
+    'ASID': Case(
+        'ASID',
+        tiny={'num_feat': 8, 'num_block': 2},
+        params={2: 297_516, 3: 304_011, 4: 313_104},
+        live={
+            'num_in_ch': (1, 3),
+            'num_out_ch': (1, 3),
+            'num_feat': (8, 12),
+            'num_block': (1, 2),
+            'attention_sharing': ('inter', 'intra'),
+            'information_distillation': (
+                {'channel_split': False},
+                {'channel_split': False, 'information_distillation': False},
+            ),
+            'channel_split': (True, False),
+        },
+        refused=(
+            {'num_feat': 10},
+            {'num_block': 0},
+            {'attention_sharing': 'all'},
+            {'information_distillation': False},
+        ),
+        not_exported='cutting a symbolic size into 8 x 8 groups adds guards that cannot be proved ahead; with '
+        'prefer_deferred_runtime_asserts_over_guards=True it exports, to ONNX for every size (test_asid.py)',
     ),
 }

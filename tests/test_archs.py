@@ -136,7 +136,7 @@ def test_every_option_is_alive(case):
 
     def look(option, value):
         torch.manual_seed(0)
-        net = build(case, **{option: value}).eval()
+        net = build(case, **(value if isinstance(value, dict) else {option: value})).eval()
         shapes = {name: tuple(p.shape) for name, p in net.named_parameters()}
         channels = value if option == 'num_in_ch' else 3
         torch.manual_seed(1)

@@ -1,0 +1,201 @@
+"""ASID against the authors' network, the paper's tables and the definitions of its parts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from basicsr_effsr.archs.asid_arch import (
+    ASID,
+    ChannelAttention,
+    SharedAttention,
+    grid_image,
+    grid_tokens,
+    meso_image,
+    meso_tokens,
+)
+from basicsr_effsr.utils.tiling import tiled_forward
+
+GOLDEN = [f'{name}_x{r}' for name in ('asid', 'asid_d8') for r in (2, 3, 4)]
+TINY = {'num_feat': 8, 'num_block': 3, 'upscale': 2}
+
+
+def size(**options) -> int:
+    with torch.device('meta'):
+        return sum(p.numel() for p in ASID(**options).parameters())
+
+
+def official(vectors: dict) -> ASID:
+    blocks = 8 if any(key.startswith('block7.') for key in vectors['state_dict']) else 3
+    upscale = int((vectors['output'].shape[-1] / vectors['input'].shape[-1]) + 0.5)
+    net = ASID(upscale=upscale, num_block=blocks).eval()
+    net.load_state_dict(vectors['state_dict'], strict=True)
+    return net
+
+
+@pytest.mark.parametrize('name', GOLDEN)
+def test_golden_vectors(golden, name):
+    """The official network takes and gives [-1, 1]."""
+    vectors = golden(name)
+    with torch.no_grad():
+        out = official(vectors)((vectors['input'] + 1) / 2) * 2 - 1
+    torch.testing.assert_close(out, vectors['output'], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize('name', ['asid_x3', 'asid_d8_x4'])
+def test_golden_probes(golden, name):
+    vectors = golden(name)
+    net = official(vectors)
+    seen = {}
+
+    def keep(key):
+        return lambda _m, _i, out: seen.__setitem__(key, out[0] if isinstance(out, tuple) else out)
+
+    for key, module in net.named_modules():
+        if key in vectors['probes']:
+            module.register_forward_hook(keep(key))
+    with torch.no_grad():
+        net((vectors['input'] + 1) / 2)
+    comparable = 0
+    for key, out in seen.items():
+        probe = vectors['probes'][key]
+        if tuple(out.shape) == tuple(probe['shape']):
+            where = torch.linspace(0, out.numel() - 1, 16, dtype=torch.float64).long()
+            torch.testing.assert_close(
+                out.flatten()[where], torch.as_tensor(probe['samples']), rtol=0, atol=2e-5, msg=key
+            )
+            comparable += 1
+    assert comparable >= 5, sorted(vectors['probes'])
+
+
+@pytest.mark.parametrize(('blocks', 'sizes'), [(3, (297_516, 304_011, 313_104)), (8, (732_146, 738_641, 747_734))])
+def test_published_sizes(blocks, sizes):
+    assert tuple(size(upscale=r, num_block=blocks) for r in (2, 3, 4)) == sizes
+
+
+@pytest.mark.parametrize(
+    ('options', 'parameters', 'paper'),
+    [
+        ({'information_distillation': False, 'channel_split': False, 'attention_sharing': 'none'}, 288_264, 288),
+        ({'channel_split': False, 'attention_sharing': 'none'}, 400_764, 401),
+        ({'channel_split': False}, 364_656, 365),
+        ({'attention_sharing': 'none'}, 316_344, 316),
+        ({}, 297_516, 298),
+        ({'attention_sharing': 'intra'}, 305_004, 305),
+    ],
+    ids=['baseline', 'ID', 'ID+AS', 'ID+CS', 'ASID', 'IntraGroup'],
+)
+def test_tables_3_and_4(options, parameters, paper):
+    assert size(upscale=2, **options) == parameters
+    assert round(parameters / 1000) == paper
+
+
+def test_tokens_by_their_definition():
+    """Facts of the groupings, pixel by pixel: 16 x 24 pixels are 2 x 3 groups of 64."""
+    x = torch.arange(16 * 24, dtype=torch.float32).reshape(1, 1, 16, 24)
+    meso, grid = meso_tokens(x, 2, 3), grid_tokens(x, 2, 3)
+    for u, v, r, q in ((0, 0, 0, 0), (1, 2, 3, 5), (0, 1, 7, 7), (1, 0, 2, 6)):
+        assert meso[0, u * 3 + v, 8 * r + q] == x[0, 0, 8 * u + r, 8 * v + q]
+        assert grid[0, u * 3 + v, 8 * r + q] == x[0, 0, r * 2 + u, q * 3 + v]
+    assert torch.equal(meso_image(meso, 2, 3), x)
+    assert torch.equal(grid_image(grid, 2, 3), x)
+
+
+def test_spatial_attention_written_out():
+    attention = SharedAttention(4, own_map=True).double()
+    tokens = torch.randn(1, 2, 64, 4, dtype=torch.float64)
+    out, found = attention(tokens, None)
+    q, k, v = (tokens @ w.T for w in attention.to_qkv.weight.chunk(3))
+    table = attention.rel_pos_bias.weight[:, 0]
+    logits = torch.empty(1, 2, 64, 64, dtype=torch.float64)
+    for i in range(64):
+        for j in range(64):
+            place = (i // 8 - j // 8 + 7) * 15 + (i % 8 - j % 8 + 7)
+            logits[..., i, j] = (q[..., i, :] * k[..., j, :]).sum(-1) / 2 + table[place]
+    torch.testing.assert_close(found, logits.softmax(-1))
+    torch.testing.assert_close(out, logits.softmax(-1) @ v @ attention.to_out[0].weight.T)
+
+
+@pytest.mark.parametrize('spread', [False, True])
+def test_channel_attention_written_out(spread):
+    module = ChannelAttention(3, spread).double()
+    nn.init.constant_(module.temperature, 1.7)
+    x = torch.randn(1, 3, 16, 24, dtype=torch.float64)
+    hidden = F.conv2d(F.conv2d(x, module.qkv.weight), module.qkv_dwconv.weight, padding=1, groups=9)
+    expected = torch.empty_like(x)
+    if spread:
+        groups = [(slice(i, None, 8), slice(j, None, 8)) for i in range(8) for j in range(8)]
+    else:
+        groups = [(slice(8 * i, 8 * i + 8), slice(8 * j, 8 * j + 8)) for i in range(2) for j in range(3)]
+    for rows, columns in groups:
+        part = hidden[0, :, rows, columns]
+        q, k, v = part.flatten(1).chunk(3)
+        weights = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).T * 1.7).softmax(-1)
+        expected[0, :, rows, columns] = (weights @ v).reshape(3, *part.shape[1:])
+    torch.testing.assert_close(module(x, (2, 3)), F.conv2d(expected, module.project_out.weight))
+
+
+def test_maps_are_shared_and_their_gradient_comes_from_every_block():
+    torch.manual_seed(0)
+    net = ASID(**TINY)
+    owners = [name for name, module in net.named_modules() if isinstance(module, SharedAttention) and module.own_map]
+    assert len(owners) == 6
+    assert all(name.startswith('block0.residual_layer.0.') for name in owners)
+    x = torch.rand(1, 3, 17, 20)
+
+    def gradient() -> torch.Tensor:
+        net.zero_grad()
+        net(x).square().mean().backward()
+        return net.get_submodule('block0.residual_layer.0.SLA1.attn').to_qkv.weight.grad.clone()
+
+    whole = gradient()
+    hook = net.get_submodule('block2.residual_layer.SLA1.attn').register_forward_hook(
+        lambda _m, _i, out: (out[0] * 0, out[1])
+    )
+    without = gradient()
+    hook.remove()
+    assert not torch.allclose(whole, without, rtol=1e-3)
+
+
+@pytest.mark.parametrize('shape', [(16, 24), (16, 21), (19, 24), (9, 9)])
+def test_padding_is_mid_grey_and_cropped(shape):
+    """A size that needs no padding, one or both axes: equal to padding the image by hand."""
+    net = ASID(**TINY).double().eval()
+    x = torch.rand(2, 3, *shape, dtype=torch.float64)
+    padded = F.pad(x, (0, -shape[1] % 8, 0, -shape[0] % 8), value=0.5)
+    torch.testing.assert_close(net(x), net(padded)[..., : 2 * shape[0], : 2 * shape[1]])
+
+
+def test_the_papers_tiles_differ_from_the_whole_image():
+    """Why the test files say `val: tile`: grid attention sees the whole of what it is given."""
+    net = ASID(**TINY).eval()
+    x = torch.rand(1, 3, 40, 72)
+    with torch.no_grad():
+        tiled = tiled_forward(net, x, upscale=2, tile=32, overlap=12)
+        assert (tiled - net(x)).abs().max() > 1e-5
+        assert torch.equal(tiled_forward(net, x, upscale=2, tile=72, overlap=12), net(x))
+
+
+def test_neither_sharing_nor_splits_without_distillation():
+    with pytest.raises(ValueError, match='ASID: without information_distillation a block has one unit'):
+        ASID(information_distillation=False)
+
+
+@pytest.mark.slow
+def test_onnx_with_dynamic_height_and_width(tmp_path):
+    """Sizes that need padding on both axes, on one and on none."""
+    onnxruntime = pytest.importorskip('onnxruntime', reason='needs the extra: export')
+    pytest.importorskip('onnxscript', reason='needs the extra: export')
+    net = ASID(**TINY).eval()
+    dims = {2: torch.export.Dim('height', min=24), 3: torch.export.Dim('width', min=24)}
+    program = torch.export.export(
+        net, (torch.rand(1, 3, 37, 43),), dynamic_shapes=(dims,), prefer_deferred_runtime_asserts_over_guards=True
+    )
+    torch.onnx.export(program, dynamo=True, verbose=False).save(tmp_path / 'asid.onnx')
+    session = onnxruntime.InferenceSession(str(tmp_path / 'asid.onnx'))
+    for shape in ((37, 43), (24, 61), (40, 48)):
+        x = torch.rand(1, 3, *shape)
+        (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(out), net(x), rtol=0, atol=1e-5)
