@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 quickstart: $(VENV)/.installed
 	$(BIN)/effsr doctor
-	$(BIN)/python -m datasets_prep sample
+	$(BIN)/python -m datasets_prep sample --pack
 	$(BIN)/python -m basicsr.train -opt options/train/quickstart.yml
 	$(BIN)/python -m basicsr.test -opt options/test/quickstart.yml
 	$(BIN)/effsr compare -opt options/test/quickstart.yml --out results/quickstart.png
