@@ -13,7 +13,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from basicsr_effsr.utils.feature_tap import FeatureTap
+from basicsr_effsr.utils.feature_tap import FeatureTap, as_map
 from basicsr_effsr.utils.training import random_states, restore_random_states
 
 
@@ -207,6 +207,19 @@ class TestExtras:
         with pytest.raises(FloatingPointError, match=r'iteration 7: .* 3 times in a row; lower the learning rate'):
             model.optimize_parameters(7)
 
+    def test_what_is_passed_over_leaves_no_trace_in_batch_norms(self, opt):
+        opt['network_g'] = {'type': 'BatchNormSR'}
+        model = trained(change(opt, max_nonfinite=1), batches(1))
+        before = copy.deepcopy(model.net_g.state_dict())
+        model.feed_data({'lq': torch.full((4, 3, 18, 18), float('inf')), 'gt': torch.zeros(4, 3, 36, 36)})
+        model.optimize_parameters(2)
+        assert all(torch.equal(before[name], value) for name, value in model.net_g.state_dict().items())
+
+    def test_tiles_need_a_size(self, opt):
+        opt['val']['tile'] = {'overlap': 8}
+        with pytest.raises(ValueError, match=r'val.tile must have a size in LR pixels'):
+            trained(opt, [])
+
     def test_bytes_are_converted_on_the_device(self, opt):
         model = trained(opt, [])
         model.feed_data({'lq': torch.tensor([[[[0, 51, 255]]]], dtype=torch.uint8)})
@@ -373,6 +386,36 @@ class TestDistillation:
     def test_unknown_features_fail_at_the_start_with_names(self, opt, tmp_path, pairs, words):
         with pytest.raises(KeyError, match=words):
             trained(self.option(opt, tmp_path, feature_pairs=pairs), [])
+
+    def test_a_compiled_student_is_tapped_too(self, opt, tmp_path):
+        opt = self.option(opt, tmp_path)
+        (batch,) = batches(1)
+        plain = trained(opt, []).loss_terms(batch['lq'], batch['gt'])
+        opt['train']['compile'] = {'backend': 'aot_eager'}
+        compiled = trained(opt, []).loss_terms(batch['lq'], batch['gt'])
+        for name, value in plain.items():
+            torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-6)
+
+    def test_tokens_and_padded_maps_come_on_the_grid_of_the_image(self, opt, tmp_path):
+        """A teacher of 8 x 8 windows pads 18 x 18 to 24 x 24; a distance of maps needs them cropped."""
+        opt['network_t'] = {'type': 'DPARNTeacher', 'num_feat': 8, 'num_block': 1, 'num_heads': 2, 'num_grow_ch': 4}
+        opt['network_t'] |= {'window_size': 8, 'upscale': 2}
+        teacher = build_network(opt['network_t'])
+        torch.save({'params': teacher.state_dict()}, tmp_path / 'teacher.pth')
+        opt['path']['pretrain_network_t'] = str(tmp_path / 'teacher.pth')
+        opt['model_type'] = 'DistillationModel'
+        opt['train']['distill'] = {'feature_pairs': {'block_1': 'layers.0'}, 'feature_loss': {'type': 'MSELoss'}}
+        opt['train']['distill'] |= {'gamma': 1.0, 'adapter': 'none'}
+        model = trained(opt, [])
+        (batch,) = batches(1)
+        _, (features,) = model._ask_teacher(batch['lq'])
+        tap = FeatureTap(teacher.eval(), ['layers.0'])
+        with tap.recording(), torch.no_grad():
+            teacher(batch['lq'])
+        assert torch.equal(features, tap.take('layers.0')[..., :18, :18])
+        assert model.loss_terms(batch['lq'], batch['gt'])['l_feat'] > 0
+        tokens = torch.arange(2 * 6 * 3).view(2, 6, 3)
+        assert torch.equal(as_map(tokens, (2, 3))[1, 2], tokens[1, :, 2].view(2, 3))
 
     def test_a_teacher_without_weights_is_refused(self, opt, tmp_path):
         opt = self.option(opt, tmp_path)

@@ -108,6 +108,8 @@ class EffSRModel(SRModel):
         tile = (opt.get('val') or {}).get('tile')
         if tile is not None:
             refuse_unknown(name, 'val.tile', tile, {'size', 'overlap', 'blend'})
+            if 'size' not in tile:
+                raise ValueError(f'{name}: val.tile must have a size in LR pixels, got {dict(tile)}')
 
     # ------------------------------------------------------------------ networks
 
@@ -231,6 +233,7 @@ class EffSRModel(SRModel):
         self.iteration = current_iter
         train = self.opt['train']
         self.optimizer_g.zero_grad()
+        buffers = [b.clone() for b in self.net_g.buffers()] if train.get('max_nonfinite') else []
         parts = train.get('accumulate') or 1
         if len(self.lq) % parts:
             raise ValueError(f'train.accumulate: {parts} parts do not divide a batch of {len(self.lq)}')
@@ -247,7 +250,10 @@ class EffSRModel(SRModel):
                 value = value.detach() / parts if parts > 1 else value.detach()
                 self._terms[name] = self._terms[name] + value if name in self._terms else value
         self._after_backward()
-        if self._step():
+        if not self._step():
+            for buffer, before in zip(self.net_g.buffers(), buffers, strict=True):
+                buffer.copy_(before)  # statistics of batch norms have seen the NaN
+        else:
             self._nonfinite = 0
             if self.ema_decay > 0:
                 self.model_ema(decay=self.ema_decay)
