@@ -182,7 +182,8 @@ def markdown(report: Report) -> str:
             f'| {mean["psnr"]:.2f} / {mean["ssim"]:.4f} | {printed} | {gap} |'
         )
     if report.paper:
-        lines += ['', f'Paper: {report.paper.get("source", "")}']
+        note = report.paper.get('note')
+        lines += ['', f'Paper: {report.paper.get("source", "")}' + (f'; {note}' if note else '')]
     return '\n'.join(lines) + '\n'
 
 
