@@ -182,6 +182,29 @@ class TestExtras:
         assert half.get_current_log()['l_pix'] == pytest.approx(full.get_current_log()['l_pix'], rel=0.05)
         assert next(half.net_g.parameters()).dtype == torch.float32
 
+    def test_fp16_scales_the_loss_and_the_scale_is_remembered(self, opt, tmp_path):
+        change(opt, amp='fp16')
+        model = trained(opt, batches(3))
+        assert model.scaler.get_scale() == 2.0**16
+        assert all(p.isfinite().all() for p in model.net_g.parameters())
+        model.scaler.update(8.0)
+        model.save(0, 3)
+        twin = trained(opt, [])
+        twin.resume_training(torch.load(tmp_path / 'states' / '3.state', weights_only=True))
+        twin.feed_data(batches(1)[0])
+        twin.optimize_parameters(4)
+        assert twin.scaler.get_scale() == 8.0
+
+    def test_losses_leave_the_device_only_to_be_printed(self, opt, monkeypatch):
+        model = trained(change(opt, optim_g={'type': 'SGD', 'lr': 0.1}), [])  # Adam reads its step counters, on the CPU
+        calls = []
+        monkeypatch.setattr(torch.Tensor, 'item', lambda self: calls.append(self) or self.tolist())
+        model.feed_data(batches(1)[0])
+        model.optimize_parameters(1)
+        assert not calls
+        model.get_current_log()
+        assert len(calls) == 1
+
     def test_channels_last_and_compile_compute_the_same(self, opt):
         plain = trained(opt, batches(3))
         other = trained(change(opt, channels_last=True, compile={'backend': 'aot_eager'}), batches(3))
