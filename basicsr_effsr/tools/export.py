@@ -1,0 +1,505 @@
+"""``effsr export``: a network as ONNX, torch.export, TorchScript or safetensors, loaded back and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from basicsr_effsr.tools import networks
+from basicsr_effsr.tools.networks import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+EXTRA = 'pip install basicsr_effsr[export]'
+OPSET = 18
+SIZES = ((24, 32), (37, 29))  # even and odd; enlarged where a network needs more
+TOLERANCE = {'fp32': 1e-4, 'fp16': 2e-2}  # on images in [0, 1]; fp16 resolves 5e-4 near 1
+
+# ONNX operators that the two engines take, after their documentation; neither is run here
+NCNN = frozenset(
+    """
+    Add AveragePool BatchNormalization Cast Clip Concat Constant Conv ConvTranspose DepthToSpace Div Erf Exp Flatten
+    Gelu Gemm GlobalAveragePool HardSigmoid HardSwish Identity LayerNormalization LeakyRelu MatMul MaxPool Mul Neg Pad
+    Pow PRelu ReduceMean Relu Reshape Resize Sigmoid Slice Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze
+    """.split()
+)
+TENSORRT = NCNN | frozenset(
+    """
+    Abs And ConstantOfShape CumSum Einsum Equal Expand Floor Gather GatherElements Greater GreaterOrEqual
+    GroupNormalization InstanceNormalization Less LessOrEqual LogSoftmax Max Min Mod Not Or
+    Range Reciprocal ReduceL2 ReduceMax
+    ReduceMin ReduceSum Round ScatterElements ScatterND Shape Sign Size Tile TopK Trilu Where
+    """.split()
+)
+
+
+class Form(str, Enum):
+    """What is written."""
+
+    onnx = 'onnx'
+    export = 'export'
+    torchscript = 'torchscript'
+    safetensors = 'safetensors'
+    pth = 'pth'
+
+
+SUFFIXES = {
+    Form.onnx: '.onnx',
+    Form.export: '.pt2',
+    Form.torchscript: '.ts',
+    Form.safetensors: '.safetensors',
+    Form.pth: '.pth',
+}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The exported network against PyTorch at one LR size: largest absolute difference."""
+
+    lr_size: tuple[int, int]
+    difference: float
+
+
+@dataclass
+class Report:
+    """What an export has written and how it compares."""
+
+    file: str
+    form: str
+    dtype: str
+    network: str
+    scale: int
+    bytes: int
+    compared: list[Compared]
+    tolerance: float
+    operators: dict[str, int]
+    ncnn: list[str]
+    tensorrt: list[str]
+
+    @property
+    def largest(self) -> float:
+        """The largest difference at any size."""
+        return max(c.difference for c in self.compared)
+
+
+class ExportError(ValueError):
+    """An export that PyTorch refuses, or that does not give what PyTorch gives; nothing was written."""
+
+
+def needs(module: str) -> Any:
+    """An optional module.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    from importlib import import_module
+
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(f'this needs {module.partition(".")[0]}: {EXTRA}') from error
+
+
+def sizes_for(net: nn.Module) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Two LR sizes to compare at, one of them odd, both large enough for every dynamic path of the network."""
+    window = int(getattr(net, 'window_size', 1) or 1)
+    least = max(int(getattr(net, 'min_size', 1)), 3 * window if window > 1 else 1)
+    (a, b), (c, d) = SIZES
+    extra = max(least - min(a, b, c, d), 0)
+    extra += extra % 2  # an even step keeps the odd size odd
+    local = max((int(getattr(module, 'tlc', 0) or 0) for module in net.modules()), default=0)
+    beyond = max(local + 4 - local % 2 - min(c, d), 0) if local else 0  # AGDN's windows begin above this side
+    beyond += beyond % 2
+    return (a + extra, b + extra), (c + max(extra, beyond), d + max(extra, beyond))
+
+
+def sample(net: nn.Module, size: tuple[int, int], channels: int) -> Tensor:
+    """A smooth picture with some noise, (1, C, H, W) in [0, 1], of the network's dtype."""
+    import torch
+
+    generator = torch.Generator().manual_seed(size[0] * 1000 + size[1])
+    rows = torch.linspace(0, 6.3, size[0])[:, None]
+    columns = torch.linspace(0, 4.7, size[1])[None]
+    waves = torch.stack([(rows * (i + 1)).sin() * (columns + i).cos() for i in range(channels)])
+    noise = torch.rand(channels, *size, generator=generator)
+    image = (0.5 + 0.35 * waves + 0.2 * (noise - 0.5)).clamp(0, 1)[None]
+    return image.to(next(net.parameters()).dtype)
+
+
+def compare(net: nn.Module, exported: Callable[[Tensor], Tensor], channels: int) -> list[Compared]:
+    """Differences to PyTorch in float32 at two sizes.
+
+    Raises:
+        ExportError: the exported network fails at a size, or gives another shape.
+    """
+    import torch
+
+    found = []
+    for size in sizes_for(net):
+        image = sample(net, size, channels)
+        with torch.no_grad():
+            expected = net(image)
+            try:
+                given = exported(image)
+            except Exception as error:  # engines raise their own types
+                text = ' '.join(str(error).split())[:200]
+                raise ExportError(f'the exported network does not run at {size[0]}x{size[1]}: {text}') from error
+        if given.shape != expected.shape:
+            raise ExportError(
+                f'the exported network gives {tuple(given.shape)} at {size[0]}x{size[1]}, '
+                f'PyTorch {tuple(expected.shape)}'
+            )
+        found.append(Compared(size, (given.float() - expected.float()).abs().max().item()))
+    return found
+
+
+# ---------------------------------------------------------------------- the forms
+
+
+def _exported_program(net: nn.Module, channels: int) -> Any:
+    import torch
+
+    image = sample(net, sizes_for(net)[0], channels)
+    shapes = ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
+    options: list[dict[str, Any]] = [{}, {'prefer_deferred_runtime_asserts_over_guards': True}]
+    for option in options:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                return torch.export.export(net, (image,), dynamic_shapes=shapes, strict=False, **option)
+        except Exception as error:  # torch raises many types; the second way is for networks that cut windows
+            failed = error
+    text = ' '.join(str(failed).split())[:300]
+    raise ExportError(f'{type(net).__name__} cannot be exported with any height and width: {text}') from failed
+
+
+def write_onnx(net: nn.Module, path: Path, channels: int, metadata: dict[str, str], *, half: bool = False) -> None:
+    """ONNX of a float32 network with dynamic height and width, names ``lq`` and ``sr``.
+
+    Args:
+        net: in eval mode on the CPU.
+        path: the file.
+        channels: of the input image.
+        metadata: put into the file.
+        half: store weights, and compute, in float16.
+    """
+    import logging
+
+    import torch
+
+    onnx = needs('onnx')
+    needs('onnxscript')
+    program = _exported_program(net, channels)
+    level = logging.getLogger('torch.onnx').level
+    logging.getLogger('torch.onnx').setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            exported = torch.onnx.export(
+                program,
+                (sample(net, sizes_for(net)[0], channels),),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=['lq'],
+                output_names=['sr'],
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:
+        text = ' '.join(str(error).split())[:300]
+        raise ExportError(f'{type(net).__name__} cannot be exported to ONNX: {text}') from error
+    finally:
+        logging.getLogger('torch.onnx').setLevel(level)
+    assert exported is not None
+    model = exported.model_proto
+    for name, tensor in (('lq', model.graph.input[0]), ('sr', model.graph.output[0])):
+        for axis, label in ((2, 'height'), (3, 'width')):
+            tensor.type.tensor_type.shape.dim[axis].dim_param = f'{name}_{label}'
+    if half:
+        # the weights and maps of the float32 graph are halved; sizes, resizing and ranges stay as they are
+        model = needs('onnxruntime.transformers.float16').convert_float_to_float16(model)
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+    onnx.checker.check_model(str(path))
+
+
+def run_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    """The ONNX file as a function, on one CPU thread."""
+    import torch
+
+    runtime = needs('onnxruntime')
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    half = session.get_inputs()[0].type == 'tensor(float16)'
+
+    def call(image: Tensor) -> Tensor:
+        array = image.half().numpy() if half else image.float().numpy()
+        return torch.from_numpy(session.run(None, {'lq': array})[0])
+
+    return call
+
+
+def operators_of(path: Path) -> dict[str, int]:
+    """ONNX operators of a file and how often each occurs; inlined functions are looked into."""
+    onnx, inliner = needs('onnx'), needs('onnx.inliner')
+    model = inliner.inline_local_functions(onnx.load(path, load_external_data=False))
+    found: dict[str, int] = {}
+
+    def walk(graph: Any) -> None:
+        for node in graph.node:
+            found[node.op_type] = found.get(node.op_type, 0) + 1
+            for attribute in node.attribute:
+                if attribute.HasField('g'):
+                    walk(attribute.g)
+
+    walk(model.graph)
+    return dict(sorted(found.items()))
+
+
+def write_export(net: nn.Module, path: Path, channels: int, metadata: dict[str, str]) -> None:
+    """The program of ``torch.export`` with dynamic height and width."""
+    import torch
+
+    program = _exported_program(net, channels)
+    torch.export.save(program, path, extra_files={'metadata.json': json.dumps(metadata)})
+
+
+def run_export(path: Path) -> Callable[[Tensor], Tensor]:
+    """The saved program as a function."""
+    import torch
+
+    return torch.export.load(path).module()
+
+
+def write_torchscript(net: nn.Module, path: Path, channels: int, metadata: dict[str, str]) -> None:
+    """TorchScript by tracing; the comparison at a second size shows whether sizes were frozen into it."""
+    import torch
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter('ignore')
+        traced = torch.jit.trace(net, (sample(net, sizes_for(net)[0], channels),), check_trace=False)
+        torch.jit.save(traced, path, _extra_files={'metadata.json': json.dumps(metadata)})
+
+
+def run_torchscript(path: Path) -> Callable[[Tensor], Tensor]:
+    """The saved script as a function."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the format is deprecated, and asked for
+        return torch.jit.load(path)
+
+
+def write_safetensors(net: nn.Module, path: Path, channels: int, metadata: dict[str, str]) -> None:
+    """The weights, with the metadata in the header."""
+    save_file = needs('safetensors.torch').save_file
+    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, path, metadata=metadata)
+    path.chmod(0o644)  # the library writes files that only their owner can read
+
+
+def write_pth(net: nn.Module, path: Path, channels: int, metadata: dict[str, str]) -> None:
+    """The weights as BasicSR stores them, under ``params``."""
+    import torch
+
+    torch.save({'params': dict(net.state_dict())}, path)
+
+
+def _run_weights(net: nn.Module) -> Callable[[Path], Callable[[Tensor], Tensor]]:
+    """Weights are loaded strictly into a second network of the same form, initialised otherwise."""
+    import copy
+
+    import torch
+
+    def load(path: Path) -> Callable[[Tensor], Tensor]:
+        from basicsr_effsr.utils.checkpoint import load_into
+
+        twin = copy.deepcopy(net)
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.zero_()
+        load_into(twin, path)
+        return twin
+
+    return load
+
+
+WRITERS: dict[Form, Callable[[Any, Path, int, dict[str, str]], None]] = {
+    Form.export: write_export,
+    Form.torchscript: write_torchscript,
+    Form.safetensors: write_safetensors,
+    Form.pth: write_pth,
+}
+
+
+def metadata_of(network: dict[str, Any], net: nn.Module, weights: Path | None, dtype: str) -> dict[str, str]:
+    """Network, options, scale, form and the hash of the source, as texts."""
+    from basicsr_effsr import __version__
+
+    facts = {
+        'network': str(network['type']),
+        'options': json.dumps({k: v for k, v in network.items() if k != 'type'}, sort_keys=True),
+        'scale': str(getattr(net, 'upscale', network.get('upscale', ''))),
+        'deployed': str(bool(getattr(net, 'deploy', False))).lower(),
+        'dtype': dtype,
+        'range': 'RGB in [0, 1]',
+        'made by': f'basicsr_effsr {__version__}',
+    }
+    if weights is not None:
+        facts |= {'source': weights.name, 'source sha256': hashlib.sha256(weights.read_bytes()).hexdigest()}
+    return facts
+
+
+def export(
+    net: nn.Module,
+    form: Form,
+    out: Path,
+    *,
+    metadata: dict[str, str],
+    dtype: str = 'fp32',
+    tolerance: float | None = None,
+    channels: int = 3,
+) -> Report:
+    """Writes ``net`` to ``out`` if, loaded back, it gives what PyTorch gives at two sizes; nothing otherwise.
+
+    Args:
+        net: on the CPU, in float32, eval mode and the form to be exported.
+        form: what to write.
+        out: the file.
+        metadata: written into the file where the form has room for it.
+        dtype: fp32, or fp16 for halved weights (compared with float32 all the same).
+        tolerance: largest difference that passes; None takes the one of the dtype.
+        channels: of the input image.
+
+    Raises:
+        ExportError: PyTorch refuses, or the difference is larger than the tolerance.
+        UserError: a package of the extra is missing.
+    """
+    import copy
+
+    from basicsr_effsr.utils.checkpoint import write_atomic
+
+    limit = TOLERANCE[dtype] if tolerance is None else tolerance
+    half = dtype == 'fp16'
+    written = copy.deepcopy(net).half() if half and form is not Form.onnx else net
+    loaders = {Form.onnx: run_onnx, Form.export: run_export, Form.torchscript: run_torchscript}
+    load: Callable[[Path], Callable[[Tensor], Tensor]] = loaders.get(form) or _run_weights(net)
+    report: list[Report] = []
+
+    def write_and_compare(temporary: Path) -> None:
+        # engines and torch.save look at the ending, which a temporary name must therefore keep
+        path = temporary.with_name(f'{temporary.name}{SUFFIXES[form]}')
+        try:
+            if form is Form.onnx:
+                write_onnx(written, path, channels, metadata, half=half)
+            else:
+                WRITERS[form](written, path, channels, metadata)
+            run = load(path)
+            takes_half = half and form in (Form.export, Form.torchscript)
+            found = compare(net, (lambda image: run(image.half())) if takes_half else run, channels)
+            operators = operators_of(path) if form is Form.onnx else {}
+            report.append(
+                Report(
+                    str(out),
+                    form.value,
+                    dtype,
+                    type(net).__name__,
+                    int(getattr(net, 'upscale', 0)),
+                    path.stat().st_size,
+                    found,
+                    limit,
+                    operators,
+                    sorted(set(operators) - NCNN),
+                    sorted(set(operators) - TENSORRT),
+                )
+            )
+            largest = report[0].largest
+            if not largest <= limit:
+                raise ExportError(
+                    f'{type(net).__name__} as {form.value} ({dtype}) differs from PyTorch by {largest:.2e}, more than '
+                    f'{limit:.0e}; nothing was written'
+                )
+            path.replace(temporary)
+        finally:
+            path.unlink(missing_ok=True)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, write_and_compare)
+    return report[0]
+
+
+def _print(report: Report) -> None:
+    typer.echo(
+        f'{report.file}: {report.network} x{report.scale}, {report.form}, {report.dtype}, {report.bytes:,} bytes'
+    )
+    for each in report.compared:
+        height, width = each.lr_size
+        typer.echo(f'  {height}x{width}: largest difference to PyTorch {each.difference:.2e}')
+    typer.echo(f'  largest of all {report.largest:.2e}, tolerance {report.tolerance:.0e}: passed')
+    if report.operators:
+        typer.echo('  operators: ' + ', '.join(f'{name} {n}' for name, n in report.operators.items()))
+        for engine, odd in (('ncnn', report.ncnn), ('TensorRT', report.tensorrt)):
+            verdict = f'look at {", ".join(odd)} first' if odd else 'all known to it (not run here)'
+            typer.echo(f'  {engine}: {verdict}')
+
+
+def command(
+    opt: networks.OptFile = None,
+    arch: networks.Arch = None,
+    scale: networks.Scale = None,
+    weights: networks.Weights = None,
+    settings: networks.Settings = None,
+    param_key: networks.ParamKey = None,
+    form: Annotated[Form, typer.Option('--form', help='What to write.')] = Form.onnx,
+    dtype: Annotated[str, typer.Option(help='fp32 or fp16.')] = 'fp32',
+    no_fuse: Annotated[bool, typer.Option('--no-fuse', help='Export the form that was trained.')] = False,
+    random: Annotated[bool, typer.Option('--random', help='Without weights, for a look at the graph.')] = False,
+    tolerance: Annotated[float | None, typer.Option(help='Largest difference; fp32 1e-4, fp16 2e-2.')] = None,
+    out: Annotated[Path | None, typer.Option(help='File to write; default: after the weights.')] = None,
+    as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
+) -> None:
+    """Export a network, load the file back, compare it with PyTorch at two sizes; exit code 1 if they differ."""
+    try:
+        if dtype not in TOLERANCE:
+            raise UserError(f'--dtype must be one of {", ".join(TOLERANCE)}, got {dtype!r}')
+        network, checkpoint, key = networks.describe(opt, arch, scale, weights, settings, param_key)
+        if checkpoint is None and not random:
+            raise UserError('no weights to export; give --weights, or --random for a look at the graph')
+        checkpoint = None if random else checkpoint
+        net = networks.build(network, checkpoint, key, fuse=not no_fuse)
+        stem = checkpoint.with_suffix('') if checkpoint is not None else Path(f'{network["type"]}_random'.lower())
+        halved = '_fp16' if dtype == 'fp16' else ''
+        target = out or stem.with_name(f'{stem.name}{halved}{SUFFIXES[form]}')
+        if checkpoint is not None and target.resolve() == checkpoint.resolve():
+            raise UserError(f'--out {target} is the file the weights come from; give another name')
+    except (OSError, ValueError, KeyError) as error:
+        raise networks.stop('export', error) from error
+    try:
+        report = export(
+            net,
+            form,
+            target,
+            metadata=metadata_of(network, net, checkpoint, dtype),
+            dtype=dtype,
+            tolerance=tolerance,
+            channels=int(network.get('num_in_ch', 3)),
+        )
+    except ExportError as error:
+        typer.echo(f'effsr export: {error}', err=True)
+        raise typer.Exit(1) from error
+    except (OSError, ValueError) as error:
+        raise networks.stop('export', error) from error
+    if as_json:
+        typer.echo(json.dumps(asdict(report) | {'largest': report.largest}, indent=2))
+    else:
+        _print(report)
