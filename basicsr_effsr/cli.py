@@ -14,6 +14,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     'check': ('basicsr_effsr.tools.check', 'command', 'Check an option file and say what it will do.'),
     'evaluate': ('basicsr_effsr.tools.evaluate', 'command', 'Score a network on the benchmark sets.'),
     'compare': ('basicsr_effsr.tools.compare', 'command', 'Bicubic against a network, as a table and one picture.'),
+    'benchmark': ('basicsr_effsr.tools.benchmark', 'command', 'Parameters, multiply-adds, memory and latency.'),
+    'plot': ('basicsr_effsr.tools.plots', 'command', 'PSNR against size, multiply-adds or latency.'),
+    'export': ('basicsr_effsr.tools.export', 'command', 'Export to ONNX, TorchScript, torch.export, safetensors.'),
+    'convert': ('basicsr_effsr.tools.convert', 'command', 'Convert checkpoints between layouts.'),
     'prepare': ('datasets_prep.cli', 'app', 'Download, convert, pack and verify data sets.'),
 }
 
