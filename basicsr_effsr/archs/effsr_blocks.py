@@ -13,6 +13,7 @@ from torch.nn import functional as F
 __all__ = [
     'ESA',
     'ESARFDN',
+    'IMDB',
     'CCALayer',
     'GatedDconvFFN',
     'LayerNorm2d',
@@ -156,6 +157,31 @@ class CCALayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         std, mean = torch.std_mean(x, dim=(2, 3), correction=0, keepdim=True)
         return x * self.conv_du(std + mean)
+
+
+class IMDB(nn.Module):
+    """Information multi-distillation block of IMDN: a quarter of the channels leaves at each of four steps.
+
+    (N, C, H, W) -> same.
+    """
+
+    def __init__(self, num_feat: int) -> None:
+        super().__init__()
+        distilled = num_feat // 4
+        remaining = num_feat - distilled
+        self.split = (distilled, remaining)
+        self.c1 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.c2 = nn.Conv2d(remaining, num_feat, 3, padding=1)
+        self.c3 = nn.Conv2d(remaining, num_feat, 3, padding=1)
+        self.c4 = nn.Conv2d(remaining, distilled, 3, padding=1)
+        self.c5 = nn.Conv2d(num_feat, num_feat, 1)
+        self.cca = CCALayer(num_feat, max(num_feat // 16, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        d1, rest = F.leaky_relu(self.c1(x), 0.05).split(self.split, dim=1)
+        d2, rest = F.leaky_relu(self.c2(rest), 0.05).split(self.split, dim=1)
+        d3, rest = F.leaky_relu(self.c3(rest), 0.05).split(self.split, dim=1)
+        return self.c5(self.cca(torch.cat((d1, d2, d3, self.c4(rest)), dim=1))) + x
 
 
 class GatedDconvFFN(nn.Module):
