@@ -19,7 +19,19 @@ MAY_IMPORT = {  # folder -> our own modules, by prefix, that its files may impor
     'utils': ('utils.',),
     'data': ('data.', 'utils.'),
     'models': ('models.', 'data.', 'utils.'),
-    'tools': ('basicsr_effsr', 'tools.', 'archs.effsr_blocks', 'utils.', 'data.', '_autoload', '_host', '_loop', '_registration', 'register', '__version__'),
+    'tools': (
+        'basicsr_effsr',
+        'tools.',
+        'archs.effsr_blocks',
+        'utils.',
+        'data.',
+        '_autoload',
+        '_host',
+        '_loop',
+        '_registration',
+        'register',
+        '__version__',
+    ),
 }
 
 

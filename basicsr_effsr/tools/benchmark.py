@@ -536,8 +536,8 @@ def _tables(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
 def notes(report: Report) -> list[str]:
     """How to read the tables."""
     lines = [
-        'multiply-adds: convolutions, linear layers and matrix products (attention included), 1 per multiply-add; biases '
-        "and element-wise work are not counted. fvcore: the same plus fvcore's rates for norms, resizing and pooling "
+        'multiply-adds: convolutions, linear layers and matrix products (attention included), 1 per multiply-add; '
+        "biases and element-wise work are not counted. fvcore: the same plus fvcore's rates for norms, resizing, pools "
         '(the column FLOPs of the NTIRE challenges). memory: weights and live tensors of one pass in fp32, counted.'
     ]
     seen: dict[str, int] = {}
