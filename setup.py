@@ -17,6 +17,7 @@ setup(
     python_requires='>=3.10',
     install_requires=[
         'basicsr>=1.4.2; python_version < "3.13"',
+        'jinja2',
         'lmdb',
         'numpy',
         'opencv-python',

@@ -176,6 +176,14 @@ def test_paper_row_stands_beside_ours():
     assert '| 32.23 / 0.8960 | -0.23 / -0.0060 |' in evaluate.markdown(report)
 
 
+def test_a_difference_that_rounds_to_zero_has_no_sign():
+    rows = [evaluate.ImageScore('Set5', 'a', 32.2295, 0.89603, 28.4, 0.81, 0.1)]
+    report = evaluate.Report('N', 1, 4, None, '', '', rows, {'scores': {'Set5': [32.23, 0.896]}, 'source': 'Table 1'})
+    assert report.gap('Set5') == '+0.00 / +0.0000'
+    rows[0].psnr = 32.2
+    assert report.gap('Set5') == '-0.03 / +0.0000'
+
+
 @pytest.mark.slow
 def test_page_in_a_browser(root, weights, tmp_path):
     browser = next(

@@ -69,6 +69,15 @@ class Report:
         found = ((self.paper or {}).get('scores') or {}).get(name)
         return (found[0], found[1]) if found else None
 
+    def gap(self, name: str) -> str | None:
+        """PSNR and SSIM of this run minus those of the paper, in words; None if the paper has none."""
+        paper, mean = self.paper_scores(name), self.means()[name]
+        if paper is None:
+            return None
+        # + 0.0: a difference that rounds to zero has no sign
+        psnr, ssim = round(mean['psnr'] - paper[0], 2) + 0.0, round(mean['ssim'] - paper[1], 4) + 0.0
+        return f'{psnr:+.2f} / {ssim:+.4f}'
+
 
 def read_pair(pair: Pair, scale: int) -> tuple[np.ndarray, np.ndarray]:
     """(lq, gt) as (H, W, 3) uint8 RGB, gt cut to ``scale`` times lq; a missing lq is made as MATLAB does.
@@ -176,10 +185,9 @@ def markdown(report: Report) -> str:
     for name, mean in report.means().items():
         paper = report.paper_scores(name)
         printed = f'{paper[0]:.2f} / {paper[1]:.4f}' if paper else '-'
-        gap = f'{mean["psnr"] - paper[0]:+.2f} / {mean["ssim"] - paper[1]:+.4f}' if paper else '-'
         lines.append(
             f'| {name} | {mean["images"]:.0f} | {mean["bicubic_psnr"]:.2f} / {mean["bicubic_ssim"]:.4f} '
-            f'| {mean["psnr"]:.2f} / {mean["ssim"]:.4f} | {printed} | {gap} |'
+            f'| {mean["psnr"]:.2f} / {mean["ssim"]:.4f} | {printed} | {report.gap(name) or "-"} |'
         )
     if report.paper:
         note = report.paper.get('note')
