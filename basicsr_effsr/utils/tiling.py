@@ -42,6 +42,79 @@ def _spans(length: int, tile: int, overlap: int, blend: str) -> Iterator[tuple[i
             yield start, stop, start, stop
 
 
+def tiled_bands(
+    net: Callable[[Tensor], Tensor],
+    lq: Tensor,
+    *,
+    upscale: int,
+    tile: int,
+    overlap: int,
+    blend: str = 'mean',
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Tensor]:
+    """What ``tiled_forward`` returns as bands from top to bottom, each given as soon as no later tile changes it.
+
+    Never more than one row of tiles is held, so the memory needed does not grow with the height of the image.
+
+    Args:
+        net, lq, upscale, tile, overlap, blend, progress: as for ``tiled_forward``.
+
+    Yields:
+        (N, C', h, rW); the heights h add up to rH.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+    if blend not in BLENDS:
+        raise ValueError(f'tiled_forward: blend must be one of {list(BLENDS)}, got {blend!r}')
+    if tile < 1 or overlap < 0 or (overlap >= tile and blend != 'halo'):
+        raise ValueError(
+            f'tiled_forward: tile must be at least 1 and overlap from 0 to tile - 1, got tile={tile}, overlap={overlap}'
+        )
+    height, width = lq.shape[-2:]
+    rows = list(_spans(height, tile, overlap, blend))
+    columns = list(_spans(width, tile, overlap, blend))
+    carried: tuple[Tensor, Tensor] | None = None
+    done = 0
+    for i, (top, bottom, keep_top, keep_bottom) in enumerate(rows):
+        total: Tensor | None = None
+        weight: Tensor | None = None
+        dtype = lq.dtype
+        for left, right, keep_left, keep_right in columns:
+            out = net(lq[..., top:bottom, left:right].contiguous())
+            if total is None or weight is None:
+                dtype = out.dtype
+                exact = torch.promote_types(dtype, torch.float32)
+                size = (upscale * (keep_bottom - keep_top), upscale * width)
+                total = torch.zeros(*out.shape[:2], *size, device=out.device, dtype=exact)
+                weight = torch.zeros(size, device=out.device, dtype=exact)
+                if carried is not None:
+                    shared = carried[1].shape[0]
+                    total[..., :shared, :], weight[:shared] = carried
+            out = out[
+                ...,
+                upscale * (keep_top - top) : upscale * (keep_bottom - top),
+                upscale * (keep_left - left) : upscale * (keep_right - left),
+            ].to(total.dtype)
+            share = torch.ones(out.shape[-2:], device=out.device, dtype=out.dtype)
+            if blend == 'feather':
+                share = torch.outer(
+                    _feather(out.shape[-2], upscale * overlap, out), _feather(out.shape[-1], upscale * overlap, out)
+                )
+            where = slice(upscale * keep_left, upscale * keep_right)
+            total[..., where] += out * share
+            weight[:, where] += share
+            done += 1
+            if progress is not None:
+                progress(done, len(rows) * len(columns))
+        assert total is not None
+        assert weight is not None
+        following = rows[i + 1][2] if i + 1 < len(rows) else keep_bottom
+        final = upscale * (following - keep_top)
+        yield (total[..., :final, :] / weight[:final]).to(dtype)
+        carried = total[..., final:, :], weight[final:]
+
+
 def tiled_forward(
     net: Callable[[Tensor], Tensor],
     lq: Tensor,
@@ -75,48 +148,5 @@ def tiled_forward(
     Raises:
         ValueError: an option is out of its range.
     """
-    if blend not in BLENDS:
-        raise ValueError(f'tiled_forward: blend must be one of {list(BLENDS)}, got {blend!r}')
-    if tile < 1 or overlap < 0 or (overlap >= tile and blend != 'halo'):
-        raise ValueError(
-            f'tiled_forward: tile must be at least 1 and overlap from 0 to tile - 1, got tile={tile}, overlap={overlap}'
-        )
-    height, width = lq.shape[-2:]
-    rows = list(_spans(height, tile, overlap, blend))
-    columns = list(_spans(width, tile, overlap, blend))
-    total: Tensor | None = None
-    weight: Tensor | None = None
-    dtype = lq.dtype
-    done = 0
-    for top, bottom, keep_top, keep_bottom in rows:
-        for left, right, keep_left, keep_right in columns:
-            out = net(lq[..., top:bottom, left:right].contiguous())
-            if total is None or weight is None:
-                dtype = out.dtype
-                exact = torch.promote_types(dtype, torch.float32)
-                size = (upscale * height, upscale * width)
-                total = torch.zeros(*out.shape[:2], *size, device=out.device, dtype=exact)
-                weight = torch.zeros(size, device=out.device, dtype=exact)
-            out = out[
-                ...,
-                upscale * (keep_top - top) : upscale * (keep_bottom - top),
-                upscale * (keep_left - left) : upscale * (keep_right - left),
-            ].to(total.dtype)
-            share = torch.ones(out.shape[-2:], device=out.device, dtype=out.dtype)
-            if blend == 'feather':
-                share = torch.outer(
-                    _feather(out.shape[-2], upscale * overlap, out), _feather(out.shape[-1], upscale * overlap, out)
-                )
-            where = (
-                ...,
-                slice(upscale * keep_top, upscale * keep_bottom),
-                slice(upscale * keep_left, upscale * keep_right),
-            )
-            total[where] += out * share
-            weight[where] += share
-            done += 1
-            if progress is not None:
-                progress(done, len(rows) * len(columns))
-    assert total is not None
-    assert weight is not None
-    return (total / weight).to(dtype)
+    options = {'upscale': upscale, 'tile': tile, 'overlap': overlap}
+    return torch.cat(list(tiled_bands(net, lq, **options, blend=blend, progress=progress)), dim=-2)
