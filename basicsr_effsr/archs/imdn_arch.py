@@ -11,38 +11,10 @@ from __future__ import annotations
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .effsr_blocks import CCALayer, check_choice, check_input, check_positive, pixelshuffle_upsampler
+from .effsr_blocks import IMDB, check_choice, check_input, check_positive, pixelshuffle_upsampler
 
 __all__ = ['IMDN']
-
-SLOPE = 0.05  # of every leaky ReLU
-
-
-class IMDB(nn.Module):
-    """Information multi-distillation block: a quarter of the channels leaves at each of four steps.
-
-    (N, C, H, W) -> same.
-    """
-
-    def __init__(self, num_feat: int) -> None:
-        super().__init__()
-        distilled = num_feat // 4
-        remaining = num_feat - distilled
-        self.split = (distilled, remaining)
-        self.c1 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
-        self.c2 = nn.Conv2d(remaining, num_feat, 3, padding=1)
-        self.c3 = nn.Conv2d(remaining, num_feat, 3, padding=1)
-        self.c4 = nn.Conv2d(remaining, distilled, 3, padding=1)
-        self.c5 = nn.Conv2d(num_feat, num_feat, 1)
-        self.cca = CCALayer(num_feat, max(num_feat // 16, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        d1, rest = F.leaky_relu(self.c1(x), SLOPE).split(self.split, dim=1)
-        d2, rest = F.leaky_relu(self.c2(rest), SLOPE).split(self.split, dim=1)
-        d3, rest = F.leaky_relu(self.c3(rest), SLOPE).split(self.split, dim=1)
-        return self.c5(self.cca(torch.cat((d1, d2, d3, self.c4(rest)), dim=1))) + x
 
 
 @ARCH_REGISTRY.register()
@@ -85,7 +57,7 @@ class IMDN(nn.Module):
         self.fea_conv = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         for i in range(1, num_block + 1):
             self.add_module(f'IMDB{i}', IMDB(num_feat))
-        self.c = nn.Sequential(nn.Conv2d(num_feat * num_block, num_feat, 1), nn.LeakyReLU(SLOPE, inplace=True))
+        self.c = nn.Sequential(nn.Conv2d(num_feat * num_block, num_feat, 1), nn.LeakyReLU(0.05, inplace=True))
         self.LR_conv = nn.Conv2d(num_feat, num_feat, 3, padding=1)
         self.upsampler = pixelshuffle_upsampler(num_feat, num_out_ch, upscale)
 
