@@ -62,13 +62,15 @@ def architectures() -> list[Any]:
                     raise ValueError(f'{network}: the weights have its names, but fit none of its forms')
                 net = _build(option)
                 tag = TAGS.get((network, option.get('num_feat'), option.get('num_block')))
-                deployed = ['deployed'] if option.get('deploy') else []
+                tags = [tag] if tag else []
+                tags += [f'{option[k]}{short}' for k, short in (('num_feat', 'nf'), ('num_block', 'nb')) if k in option]
+                tags += ['deployed'] if option.get('deploy') else []
                 return spandrel.ImageModelDescriptor(
                     net,
                     state_dict,
                     architecture=self,
                     purpose='SR',
-                    tags=[*([tag] if tag else []), f'{option["num_feat"]}nf', f'{option["num_block"]}nb', *deployed],
+                    tags=tags,
                     supports_half=True,
                     supports_bfloat16=True,
                     scale=option['upscale'],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WRAPPERS = ('module.', 'net_g.', 'model.', '_orig_mod.', 'generator.')  # put in front of names by training programs
+COMPUTED = ('rel_pos_indices', 'relative_position_index', 'attn_mask', 'total_ops', 'total_params')
 SHOWN = 8
 
 
@@ -43,6 +45,7 @@ class Report:
     renamed: dict[str, str]
     dropped: list[str]
     deployed: bool
+    assumed: dict[str, Any]
 
 
 def strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -61,15 +64,15 @@ def strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_official_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
     """Names of our networks for those of other programs: (state, old name -> new name, names left out).
 
-    Buffers that are computed (position indices, attention masks, counters of batch norms) are left out.
+    Buffers that are computed (position indices, attention masks, counts of profilers) are left out.
     """
     renamed, dropped, out = {}, [], {}
     for name, tensor in state.items():
-        if name.endswith(('rel_pos_indices', 'attn_mask', 'num_batches_tracked', 'total_ops', 'total_params')):
+        if name.endswith(COMPUTED):
             dropped.append(name)
             continue
         new = name
-        for old, ours in ((r'upsampler.up.', 'upsampler.'), ('to_img.', 'upsampler.'), ('upsample.0.', 'upsampler.0.')):
+        for old, ours in (('upsampler.up.', 'upsampler.'), ('to_img.', 'upsampler.')):
             if name.startswith(old) and not any(n.startswith('upsampler.0.') for n in state):
                 new = ours + name.removeprefix(old)
         if new != name:
@@ -88,8 +91,9 @@ def on_meta(option: Mapping[str, Any]) -> nn.Module:
 
 def misfit(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     """Every name and shape that does not fit, with the closest match; empty if all do."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    from basicsr_effsr.utils.identify import shapes_of
+
+    wanted, given = shapes_of(net.state_dict()), shapes_of(state)
     missing = [name for name in wanted if name not in given]
     lines = [f'{n} is {given[n]}, must be {wanted[n]}' for n in wanted if n in given and given[n] != wanted[n]]
     for name in given:
@@ -101,6 +105,32 @@ def misfit(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     return '; '.join(lines[:SHOWN]) + more
 
 
+def stated(source: Path) -> dict[str, Any] | None:
+    """Network and options that a safetensors file of ours states in its header; None if it states none."""
+    from basicsr_effsr.utils.checkpoint import read_metadata
+    from basicsr_effsr.utils.identify import NETWORKS
+
+    facts = read_metadata(source)
+    try:
+        options = json.loads(facts['options'])
+    except (KeyError, ValueError):
+        return None
+    if facts.get('network') not in NETWORKS or not isinstance(options, dict):
+        return None
+    return {**options, 'type': facts['network']}
+
+
+def assumed_of(found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that weights say nothing about and ``given`` neither, with the values they were taken to have."""
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    from basicsr_effsr.utils.identify import UNSEEN
+
+    known = inspect.signature(ARCH_REGISTRY.get(found['type'])).parameters
+    unseen = [name for name in UNSEEN.get(found['type'], ()) if name not in given]
+    return {name: found.get(name, known[name].default) for name in unseen}
+
+
 def recognise(
     source: Path, network: Mapping[str, Any] | None, param_key: str | None
 ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str], list[str]]:
@@ -108,7 +138,8 @@ def recognise(
 
     Args:
         source: the checkpoint.
-        network: ``type`` and options; None finds out from the names and shapes.
+        network: ``type`` and options; None finds out, from the header of a safetensors file of ours, otherwise from
+            names and shapes.
         param_key: entry of the file.
 
     Returns:
@@ -118,7 +149,7 @@ def recognise(
         UserError: no network of ours, or not the given one; the message lists what does not fit.
     """
     from basicsr_effsr.utils.checkpoint import read_state_dict
-    from basicsr_effsr.utils.identify import NETWORKS, identify, looks_like
+    from basicsr_effsr.utils.identify import NETWORKS, candidates, identify, looks_like
 
     state, renamed, dropped = to_official_names(strip_wrappers(read_state_dict(source, param_key)))
     if network is not None:
@@ -129,17 +160,40 @@ def recognise(
         if problem:
             raise UserError(f'{source} does not fit {network["type"]}: {problem}')
         return state, dict(network), renamed, dropped
+    header = stated(source)
+    if header is not None:
+        try:
+            if not misfit(on_meta(header), state):
+                return state, header, renamed, dropped
+        except ValueError:
+            pass  # a header of other versions or by other hands; the weights decide
     found = identify(state, on_meta)
     if found is not None:
         return state, found, renamed, dropped
-    likely = [name for name in NETWORKS if looks_like(name, state)]
-    if likely:
-        nearest = next(iter(NETWORKS[likely[0]][1](state)))
-        problem = misfit(on_meta({'type': likely[0], **nearest}), state)
-        raise UserError(f'{source} looks like {likely[0]} and does not fit it: {problem}; give --arch and --set')
+    for likely in NETWORKS:
+        if looks_like(likely, state):
+            problem = _nearest(likely, candidates(likely, state), state)
+            raise UserError(f'{source} looks like {likely} and does not fit it: {problem}; give --arch and --set')
     raise UserError(
         f'{source} is of none of our networks ({", ".join(NETWORKS)}); its names begin {", ".join(list(state)[:4])}'
     )
+
+
+def _nearest(network: str, options: list[dict[str, Any]], state: Mapping[str, Tensor]) -> str:
+    """What does not fit the likeliest form that can be built, or the published one."""
+    for option in [*options, {'type': network}]:
+        try:
+            return misfit(on_meta(option), state)
+        except ValueError:
+            continue
+    return 'no form of it can be built'
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """The same dtype, shape and values, not-a-number included."""
+    import torch
+
+    return a.dtype == b.dtype and a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 def convert(
@@ -166,38 +220,47 @@ def convert(
         UserError: the file is of no network of ours, or the form cannot be changed.
         OSError: it cannot be read or written.
     """
-    from basicsr_effsr.utils.checkpoint import read_state_dict, save_atomic, write_atomic
+    import torch
+
+    from basicsr_effsr.utils.checkpoint import read_state_dict, write_atomic
 
     state, found, renamed, dropped = recognise(source, network, param_key)
+    assumed = assumed_of(found, network or stated(source) or {})
     net = networks.build(found, None, fuse=False)
     net.load_state_dict(state, strict=True)
+    kept: Mapping[str, Tensor] = state
     if fuse:
         if not hasattr(net, 'fuse') or getattr(net, 'deploy', False):
             raise UserError(f'{found["type"]} of {source} has no other form to be deployed; leave --fuse out')
         net = net.fuse()  # type: ignore[operator]
-        found = {**found, 'deploy': True}
-    plain = {name: tensor.detach().contiguous() for name, tensor in net.state_dict().items()}
+        found, kept = {**found, 'deploy': True}, {}
+    # the dtype of the source stays; counters that it lacks are the network's
+    plain = {name: kept.get(name, tensor).detach().contiguous() for name, tensor in net.state_dict().items()}
+
+    def write(temporary: Path) -> None:
+        path = temporary.with_name(f'{temporary.name}{out.suffix}')  # readers look at the ending
+        try:
+            if layout is Layout.safetensors:
+                from basicsr_effsr.tools.export import metadata_of, needs
+
+                dtypes = sorted({str(t.dtype).removeprefix('torch.') for t in plain.values() if t.is_floating_point()})
+                facts = metadata_of(found, net, source, ', '.join(dtypes))
+                needs('safetensors.torch').save_file(plain, path, metadata=facts)
+                path.chmod(0o644)  # the library writes files that only their owner can read
+            else:
+                stored: dict[str, Any] = {'params': plain} if layout is Layout.basicsr else plain
+                if layout is Layout.module:
+                    stored = {f'module.{name}': tensor for name, tensor in plain.items()}
+                torch.save(stored, path)
+            again = read_state_dict(path)
+            if again.keys() != plain.keys() or not all(_equal(again[n], plain[n]) for n in plain):
+                raise UserError(f'{out} does not read back as it was written; check the disk')
+            path.replace(temporary)
+        finally:
+            path.unlink(missing_ok=True)
+
     out.parent.mkdir(parents=True, exist_ok=True)
-    if layout is Layout.safetensors:
-        from basicsr_effsr.tools.export import metadata_of, needs
-
-        save_file = needs('safetensors.torch').save_file
-        facts = metadata_of(found, net, source, 'fp32')
-
-        def write(path: Path) -> None:
-            save_file(plain, path, metadata=facts)
-            path.chmod(0o644)  # the library writes files that only their owner can read
-
-        write_atomic(out, write)
-    else:
-        stored: dict[str, Any] = {'params': plain} if layout is Layout.basicsr else plain
-        if layout is Layout.module:
-            stored = {f'module.{name}': tensor for name, tensor in plain.items()}
-        save_atomic(stored, out)
-    again = read_state_dict(out)
-    if again.keys() != plain.keys() or any((again[n] != plain[n]).any() for n in plain):
-        out.unlink()
-        raise UserError(f'{out} does not hold what was written; check the disk')
+    write_atomic(out, write)
     return Report(
         str(source),
         str(out),
@@ -207,7 +270,13 @@ def convert(
         renamed,
         dropped,
         bool(getattr(net, 'deploy', False)),
+        assumed,
     )
+
+
+def _yaml(value: Any) -> str:
+    """A value as an option file has it."""
+    return json.dumps(value).replace('"', '') if not isinstance(value, str) else value
 
 
 def command(
@@ -232,7 +301,8 @@ def command(
             state, found, renamed, dropped = recognise(source, network, param_key)
             deployed = bool(found.get('deploy'))
             count = sum(tensor.numel() for tensor in state.values())
-            report = Report(str(source), '', '', found, count, renamed, dropped, deployed)
+            assumed = assumed_of(found, network or stated(source) or {})
+            report = Report(str(source), '', '', found, count, renamed, dropped, deployed, assumed)
         else:
             if out.resolve() == source.resolve():
                 raise UserError(f'{out} is the source; give another name')
@@ -247,10 +317,13 @@ def command(
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
         return
-    options = ', '.join(f'{k}: {v}' for k, v in report.network.items() if k != 'type')
+    options = ', '.join(f'{k}: {_yaml(v)}' for k, v in report.network.items() if k != 'type')
     typer.echo(f'{report.source}: {report.network["type"]} ({options}), {report.parameters:,} parameters')
     for old, new in report.renamed.items():
         typer.echo(f'  renamed {old} to {new}')
+    if report.assumed:
+        guessed = ', '.join(f'{name}: {_yaml(value)}' for name, value in report.assumed.items())
+        typer.echo(f'  not told by weights, taken as usual: {guessed}')
     if report.dropped:
         typer.echo(f'  left out, they are computed: {", ".join(report.dropped[:SHOWN])}')
     if report.file:

@@ -28,7 +28,7 @@ class UserError(ValueError):
 def stop(command: str, error: Exception) -> typer.Exit:
     """Prints the one sentence of ``error`` and gives the exit to raise."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    typer.echo(f'effsr {command}: {text}', err=True)
+    typer.echo(f'effsr {command}: {" ".join(str(text).split())}', err=True)
     return typer.Exit(2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CONTAINERS = ('params_ema', 'params', 'state_dict', 'model', 'net_g', 'generator')  # in order of preference
+CONTAINERS = (
+    'params_ema',
+    'params-ema',
+    'params',
+    'state_dict',
+    'model',
+    'net',
+    'net_g',
+    'generator',
+)  # in order of preference
 MAX_SHOWN = 3
 
 
@@ -27,10 +37,22 @@ def _load(path: Path) -> Any:
             from safetensors.torch import load_file
         except ImportError as error:
             raise CheckpointError(f'reading {path} needs safetensors: pip install basicsr_effsr[export]') from error
-        return load_file(path)
+        try:
+            return load_file(path)
+        except Exception as error:  # the library has an error of its own
+            raise CheckpointError(
+                f'checkpoint {path} cannot be read: it must be a safetensors file, and is truncated or of another kind '
+                f'({" ".join(str(error).split())[:80]}); copy or download it again'
+            ) from error
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a truncated or foreign file
+        wanted = re.search(r'GLOBAL ([\w.]+)', str(error))
+        if wanted:
+            raise CheckpointError(
+                f'checkpoint {path} cannot be read safely: it must hold tensors only, and would call {wanted[1]}; '
+                'if you trust its source, save its state dict alone with torch.save'
+            ) from error
         raise CheckpointError(
             f'checkpoint {path} cannot be read: it must be a file of torch.save holding tensors only, and is truncated '
             f'or of another kind ({type(error).__name__}); copy or download it again'
@@ -38,7 +60,25 @@ def _load(path: Path) -> Any:
 
 
 def _is_state_dict(stored: Any) -> bool:
-    return isinstance(stored, dict) and bool(stored) and all(isinstance(v, Tensor) for v in stored.values())
+    return (
+        isinstance(stored, dict)
+        and bool(stored)
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in stored.items())
+    )
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The texts in the header of a safetensors file; none for other files, or if it cannot be read."""
+    path = Path(path)
+    if path.suffix != '.safetensors':
+        return {}
+    try:
+        from safetensors import safe_open
+
+        with safe_open(path, 'pt') as file:
+            return dict(file.metadata() or {})
+    except Exception:  # whoever reads the tensors gets the sentence
+        return {}
 
 
 def read_state_dict(path: str | Path, param_key: str | None = None) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,10 +27,9 @@ def _tails(channels: int, num_in_ch: int) -> list[tuple[int, int]]:
 
 
 def _divisor(whole: int, part: int, usual: int) -> int:
-    """n with max(whole // n, 1) == part, the usual one if it does."""
-    if max(whole // usual, 1) == part:
-        return usual
-    return next((n for n in range(1, whole + 1) if max(whole // n, 1) == part), usual)
+    """n with max(whole // n, 1) == part: the usual one, else one that divides, else the smallest."""
+    likely = (usual, max(whole // part, 1), *range(1, whole + 1))
+    return next((n for n in likely if max(whole // n, 1) == part), usual)
 
 
 def _hasn(state: State) -> Iterator[Options]:
@@ -125,12 +124,14 @@ def _dparn(state: State) -> Iterator[Options]:
         options['num_rerb'] = len(merged) // 2
     else:
         options['deploy'] = True
+    last = state.get(f'{left}convs.2.expand.weight', state.get(f'{left}convs.2.weight'))
+    if last is not None:
+        options['branch_ratio'] = last.shape[1] // (first.shape[0] // 2)
     tails = _tails(state['upsampler.0.weight'].shape[0], first.shape[1])
-    for esa, ratio, mix, (out, upscale) in product(('rlfn', 'rfdn'), (1, 2, 3, 4), ('none', 'conv'), tails):
+    for esa, mix, (out, upscale) in product(('rlfn', 'rfdn'), ('none', 'conv'), tails):
         yield {
             **options,
             'esa_type': esa,
-            'branch_ratio': ratio,
             'num_out_ch': out,
             'upscale': upscale,
             **({} if mix == 'none' else {'mix': mix}),
@@ -147,10 +148,88 @@ def _dparn_teacher(state: State) -> Iterator[Options]:
         'num_heads': table.shape[1],
         'window_size': (math.isqrt(table.shape[0]) + 1) // 2,
         'num_grow_ch': state['layers.0.adjust1.weight'].shape[0],
-        'mlp_ratio': state[f'{swin}mlp.fc1.weight'].shape[0] / first.shape[0],
     }
-    for tail, upscale, out in product(('paper', 'drct'), (2, 3, 4), dict.fromkeys((first.shape[1], 3, 1))):
-        yield {**options, 'tail': tail, 'upscale': upscale, 'num_out_ch': out}
+    ratio = state[f'{swin}mlp.fc1.weight'].shape[0] / first.shape[0]
+    ratios = dict.fromkeys((round(ratio, 1), round(ratio, 2), ratio))  # hidden widths are rounded down
+    outs = dict.fromkeys((first.shape[1], 3, 1))
+    for mlp_ratio, tail, upscale, out in product(ratios, ('paper', 'drct'), (2, 3, 4), outs):
+        yield {**options, 'mlp_ratio': mlp_ratio, 'tail': tail, 'upscale': upscale, 'num_out_ch': out}
+
+
+def _first(state: State, *patterns: str) -> Tensor | None:
+    """The first tensor whose name ends in one of ``patterns``, taken in turn."""
+    return next((state[name] for pattern in patterns for name in state if name.endswith(pattern)), None)
+
+
+def _fits(usual: int, whole: int) -> int:
+    """``usual`` if it divides ``whole``, else the largest smaller number that does."""
+    return next(n for n in range(usual, 0, -1) if whole % n == 0)
+
+
+def _efrdn(state: State) -> Iterator[Options]:
+    first, block, path = state['head.weight'], 'body.0.', 'body.0.fflbs.0.'
+    width = first.shape[0]
+    blocks, places = _count(state, r'body\.(\d+)\.'), _count(state, r'convs\.(\d+)\.')
+    options: Options = {
+        'num_in_ch': first.shape[1],
+        'num_feat': width,
+        'share': tuple(place % blocks for place in range(places)),  # the order leaves no trace
+        'mlp_hidden': state['transformers.0.mlp.0.weight'].shape[0],
+        'num_heads': _fits(8, 9 * width // 2),
+        # groups of layers that are not there must still divide
+        'gcrb_groups': _fits(2, width // 4),
+        'effb_groups': _fits(8, width),
+        'sc_groups': _fits(4, width // 2),
+        'distill': min(8, width - 1),
+    }
+    mask = _first(state, 'esa.conv1.weight', f'{path}branches.0.0.conv1.weight', f'{path}branches.0.1.conv1.weight')
+    if mask is not None:
+        options['esa_channels'] = mask.shape[0]
+    if f'{block}c5.weight' in state:
+        options['block'] = 'imdb'
+    elif f'{block}distills.0.weight' in state:
+        options['block'] = 'rfdb'
+    elif f'{block}fuse_conv.weight' in state:
+        options |= _acdm(state, width)
+    deploy = any(re.search(r'\.0\.(reduce|conv)\.bias$', name) for name in state)
+    for out, upscale in _tails(state['up_deep.weight'].shape[0], first.shape[1]):
+        yield {**options, 'num_out_ch': out, 'upscale': upscale, **({'deploy': True} if deploy else {})}
+
+
+def _acdm(state: State, width: int) -> Options:
+    block, path = 'body.0.', 'body.0.fflbs.0.'
+    coefficients = _count(state, r'body\.0\.fflbs\.0\.coefficients\.(\d+)\.')
+    options: Options = {
+        'block': 'acdm',
+        'distill': width - state[f'{block}convs.0.weight'].shape[1],
+        'conv4_out': state[f'{block}conv4.weight'].shape[0],
+        'acrb': 'conv3' if f'{block}acrbs.0.weight' in state else 'none',
+        'fflb': any(name.startswith(path) for name in state),
+        'mscc': f'{block}mscc.0.left1.weight' in state,
+    }
+    if any(name.startswith(f'{block}acrbs.0.conv.') for name in state):
+        options['acrb'] = 'acrb'
+    if options['fflb']:
+        options |= {
+            'gcrb': f'{path}branches.0.1.conv1.weight' in state,
+            'effb': f'{path}effb.conv1.weight' in state,
+            'cc': coefficients > 0,
+        }
+    if coefficients:
+        both = f'{path}coefficients.0.std.0.weight' in state
+        options['cc_mode'] = 'two' if coefficients == 2 else 'four' if both else 'four_single_bottleneck'
+        options['cc_reduction'] = _divisor(width, state[f'{path}coefficients.0.mean.0.weight'].shape[0], 16)
+    reduce = _first(state, '.0.reduce.conv.weight', '.0.reduce.weight')  # not the attention's
+    if reduce is not None:
+        options['gcrb_groups'] = width // reduce.shape[1]
+    fusion = _first(state, 'effb.conv1.weight')
+    if fusion is not None:
+        options['effb_groups'] = 2 * width // fusion.shape[1]
+    calibrated = _first(state, 'left1.weight')
+    if calibrated is not None:
+        options['sc_groups'] = width // 2 // calibrated.shape[1]
+        options['grouped_bias'] = _first(state, 'left1.bias') is not None
+    return options
 
 
 # network -> names that its weights always hold, and the options they may be of, the likeliest first
@@ -163,6 +242,7 @@ NETWORKS: dict[str, tuple[tuple[str, ...], Callable[[State], Iterator[Options]]]
     'IMDN': (('fea_conv.weight', 'IMDB1.c1.weight', 'IMDB1.cca.conv_du.0.weight', 'upsampler.0.weight'), _imdn),
     'ASID': (('input.weight', 'block0.esa.conv1.weight', 'block0.res_end.weight', 'up.0.weight'), _asid),
     'DPARN': (('head.weight', 'body.0.left.convs.0.*', 'body.0.right.convs.0.*', 'upsampler.0.weight'), _dparn),
+    'EFRDN': (('head.weight', 'body.0.*', 'transformers.0.*', 'up_deep.weight', 'up_shallow.weight'), _efrdn),
     'DPARNTeacher': (
         (
             'conv_first.weight',
@@ -173,6 +253,17 @@ NETWORKS: dict[str, tuple[tuple[str, ...], Callable[[State], Iterator[Options]]]
         _dparn_teacher,
     ),
 }
+# options that leave no trace in the weights; they get their default, and AGDN-S its window
+UNSEEN: dict[str, tuple[str, ...]] = {
+    'HASN': (),
+    'AGDN': ('tlc',),
+    'IMDN': (),
+    'ASID': (),
+    'DPARN': ('mix', 'act', 'image_skip', 'zero_mean', 'last_act', 'merged_training'),
+    'DPARNTeacher': ('drop_path_rate',),
+    'EFRDN': ('share', 'num_heads', 'attn_chunks', 'cnn_dc', 'trans_dc', 'qk_scale', 'fold_norm'),
+}
+COUNTERS = 'num_batches_tracked'  # of batch norms; files of other programs may lack them, and torch fills them in
 FORBIDDEN = {'DPARNTeacher': 'layers.0.swin1.attn.relative_position_index'}  # a buffer that only DRCT's own files hold
 
 
@@ -187,27 +278,43 @@ def looks_like(network: str, state: State) -> bool:
     return True
 
 
+def shapes_of(state: State) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, without the counters of batch norms."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(COUNTERS)}
+
+
+def candidates(network: str, state: State) -> list[Options]:
+    """``type`` and options that weights with the names of ``network`` may be of, the likeliest first."""
+    found: list[Options] = []
+    try:
+        for options in islice(NETWORKS[network][1](state), MAX_TRIED):
+            found.append({'type': network, **options})
+    except (KeyError, IndexError, ZeroDivisionError):  # layers that every such network has are missing or empty
+        pass
+    return found
+
+
 def identify(state: State, build: Callable[[Options], nn.Module]) -> Options | None:
     """``type`` and options of the network that ``state`` loads into with ``strict=True``; None if there is none.
 
-    Options that leave no trace in the weights (activations, windows of TLC) have their published values.
+    Options that leave no trace in the weights (``UNSEEN``: activations, windows of TLC, dense connections, heads and
+    chunks of EFRDN's attention, the order in which its blocks are shared) have their default values, AGDN-S its
+    published window, and shared blocks stand in turn. Where several values give the same layers (8 // 3 == 8 // 4),
+    one of them is found, the default if it is among them.
 
     Args:
         state: names and tensors.
         build: makes a network from ``type`` and options, best on the meta device.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    for network, (_, candidates) in NETWORKS.items():
+    shapes = shapes_of(state)
+    for network in NETWORKS:
         if not looks_like(network, state):
             continue
-        for tried, options in enumerate(candidates(state)):
-            if tried >= MAX_TRIED:
-                break
-            option = {'type': network, **options}
+        for option in candidates(network, state):
             try:
                 net = build(option)
             except (ValueError, TypeError):
                 continue
-            if {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()} == shapes:
+            if shapes_of(net.state_dict()) == shapes:
                 return option
     return None
