@@ -32,9 +32,10 @@ setup(
     ],
     extras_require={
         'export': ['onnx', 'onnxruntime', 'onnxscript', 'safetensors'],
-        'plots': ['matplotlib'],
+        'plots': ['adjustText', 'matplotlib'],
         'spandrel': ['spandrel'],
         'dev': [
+            'adjustText',
             'build',
             'fvcore',
             'matplotlib',

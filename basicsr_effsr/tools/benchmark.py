@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from basicsr_effsr.tools import networks
@@ -116,15 +118,6 @@ def lr_size(text: str, scale: int) -> tuple[int, int]:
 # ---------------------------------------------------------------------- timing
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """By linear interpolation between the two nearest ranks."""
-    ordered = sorted(values)
-    position = share * (len(ordered) - 1)
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
-
-
 def once(net: Callable, image: Tensor) -> float:
     """Milliseconds of one forward pass, by CUDA events or by the clock."""
     import torch
@@ -200,7 +193,7 @@ def latencies(
     peaks = {name: measured_peak(net, image) for name, net in ready.items()}
     for net in nets.values():
         net.to('cpu', torch.float32).to(memory_format=torch.contiguous_format)
-    reference = percentile(times[list(nets)[-1]][1:], 0.5)
+    reference = statistics.median(times[list(nets)[-1]][1:])
     return [
         Latency(
             name,
@@ -209,13 +202,11 @@ def latencies(
             'channels_last' if channels_last else 'contiguous',
             compiled,
             runs,
-            percentile(values[1:], 0.5),
-            percentile(values[1:], 0.05),
-            percentile(values[1:], 0.95),
+            *np.percentile(values[1:], (50, 5, 95)).tolist(),
             sum(values[1:]) / runs,
             values[0],
             peaks[name],
-            percentile(values[1:], 0.5) / reference,
+            statistics.median(values[1:]) / reference,
         )
         for name, values in times.items()
     ]
@@ -312,7 +303,6 @@ def over_images(
     Raises:
         UserError: an image has no partner.
     """
-    import numpy as np
     import torch
     from PIL import Image
 

@@ -102,18 +102,34 @@ def points_of_files(files: Iterable[Path], dataset: str, against: str) -> list[P
     return points
 
 
+def in_view(points: Sequence[Point], least: float | None) -> tuple[list[Point], list[str]]:
+    """The points of at least that PSNR, and the names of the others.
+
+    Args:
+        points: one or more.
+        least: dB; None is 0.3 dB below the weakest of ours, or of what was measured.
+    """
+    if least is None:
+        ours = [p.psnr for p in points if p.method in OURS or p.measured]
+        least = min(ours) - 0.3 if ours else float('-inf')
+    return [p for p in points if p.psnr >= least], [p.method for p in points if p.psnr < least]
+
+
 def draw(points: Sequence[Point], title: str, x_label: str, y_label: str) -> Any:
     """The figure: discs with the area of the parameters, ours in colour, what was measured here with an edge.
 
     Raises:
-        UserError: matplotlib is not installed.
+        UserError: matplotlib or adjustText is not installed.
     """
     try:
+        import adjustText  # noqa: F401
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError('drawing needs matplotlib: pip install basicsr_effsr[plots]') from error
+        raise UserError('drawing needs matplotlib and adjustText: pip install basicsr_effsr[plots]') from error
 
-    figure = Figure(figsize=(9, 6), layout='constrained')
+    figure = Figure(figsize=(11, 7), layout='constrained')
+    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     widest, narrowest = max(p.x for p in points), min(p.x for p in points)
     if widest > 30 * max(narrowest, 1e-9):
@@ -121,7 +137,7 @@ def draw(points: Sequence[Point], title: str, x_label: str, y_label: str) -> Any
     largest = max((p.size or 0 for p in points), default=0) or 1
     for point in sorted(points, key=lambda p: -(p.size or 0)):
         ours = point.method in OURS or point.measured
-        area = 40 + 900 * (point.size or 0) / largest
+        area = 20 + 400 * (point.size or 0) / largest
         axes.scatter(
             point.x,
             point.psnr,
@@ -133,52 +149,37 @@ def draw(points: Sequence[Point], title: str, x_label: str, y_label: str) -> Any
             zorder=3 if ours else 2,
         )
     axes.margins(0.08, 0.1)
-    figure.canvas.draw()
-    _label(axes, points)
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3)
+    figure.canvas.draw()
+    _label(axes, points)
     return figure
 
 
 def _label(axes: Any, points: Sequence[Point]) -> None:
-    """Names beside their discs, each at the first of a few places that no name and no other disc takes."""
-    from matplotlib.transforms import Bbox
+    """Names beside their discs, moved apart, each with a line to its own disc where it had to move."""
+    from adjustText import adjust_text
 
-    places = [(0, -4, 'center'), (9, -4, 'left'), (-9, -4, 'right')]
-    places += [(dx, dy, 'center') for dy in (11, -19, 20, -28, 29, -37, 38) for dx in (0, 22, -22)]
-    places += [(dx, dy, 'left' if dx > 0 else 'right') for dy in (8, -16, 17, -25) for dx in (14, -14, 30, -30)]
-    taken: list[Bbox] = []
-    discs = {p: axes.transData.transform((p.x, p.psnr)) for p in points}
-    frame = axes.get_window_extent()
-    for point in sorted(points, key=lambda p: (p.method not in OURS, -p.psnr)):
-        name = f'{point.method} (measured)' if point.measured else point.method
-        best = None
-        for dx, dy, align in places[1:]:
-            text = axes.annotate(
-                name,
-                (point.x, point.psnr),
-                xytext=(dx, dy),
-                textcoords='offset points',
-                ha=align,
-                fontsize=8,
-                fontweight='bold' if point.method in OURS else 'normal',
-                zorder=4,
-                arrowprops={'arrowstyle': '-', 'color': 'gray', 'lw': 0.5} if abs(dx) + abs(dy) > 24 else None,
-            )
-            box = text.get_window_extent()
-            free = (
-                not any(box.overlaps(other) for other in taken) and frame.containsx(box.x0) and frame.containsx(box.x1)
-            )
-            free = free and not any(p is not point and box.contains(*at) for p, at in discs.items())
-            if free:
-                best = text
-                taken.append(box)
-                break
-            text.remove()
-        if best is None:  # crowded out: straight above, whatever lies there
-            axes.annotate(
-                name, (point.x, point.psnr), xytext=(0, 6), textcoords='offset points', ha='center', fontsize=7
-            )
+    texts = [
+        axes.text(
+            point.x,
+            point.psnr,
+            f'{point.method} (measured)' if point.measured else point.method,
+            fontsize=8,
+            fontweight='bold' if point.method in OURS else 'normal',
+            zorder=4,
+        )
+        for point in points
+    ]
+    adjust_text(
+        texts,
+        x=[point.x for point in points],
+        y=[point.psnr for point in points],
+        ax=axes,
+        expand=(1.25, 1.5),
+        max_move=None,
+        arrowprops={'arrowstyle': '-', 'color': 'dimgray', 'lw': 0.6},
+    )
 
 
 def command(
@@ -190,6 +191,9 @@ def command(
     ] = None,
     measured: Annotated[
         list[Path] | None, typer.Option(help='benchmark.json or report.json of effsr evaluate; repeatable.')
+    ] = None,
+    least: Annotated[
+        float | None, typer.Option('--from', help='Leave out methods below this PSNR; default: 0.3 dB below ours.')
     ] = None,
     out: Annotated[Path, typer.Option(help='PNG, PDF or SVG to write.')] = Path('results/plot.png'),
     as_json: Annotated[bool, typer.Option('--json', help='Print the points instead of drawing them.')] = False,
@@ -203,6 +207,9 @@ def command(
             points += points_of_files(measured, dataset, against)
         if not points:
             raise UserError(f'no paper prints {against} and a score on {dataset} for x{scale}')
+        points, left_out = in_view(points, least)
+        if not points:
+            raise UserError(f'--from {least}: every method scores less on {dataset} x{scale}')
         if as_json:
             typer.echo(json.dumps([vars(point) for point in points], indent=2, ensure_ascii=False))
             return
@@ -216,4 +223,4 @@ def command(
         write_atomic(out, lambda path: figure.savefig(path, format=out.suffix[1:], dpi=150))
     except (OSError, ValueError) as error:
         raise stop('plot', error) from error
-    typer.echo(f'written: {out}')
+    typer.echo(f'written: {out}' + (f' (left out, lower PSNR: {", ".join(left_out)})' if left_out else ''))
