@@ -1,0 +1,319 @@
+"""Image files as arrays and back, with what they carry beside their pixels: alpha, depth, EXIF, ICC profile."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from basicsr_effsr.tools.networks import UserError
+
+SUFFIXES = {  # of files taken from a folder -> format they are written in
+    **dict.fromkeys(('.png', '.bmp', '.gif', '.ppm', '.pgm'), 'png'),
+    **dict.fromkeys(('.jpg', '.jpeg', '.jpe', '.jfif'), 'jpeg'),
+    **dict.fromkeys(('.tif', '.tiff'), 'tiff'),
+    '.webp': 'webp',
+}
+ENDINGS = {'png': '.png', 'jpeg': '.jpg', 'webp': '.webp', 'tiff': '.tif'}
+LARGEST_SIDE = {'jpeg': 65535, 'webp': 16383}  # pixels that the formats can count
+DEEP = ('png', 'tiff')  # formats that hold 16 bits
+ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825
+TIFF_TEXTS = {0x010F: 'make', 0x0110: 'model', 0x013B: 'artist', 0x8298: 'copyright'}
+DESCRIPTIVE = (0x010E, *TIFF_TEXTS, ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132)  # the rest describes a TIFF
+
+
+@dataclass
+class Picture:
+    """An upright image.
+
+    Attributes:
+        pixels: (H, W, 3) RGB or (H, W, 1) gray; uint8 or uint16.
+        alpha: (H, W) of the same type, None for an opaque image.
+        exif: what the file told, orientation 1; None without.
+        icc: colour profile, None without.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    exif: Image.Exif | None = field(default=None, repr=False)
+    icc: bytes | None = field(default=None, repr=False)
+
+    @property
+    def bits(self) -> int:
+        """Bits per channel, 8 or 16."""
+        return 8 * self.pixels.dtype.itemsize
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Lifts Pillow's limit of pixels: the images are the user's own."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels as they are to be seen, for an EXIF orientation from 1 to 8."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _is_deep(image: Image.Image, data: bytes) -> bool:
+    if image.format == 'PNG':
+        return data[24] == 16  # bit depth of the header, which Pillow does not tell
+    if image.format == 'TIFF':
+        return max(image.tag_v2.get(258, (1,))) == 16  # type: ignore[attr-defined]
+    return image.mode.startswith('I;16')
+
+
+def _decode_deep(data: bytes, image: Image.Image) -> np.ndarray:
+    """(H, W, 1 to 4) uint16: gray, gray with alpha, RGB or RGB with alpha; not turned upright."""
+    import cv2
+
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if found is None or found.dtype != np.uint16:
+        raise ValueError('the 16-bit pixels cannot be decoded')
+    if found.ndim == 2:
+        return found[..., None]
+    order = [2, 1, 0, 3][: found.shape[2]]
+    if image.format == 'PNG' and data[25] == 4:
+        order = [0, 3]  # gray with alpha, which OpenCV widens
+    return found[..., order]
+
+
+def _decode(image: Image.Image) -> tuple[np.ndarray, bytes | None]:
+    """(H, W, 1 to 4) uint8 as above, and the colour profile that it is in."""
+    icc = image.info.get('icc_profile')
+    transparent = 'transparency' in image.info or image.mode in ('PA', 'LA', 'La', 'RGBA', 'RGBa')
+    if image.mode in ('1', 'L', 'LA', 'La'):
+        return np.asarray(image.convert('LA' if transparent else 'L')), icc
+    if image.mode == 'CMYK' and icc:
+        srgb = ImageCms.createProfile('sRGB')
+        converted = ImageCms.profileToProfile(image, ImageCms.ImageCmsProfile(io.BytesIO(icc)), srgb, outputMode='RGB')
+        assert converted is not None
+        return np.asarray(converted), None
+    if image.mode not in ('P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV'):
+        raise ValueError(f'its pixels are of the kind {image.mode}; convert it to 8 or 16 bits per channel')
+    kept = icc if image.mode in ('P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'YCbCr') else None
+    return np.asarray(image.convert('RGBA' if transparent else 'RGB')), kept
+
+
+def _tidy(exif: Image.Exif, from_tiff: bool) -> Image.Exif | None:
+    """A copy without what described the old file's layout; None if nothing was said."""
+    told = Image.Exif()
+    for tag, value in exif.items():
+        if tag not in (EXIF_IFD, GPS_IFD, 0xA005) and (not from_tiff or tag in DESCRIPTIVE):
+            told[tag] = value
+    inner = {tag: exif.get_ifd(tag) for tag in (EXIF_IFD, GPS_IFD)}
+    if not (dict(told) or any(inner.values())):
+        return None
+    for tag, values in inner.items():
+        if values:
+            told.get_ifd(tag).update(values)
+    told[ORIENTATION] = 1
+    return told
+
+
+def read(file: Path) -> Picture:
+    """The image of a file, turned upright as its EXIF orientation asks.
+
+    Palettes become RGB, CMYK becomes sRGB through its profile, black and white becomes gray.
+
+    Raises:
+        UserError: it is no image, is damaged, has several frames, or has pixels that are not of 8 or 16 bits.
+    """
+    try:
+        data = file.read_bytes()
+        with _any_size(), Image.open(io.BytesIO(data)) as image:
+            if image.format != 'MPO' and getattr(image, 'n_frames', 1) > 1:
+                raise ValueError(f'it has {image.n_frames} frames; split it into images')  # type: ignore[attr-defined]
+            exif = image.getexif()
+            orientation = exif.get(ORIENTATION, 1)
+            told = _tidy(exif, image.format == 'TIFF')
+            image.load()
+            if _is_deep(image, data):
+                pixels, icc = _decode_deep(data, image), image.info.get('icc_profile')
+            else:
+                pixels, icc = _decode(image)
+                if image.format == 'TIFF':
+                    orientation = 1  # Pillow has turned it
+    except Exception as error:  # decoders raise what they like on damaged files, SyntaxError among them
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = 'it is of no known kind' if unknown else ' '.join(str(error).split()) or type(error).__name__
+        raise UserError(f'{file} cannot be read as an image: {reason}') from error
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    pixels = upright(pixels, orientation if isinstance(orientation, int) else 1)
+    if pixels.shape[2] in (2, 4):
+        return Picture(np.ascontiguousarray(pixels[..., :-1]), np.ascontiguousarray(pixels[..., -1]), told, icc)
+    return Picture(pixels, None, told, icc)
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def check_size(kind: str, height: int, width: int) -> None:
+    """Refuses sizes that a format cannot count.
+
+    Raises:
+        UserError: a side is too long.
+    """
+    largest = LARGEST_SIDE.get(kind)
+    if largest is not None and max(height, width) > largest:
+        raise UserError(f'{kind} holds sides of at most {largest} pixels, the result has {width}x{height}; use png')
+
+
+def _with_size(exif: Image.Exif, height: int, width: int) -> Image.Exif:
+    """A copy that states the new size where the old one was stated."""
+    copy = Image.Exif()
+    copy.load(exif.tobytes())
+    inner = copy.get_ifd(EXIF_IFD)
+    for tag, value in ((0xA002, width), (0xA003, height)):
+        if tag in inner:
+            inner[tag] = value
+    for tag, value in ((0x0100, width), (0x0101, height)):
+        if tag in copy:
+            copy[tag] = value
+    return copy
+
+
+def _png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+
+
+def _deep_png(picture: Picture, exif: Image.Exif | None) -> bytes:
+    """A 16-bit PNG; OpenCV writes no profile and no EXIF, so their chunks are put behind the header."""
+    import cv2
+
+    pixels = picture.pixels
+    if picture.alpha is not None:
+        pixels = np.dstack([pixels.repeat(3 // pixels.shape[2], axis=2), picture.alpha])
+    order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[2]]
+    done, encoded = cv2.imencode('.png', np.ascontiguousarray(pixels[..., order]))
+    if not done:
+        raise OSError('OpenCV cannot encode the image')
+    data, chunks = encoded.tobytes(), b''
+    if picture.icc:
+        chunks += _png_chunk(b'iCCP', b'ICC profile\0\0' + zlib.compress(picture.icc))
+    if exif is not None:
+        chunks += _png_chunk(b'eXIf', exif.tobytes().removeprefix(b'Exif\0\0'))
+    return data[:33] + chunks + data[33:]
+
+
+def _write_tiff(picture: Picture, exif: Image.Exif | None, file: Path) -> None:
+    import tifffile
+
+    pixels = picture.pixels
+    options: dict[str, Any] = {}
+    told: dict[int, Any] = {} if exif is None else dict(exif)
+    if picture.alpha is not None:
+        pixels, options = np.dstack([pixels, picture.alpha]), {'extrasamples': ['unassalpha']}
+    elif pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if 0x011A in told and 0x011B in told:
+        options['resolution'] = (float(told[0x011A]), float(told[0x011B]))
+        options['resolutionunit'] = told.get(0x0128, 2)
+    tifffile.imwrite(
+        file,
+        pixels,
+        photometric='rgb' if picture.pixels.shape[2] == 3 else 'minisblack',
+        planarconfig='contig' if pixels.ndim == 3 else None,
+        compression='zlib',
+        predictor=True,
+        byteorder='<',
+        iccprofile=picture.icc,
+        metadata=None,
+        description=_ascii(told[0x010E]) if 0x010E in told else None,
+        software=_ascii(told.get(0x0131, '')) or False,
+        datetime=str(told[0x0132]) if len(str(told.get(0x0132, ''))) == 19 else None,
+        extratags=[(tag, 's', 0, _ascii(told[tag]), True) for tag in TIFF_TEXTS if tag in told],
+        **options,
+    )
+    if exif is not None:
+        _append_directories(file, {tag: dict(exif.get_ifd(tag)) for tag in (EXIF_IFD, GPS_IFD)})
+
+
+def _ascii(text: Any) -> bytes:
+    return str(text).encode('utf-8', 'replace')
+
+
+def _append_directories(file: Path, directories: dict[int, dict[int, Any]]) -> None:
+    """Puts EXIF and GPS behind the end of a little-endian TIFF, and names them in a new copy of its directory."""
+    with open(file, 'r+b') as stream:
+        if stream.read(4) != b'II*\0':
+            return  # beyond 4 GiB the layout is another one, which few programs look into for EXIF
+        stream.seek(struct.unpack('<I', stream.read(4))[0])
+        count = struct.unpack('<H', stream.read(2))[0]
+        entries = [stream.read(12) for _ in range(count)]
+        for tag, values in directories.items():
+            directory = ImageFileDirectory_v2(b'II*\0\0\0\0\0')
+            for key, value in values.items():
+                if not isinstance(value, dict):
+                    directory[key] = value
+            if len(directory):
+                place = _even_end(stream)
+                stream.write(directory.tobytes(place))
+                entries.append(struct.pack('<HHII', tag, 4, 1, place))
+        place = _even_end(stream)
+        entries.sort(key=lambda entry: struct.unpack('<H', entry[:2])[0])
+        stream.write(struct.pack('<H', len(entries)) + b''.join(entries) + bytes(4))
+        stream.seek(4)
+        stream.write(struct.pack('<I', place))
+
+
+def _even_end(stream: Any) -> int:
+    end = stream.seek(0, os.SEEK_END)
+    stream.write(bytes(end % 2))
+    return end + end % 2
+
+
+def write(picture: Picture, file: Path, kind: str, quality: int) -> None:
+    """Encodes an image into ``file``, whatever the file is called.
+
+    Args:
+        picture: what to write; 16 bits only into PNG and TIFF, alpha not into JPEG.
+        file: where; the caller sees to it that this is a temporary name.
+        kind: png, jpeg, webp or tiff.
+        quality: of JPEG and WebP, 1 to 100; WebP at 100 is lossless.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    height, width = picture.pixels.shape[:2]
+    exif = None if picture.exif is None else _with_size(picture.exif, height, width)
+    if kind == 'tiff':
+        _write_tiff(picture, exif, file)
+        return
+    if picture.bits == 16:
+        file.write_bytes(_deep_png(picture, exif))
+        return
+    planes = picture.pixels if picture.alpha is None else np.dstack([picture.pixels, picture.alpha])
+    image = Image.fromarray(planes[..., 0] if planes.shape[2] == 1 else planes)
+    options: dict[str, Any] = {}
+    if exif is not None:
+        options['exif'] = exif.tobytes()
+    if picture.icc:
+        options['icc_profile'] = picture.icc
+    if kind == 'jpeg':
+        options |= {'quality': quality, 'subsampling': 0, 'optimize': True}
+    elif kind == 'webp':
+        options |= {'lossless': True, 'exact': True} if quality == 100 else {'quality': quality}
+    image.save(file, {'png': 'PNG', 'jpeg': 'JPEG', 'webp': 'WEBP'}[kind], **options)
