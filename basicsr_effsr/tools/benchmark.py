@@ -194,22 +194,28 @@ def latencies(
     for net in nets.values():
         net.to('cpu', torch.float32).to(memory_format=torch.contiguous_format)
     reference = statistics.median(times[list(nets)[-1]][1:])
-    return [
-        Latency(
-            name,
-            size,
-            dtype,
-            'channels_last' if channels_last else 'contiguous',
-            compiled,
-            runs,
-            *np.percentile(values[1:], (50, 5, 95)).tolist(),
-            sum(values[1:]) / runs,
-            values[0],
-            peaks[name],
-            statistics.median(values[1:]) / reference,
+    rows = []
+    for name, values in times.items():
+        counted = values[1:]
+        median, p5, p95 = np.percentile(counted, (50, 5, 95)).tolist()
+        rows.append(
+            Latency(
+                model=name,
+                lr_size=size,
+                dtype=dtype,
+                memory_format='channels_last' if channels_last else 'contiguous',
+                compiled=compiled,
+                runs=runs,
+                median=median,
+                p5=p5,
+                p95=p95,
+                mean=statistics.fmean(counted),
+                first=values[0],
+                peak_mib=peaks[name],
+                ratio=median / reference,
+            )
         )
-        for name, values in times.items()
-    ]
+    return rows
 
 
 def environment(device: torch.device) -> dict[str, Any]:
