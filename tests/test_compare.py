@@ -81,6 +81,13 @@ def test_detail_is_where_the_picture_is_busy():
     assert left + 48 >= 169
 
 
+@pytest.mark.parametrize('shape', [(48, 48), (47, 200), (48, 49)])
+def test_detail_of_an_image_no_larger_than_it(shape):
+    top, left = busiest_crop(np.zeros((*shape, 3), np.uint8), min(48, *shape))
+    assert top + min(48, *shape) <= shape[0]
+    assert left + min(48, *shape) <= shape[1]
+
+
 def test_picture_has_a_line_per_image():
     image = np.full((60, 80, 3), 200, np.uint8)
     one = picture([('a', [('x', image), ('y', image)])])

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 if TYPE_CHECKING:
     from torch import nn
 
-MARGIN, CAPTION, CROP, PANEL = 12, 26, 48, 288  # pixels; CROP is the side of the enlarged detail in HR pixels
+MARGIN, CAPTION, CROP, PANEL = 12, 26, 72, 288  # pixels; CROP is the side of the enlarged detail in HR pixels
 
 
 @dataclass
@@ -61,7 +61,7 @@ def score(image: np.ndarray, gt: np.ndarray, border: int) -> tuple[float, float]
 def busiest_crop(gt: np.ndarray, side: int) -> tuple[int, int]:
     """Top left corner of the window with the most detail, away from the border."""
     gray = gt.astype(np.float32).mean(axis=2)
-    detail = np.abs(np.diff(gray, axis=0))[:, :-1] + np.abs(np.diff(gray, axis=1))[:-1]
+    detail = np.abs(np.diff(gray, axis=0, append=gray[-1:])) + np.abs(np.diff(gray, axis=1, append=gray[:, -1:]))
     total = np.pad(detail, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     sums = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
     inner = sums[side:-side, side:-side] if min(sums.shape) > 3 * side else sums
@@ -75,29 +75,34 @@ def picture(rows: list[tuple[str, list[tuple[str, np.ndarray]]]]) -> Image.Image
 
     Args:
         rows: title of the image and its (caption, (H, W, 3) uint8) panels, the last being the ground
-            truth, in which the detail is chosen.
+            truth. The detail is chosen in the first, the LR image: fine texture that is lost there says little.
     """
     font = ImageFont.load_default(size=15)
     columns = max(len(panels) for _, panels in rows)
-    line = 2 * CAPTION + 2 * PANEL + 2 * MARGIN
-    sheet = Image.new('RGB', (MARGIN + columns * (PANEL + MARGIN), MARGIN + len(rows) * line), 'white')
+    ratios = [PANEL / max(panels[-1][1].shape[:2]) for _, panels in rows]
+    heights = [round(panels[-1][1].shape[0] * ratio) for (_, panels), ratio in zip(rows, ratios, strict=True)]
+    below = CAPTION + PANEL + 3 * MARGIN
+    sheet = Image.new(
+        'RGB', (MARGIN + columns * (PANEL + MARGIN), MARGIN + sum(CAPTION + h + below for h in heights)), 'white'
+    )
     draw = ImageDraw.Draw(sheet)
-    for i, (title, panels) in enumerate(rows):
-        y = MARGIN + i * line
+    y = MARGIN
+    for (title, panels), ratio, overview in zip(rows, ratios, heights, strict=True):
         draw.text((MARGIN, y), title, fill='black', font=font)
-        top, left = busiest_crop(panels[-1][1], CROP)
+        side = min(CROP, *panels[0][1].shape[:2])
+        top, left = busiest_crop(panels[0][1], side)
+        detail_y = y + CAPTION + overview + MARGIN // 2
         for j, (caption, image) in enumerate(panels):
             x = MARGIN + j * (PANEL + MARGIN)
-            height, width = image.shape[:2]
-            ratio = PANEL / max(height, width)
-            size = (round(width * ratio), round(height * ratio))
+            size = (round(image.shape[1] * ratio), overview)
             small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
             marked = ImageDraw.Draw(small)
-            marked.rectangle([v * ratio for v in (left, top, left + CROP, top + CROP)], outline='red', width=2)
-            sheet.paste(small, (x, y + CAPTION + (PANEL - small.height)))
-            detail = Image.fromarray(image[top : top + CROP, left : left + CROP])
-            sheet.paste(detail.resize((PANEL, PANEL), Image.Resampling.NEAREST), (x, y + CAPTION + PANEL + MARGIN // 2))
-            draw.text((x, y + CAPTION + 2 * PANEL + MARGIN // 2 + 2), caption, fill='black', font=font)
+            marked.rectangle([v * ratio for v in (left, top, left + side, top + side)], outline='red', width=2)
+            sheet.paste(small, (x, y + CAPTION))
+            detail = Image.fromarray(image[top : top + side, left : left + side])
+            sheet.paste(detail.resize((PANEL, PANEL), Image.Resampling.NEAREST), (x, detail_y))
+            draw.text((x, detail_y + PANEL + 2), caption, fill='black', font=font)
+        y += CAPTION + overview + below
     return sheet
 
 
