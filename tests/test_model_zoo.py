@@ -20,6 +20,7 @@ from basicsr_effsr.archs.agdn_arch import AGDN
 from basicsr_effsr.archs.asid_arch import ASID
 from basicsr_effsr.archs.dparn_arch import DPARN
 from basicsr_effsr.archs.dparn_teacher_arch import DPARNTeacher
+from basicsr_effsr.archs.efrdn_arch import EFRDN
 from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.archs.imdn_arch import IMDN
 from basicsr_effsr.utils.checkpoint import load_into
@@ -82,6 +83,14 @@ ROWS = [
     Row(
         'DRCT (DPARNTeacher)', DPARNTeacher, DRCT, {2: 13_991_867, 3: 14_176_507, 4: 14_139_579},
         {2: 4130.5, 4: 1115.0}, {4: '5.92 (README, 64 x 64)'},
+    ),
+    Row(
+        'EFRDN (training form)', EFRDN, {}, {2: 751_668, 3: 760_338, 4: 772_476}, {2: 7856.69, 3: 1600.44, 4: 532.09},
+        {2: '111.6 (torchsummaryX)', 3: '49.5 (torchsummaryX)', 4: '27.9 (torchsummaryX)'},
+    ),
+    Row(
+        'EFRDN (fused)', EFRDN, {}, {2: 747_684, 3: 756_354, 4: 768_492}, {2: 7855.63, 3: 1599.97, 4: 531.82}, {},
+        fused=True,
     ),
     Row(
         'IMDN', IMDN, {}, {2: 694_404, 3: 703_059, 4: 715_176}, {2: 158.77, 3: 71.34, 4: 40.89},
