@@ -23,6 +23,7 @@ from basicsr_effsr._loop import enlarge_ratio_for, iterations_that_run, load_res
 from basicsr_effsr.data.resumable_sampler import Plan
 from basicsr_effsr.models.effsr_model import EffSRModel
 from basicsr_effsr.utils.checkpoint import CheckpointError
+from datasets_prep.pack import make_pack
 
 TEACHER = {'type': 'DPARNTeacher', 'num_feat': 8, 'num_block': 1, 'num_heads': 2, 'num_grow_ch': 4, 'window_size': 4}
 
@@ -119,6 +120,20 @@ class TestExactly:
         assert not same(straight, train({**opt, 'name': 'other', 'manual_seed': 1})), (
             'the comparison must be able to fail'
         )
+
+    def test_killed_while_it_reads_packs(self, photos, tmp_path, train, killed_at):
+        """A pack gives the weights of the folder that it was made from, straight and resumed."""
+        opt = distillation(photos, tmp_path)
+        folder = train({**opt, 'name': 'folder'})
+        data = opt['datasets']['train']
+        data |= {'type': 'PackedPairedImageDataset', 'num_worker_per_gpu': 1}
+        for key in ('dataroot_gt', 'dataroot_lq'):
+            source = Path(data[key])
+            data[key] = str(tmp_path / f'{source.name}.pack')
+            make_pack(source, Path(data[key]))
+        killed_at(5, opt, '--auto_resume')
+        killed_at(7, opt, '--auto_resume')
+        assert same(folder, train(opt, '--auto_resume'))
 
     @pytest.mark.parametrize('write_number', [1, 2, 4])
     def test_killed_between_the_files_of_a_checkpoint(self, photos, tmp_path, train, monkeypatch, write_number):
