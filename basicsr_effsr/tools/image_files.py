@@ -84,10 +84,27 @@ def _is_deep(image: Image.Image, data: bytes) -> bool:
     return image.mode.startswith('I;16')
 
 
+def _without_orientation(data: bytes) -> bytes:
+    """A TIFF whose orientation tag says upright, as versions of OpenCV differ in what they make of it."""
+    order = '<' if data[:2] == b'II' else '>'
+    big = struct.unpack_from(f'{order}H', data, 2)[0] == 43
+    at, number, step, value = (8, 'Q', 20, 12) if big else (4, 'I', 12, 8)
+    first = struct.unpack_from(f'{order}{number}', data, at)[0]
+    count = struct.unpack_from(f'{order}{"Q" if big else "H"}', data, first)[0]
+    changed = bytearray(data)
+    for i in range(count):
+        entry = first + (8 if big else 2) + step * i
+        if struct.unpack_from(f'{order}H', data, entry)[0] == ORIENTATION:
+            struct.pack_into(f'{order}H', changed, entry + value, 1)
+    return bytes(changed)
+
+
 def _decode_deep(data: bytes, image: Image.Image) -> np.ndarray:
     """(H, W, 1 to 4) uint16: gray, gray with alpha, RGB or RGB with alpha; not turned upright."""
     import cv2
 
+    if image.format == 'TIFF':
+        data = _without_orientation(data)
     found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None or found.dtype != np.uint16:
         raise ValueError('the 16-bit pixels cannot be decoded')
