@@ -42,7 +42,7 @@ def command_line(command: str, images: Path, out: Path) -> list[str]:
         'lmdb': [images, out / 'images.lmdb', '-j', 2],
         'pack': [images, out / 'images.pack', '-j', 2],
         'verify': [images, '-j', 2, '--report', out / 'report.json'],
-        'sample': [out / 'sample'],
+        'sample': [out / 'sample', '--pack'],
         'download': ['Mini', '--root', out, '--sources', images.parent / 'sources.json'],
     }[command]
     return [sys.executable, '-m', 'datasets_prep', command, *map(str, words)]
