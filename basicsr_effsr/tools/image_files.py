@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,12 +42,14 @@ class Picture:
         alpha: (H, W) of the same type, None for an opaque image.
         exif: what the file told, orientation 1; None without.
         icc: colour profile, None without.
+        lost: what of the file could not be understood and is left out; empty if nothing.
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None = None
     exif: Image.Exif | None = field(default=None, repr=False)
     icc: bytes | None = field(default=None, repr=False)
+    lost: str = ''
 
     @property
     def bits(self) -> int:
@@ -146,7 +149,23 @@ def _tidy(exif: Image.Exif, from_tiff: bool) -> Image.Exif | None:
         if values:
             told.get_ifd(tag).update(values)
     told[ORIENTATION] = 1
+    told.tobytes()  # a value of a wrong type shows here, before the network has run
     return told
+
+
+def _exif(image: Image.Image) -> tuple[Image.Exif | None, int, str]:
+    """(what to keep, orientation, what is lost): EXIF is often damaged where the pixels are not."""
+    orientation: Any = 1
+    try:
+        with warnings.catch_warnings(record=True) as doubts:
+            warnings.simplefilter('always')
+            exif = image.getexif()
+            orientation = exif.get(ORIENTATION, 1)
+            told = _tidy(exif, image.format == 'TIFF')
+        lost = 'parts of EXIF' if doubts else ''
+    except Exception:  # struct.error, KeyError, TypeError ... as the damage may be
+        told, lost = None, 'EXIF'
+    return told, orientation if orientation in range(1, 9) else 1, lost
 
 
 def read(file: Path) -> Picture:
@@ -162,9 +181,7 @@ def read(file: Path) -> Picture:
         with _any_size(), Image.open(io.BytesIO(data)) as image:
             if image.format != 'MPO' and getattr(image, 'n_frames', 1) > 1:
                 raise ValueError(f'it has {image.n_frames} frames; split it into images')  # type: ignore[attr-defined]
-            exif = image.getexif()
-            orientation = exif.get(ORIENTATION, 1)
-            told = _tidy(exif, image.format == 'TIFF')
+            told, orientation, lost = _exif(image)
             image.load()
             if _is_deep(image, data):
                 pixels, icc = _decode_deep(data, image), image.info.get('icc_profile')
@@ -178,10 +195,10 @@ def read(file: Path) -> Picture:
         raise UserError(f'{file} cannot be read as an image: {reason}') from error
     if pixels.ndim == 2:
         pixels = pixels[..., None]
-    pixels = upright(pixels, orientation if isinstance(orientation, int) else 1)
+    pixels = upright(pixels, orientation)
     if pixels.shape[2] in (2, 4):
-        return Picture(np.ascontiguousarray(pixels[..., :-1]), np.ascontiguousarray(pixels[..., -1]), told, icc)
-    return Picture(pixels, None, told, icc)
+        return Picture(np.ascontiguousarray(pixels[..., :-1]), np.ascontiguousarray(pixels[..., -1]), told, icc, lost)
+    return Picture(pixels, None, told, icc, lost)
 
 
 # ---------------------------------------------------------------------- writing
