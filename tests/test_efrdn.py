@@ -6,6 +6,7 @@ import copy
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 from basicsr.models import build_model
@@ -357,6 +358,16 @@ def test_a_strip_sees_itself_only():
     assert not touched[22:].any()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_padded_head_widths_compute_the_same_on_a_gpu():
+    """Heads of 18 are padded to 24 there, which the memory-efficient kernels take."""
+    net = with_random_statistics(EFRDN(deploy=True).double())
+    x = image(1, 3, 24, 31)
+    with torch.no_grad():
+        out = copy.deepcopy(net).cuda()(x.cuda()).cpu()
+        torch.testing.assert_close(out, net(x), rtol=0, atol=1e-9)
+
+
 def test_memory_grows_with_the_image_and_not_with_its_square():
     """By the tensors that are alive; one map of a strip at 320 x 180 would alone take 6.2 GiB."""
     net = EFRDN(deploy=True)
@@ -409,7 +420,7 @@ def test_shuffles_let_every_group_see_all_inputs():
 
 def test_coefficients_written_out():
     """Fig. 4: two bottlenecks, on means and on population deviations; their average."""
-    cc = CC(32, 16, shared=False).double()
+    cc = CC(32, 2, shared=False).double()  # 16 hidden units: with the published 2 a ReLU may hide either branch
     x = image(2, 32, 6, 5)
 
     def gate(layers: nn.Sequential, v: Tensor) -> Tensor:
@@ -634,3 +645,19 @@ def test_statistics_of_batch_norms_follow_in_the_average(tmp_path):
     twin.load_state_dict(stored)
     x = torch.rand(1, 3, 16, 16)
     torch.testing.assert_close(fused(x), twin(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_onnx_of_the_fused_form_takes_any_size(tmp_path):
+    """Also sizes whose pixels do not divide by the strips; there attention is no longer fused."""
+    pytest.importorskip('onnxscript')
+    onnxruntime = pytest.importorskip('onnxruntime')
+    net = EFRDN(**TINY, upscale=2).fuse().eval()
+    dims = {2: torch.export.Dim('height', min=16), 3: torch.export.Dim('width', min=16)}
+    path = str(tmp_path / 'efrdn.onnx')
+    torch.onnx.export(net, (torch.rand(1, 3, 20, 24),), path, dynamo=True, dynamic_shapes=(dims,), verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    for shape in ((20, 24), (17, 31)):
+        x = torch.rand(1, 3, *shape)
+        out = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+        np.testing.assert_allclose(out, net(x).detach().numpy(), rtol=0, atol=2e-5)
