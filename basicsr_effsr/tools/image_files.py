@@ -163,6 +163,8 @@ def _exif(image: Image.Image) -> tuple[Image.Exif | None, int, str]:
             orientation = exif.get(ORIENTATION, 1)
             told = _tidy(exif, image.format == 'TIFF')
         lost = 'parts of EXIF' if doubts else ''
+        if told is None and len(image.info.get('exif', b'')) > 20:  # more than an empty directory, and not understood
+            lost = 'EXIF'
     except Exception:  # struct.error, KeyError, TypeError ... as the damage may be
         told, lost = None, 'EXIF'
     return told, orientation if orientation in range(1, 9) else 1, lost
