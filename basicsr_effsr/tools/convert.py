@@ -105,6 +105,16 @@ def misfit(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     return '; '.join(lines[:SHOWN]) + more
 
 
+def _yaml(value: Any) -> str:
+    """A value as an option file has it."""
+    return json.dumps(value).replace('"', '') if not isinstance(value, str) else value
+
+
+def _described(network: Mapping[str, Any]) -> str:
+    options = ', '.join(f'{k}: {_yaml(v)}' for k, v in network.items() if k != 'type')
+    return f'{network["type"]} ({options})'
+
+
 def stated(source: Path) -> dict[str, Any] | None:
     """Network and options that a safetensors file of ours states in its header; None if it states none."""
     from basicsr_effsr.utils.checkpoint import read_metadata
@@ -158,7 +168,9 @@ def recognise(
         if problem and hasattr(net, 'fuse') and not misfit(on_meta({**network, 'deploy': True}), state):
             return state, {**network, 'deploy': True}, renamed, dropped
         if problem:
-            raise UserError(f'{source} does not fit {network["type"]}: {problem}')
+            own = identify(state, on_meta)
+            hint = '' if own is None else f'; by its weights it is {_described(own)}'
+            raise UserError(f'{source} does not fit {network["type"]}: {problem}{hint}')
         return state, dict(network), renamed, dropped
     header = stated(source)
     if header is not None:
@@ -274,11 +286,6 @@ def convert(
     )
 
 
-def _yaml(value: Any) -> str:
-    """A value as an option file has it."""
-    return json.dumps(value).replace('"', '') if not isinstance(value, str) else value
-
-
 def command(
     source: Annotated[Path, typer.Argument(help='Checkpoint: .pth of any layout, or .safetensors.')],
     out: Annotated[Path | None, typer.Argument(help='File to write; left out, only says what the source is.')] = None,
@@ -317,8 +324,7 @@ def command(
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
         return
-    options = ', '.join(f'{k}: {_yaml(v)}' for k, v in report.network.items() if k != 'type')
-    typer.echo(f'{report.source}: {report.network["type"]} ({options}), {report.parameters:,} parameters')
+    typer.echo(f'{report.source}: {_described(report.network)}, {report.parameters:,} parameters')
     for old, new in report.renamed.items():
         typer.echo(f'  renamed {old} to {new}')
     if report.assumed:

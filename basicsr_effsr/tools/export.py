@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +61,9 @@ SUFFIXES = {
     Form.pth: '.pth',
 }
 
+ENDINGS = {form: {suffix} for form, suffix in SUFFIXES.items()}
+ENDINGS[Form.torchscript].add('.pt')
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -81,6 +85,7 @@ class Report:
     bytes: int
     compared: list[Compared]
     tolerance: float
+    smallest: int
     operators: dict[str, int]
     ncnn: list[str]
     tensorrt: list[str]
@@ -101,25 +106,34 @@ def needs(module: str) -> Any:
     Raises:
         UserError: it is not installed.
     """
-    from importlib import import_module
-
     try:
         return import_module(module)
     except ImportError as error:
         raise UserError(f'this needs {module.partition(".")[0]}: {EXTRA}') from error
 
 
+def _local_window(net: nn.Module) -> int:
+    """Side from which AGDN's test-time windows begin; 0 for networks without them."""
+    return max((int(getattr(module, 'tlc', 0) or 0) for module in net.modules()), default=0)
+
+
 def sizes_for(net: nn.Module) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Two LR sizes to compare at, one of them odd, both large enough for every dynamic path of the network."""
+    """Two LR sizes to compare at, the second odd; the second is beyond every window of the network."""
     window = int(getattr(net, 'window_size', 1) or 1)
     least = max(int(getattr(net, 'min_size', 1)), 3 * window if window > 1 else 1)
     (a, b), (c, d) = SIZES
     extra = max(least - min(a, b, c, d), 0)
     extra += extra % 2  # an even step keeps the odd size odd
-    local = max((int(getattr(module, 'tlc', 0) or 0) for module in net.modules()), default=0)
-    beyond = max(local + 4 - local % 2 - min(c, d), 0) if local else 0  # AGDN's windows begin above this side
+    local = _local_window(net)
+    beyond = max(local + 4 - min(c, d), extra) if local else extra
     beyond += beyond % 2
-    return (a + extra, b + extra), (c + max(extra, beyond), d + max(extra, beyond))
+    return (a + extra, b + extra), (c + beyond, d + beyond)
+
+
+def trace_size(net: nn.Module) -> tuple[int, int]:
+    """LR size at which the graph is recorded: beyond every window, as below one a graph holds for such sizes only."""
+    first, (height, width) = sizes_for(net)
+    return (height + 3, width + 3) if _local_window(net) else first
 
 
 def sample(net: nn.Module, size: tuple[int, int], channels: int) -> Tensor:
@@ -135,8 +149,32 @@ def sample(net: nn.Module, size: tuple[int, int], channels: int) -> Tensor:
     return image.to(next(net.parameters()).dtype)
 
 
-def compare(net: nn.Module, exported: Callable[[Tensor], Tensor], channels: int) -> list[Compared]:
-    """Differences to PyTorch in float32 at two sizes.
+def smallest_side(net: nn.Module, exported: Callable[[Tensor], Tensor], channels: int, limit: float) -> int:
+    """The least side of a square LR image that the exported network takes and gives what PyTorch gives.
+
+    Args:
+        net: the network.
+        exported: what was exported.
+        channels: of the input image.
+        limit: largest difference.
+
+    Returns:
+        a side from ``min_size`` on, or the one that the graph was recorded at.
+    """
+    last = min(trace_size(net))
+    for side in range(int(getattr(net, 'min_size', 1)), last):
+        try:
+            if compare(net, exported, channels, ((side, side),))[0].difference <= limit:
+                return side
+        except ExportError:
+            continue
+    return last
+
+
+def compare(
+    net: nn.Module, exported: Callable[[Tensor], Tensor], channels: int, sizes: tuple[tuple[int, int], ...]
+) -> list[Compared]:
+    """Differences to PyTorch in float32 at the sizes.
 
     Raises:
         ExportError: the exported network fails at a size, or gives another shape.
@@ -144,7 +182,7 @@ def compare(net: nn.Module, exported: Callable[[Tensor], Tensor], channels: int)
     import torch
 
     found = []
-    for size in sizes_for(net):
+    for size in sizes:
         image = sample(net, size, channels)
         with torch.no_grad():
             expected = net(image)
@@ -168,15 +206,19 @@ def compare(net: nn.Module, exported: Callable[[Tensor], Tensor], channels: int)
 def _exported_program(net: nn.Module, channels: int) -> Any:
     import torch
 
-    image = sample(net, sizes_for(net)[0], channels)
+    config: Any = import_module('torch.fx.experimental._config')  # installs what it holds, unseen by type checkers
+    image = sample(net, trace_size(net), channels)
     shapes = ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
-    options: list[dict[str, Any]] = [{}, {'prefer_deferred_runtime_asserts_over_guards': True}]
-    for option in options:
+    later = {'prefer_deferred_runtime_asserts_over_guards': True}
+    # networks that cut windows: whether the recorded size is a multiple of them must not become part of the program
+    oblivious = {'backed_size_oblivious': True} if hasattr(config, 'backed_size_oblivious') else {}
+    attempts: list[tuple[dict[str, Any], dict[str, bool]]] = [({}, {}), (later, oblivious), (later, {})]
+    for option, settings in attempts:
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), config.patch(settings):
                 warnings.simplefilter('ignore')
                 return torch.export.export(net, (image,), dynamic_shapes=shapes, strict=False, **option)
-        except Exception as error:  # torch raises many types; the second way is for networks that cut windows
+        except Exception as error:  # torch raises many types
             failed = error
     text = ' '.join(str(failed).split())[:300]
     raise ExportError(f'{type(net).__name__} cannot be exported with any height and width: {text}') from failed
@@ -206,7 +248,7 @@ def write_onnx(net: nn.Module, path: Path, channels: int, metadata: dict[str, st
             warnings.simplefilter('ignore')
             exported = torch.onnx.export(
                 program,
-                (sample(net, sizes_for(net)[0], channels),),
+                (sample(net, trace_size(net), channels),),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=['lq'],
@@ -286,10 +328,14 @@ def write_torchscript(net: nn.Module, path: Path, channels: int, metadata: dict[
     """TorchScript by tracing; the comparison at a second size shows whether sizes were frozen into it."""
     import torch
 
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter('ignore')
-        traced = torch.jit.trace(net, (sample(net, sizes_for(net)[0], channels),), check_trace=False)
-        torch.jit.save(traced, path, _extra_files={'metadata.json': json.dumps(metadata)})
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter('ignore')
+            traced = torch.jit.trace(net, (sample(net, trace_size(net), channels),), check_trace=False)
+    except Exception as error:  # whatever the network's code raises on traced sizes
+        text = ' '.join(str(error).split())[:200]
+        raise ExportError(f'{type(net).__name__} cannot be traced, use --form export or onnx: {text}') from error
+    torch.jit.save(traced, path, _extra_files={'metadata.json': json.dumps(metadata)})
 
 
 def run_torchscript(path: Path) -> Callable[[Tensor], Tensor]:
@@ -406,7 +452,11 @@ def export(
                 WRITERS[form](written, path, channels, metadata)
             run = load(path)
             takes_half = half and form in (Form.export, Form.torchscript)
-            found = compare(net, (lambda image: run(image.half())) if takes_half else run, channels)
+            sizes = sizes_for(net)
+            if form is Form.export and _local_window(net):
+                sizes = (trace_size(net), sizes[1])  # the program states that smaller images are not its own
+            call = (lambda image: run(image.half())) if takes_half else run
+            found = compare(net, call, channels, sizes)
             operators = operators_of(path) if form is Form.onnx else {}
             report.append(
                 Report(
@@ -418,6 +468,7 @@ def export(
                     path.stat().st_size,
                     found,
                     limit,
+                    smallest_side(net, call, channels, limit) if form not in (Form.safetensors, Form.pth) else 0,
                     operators,
                     sorted(set(operators) - NCNN),
                     sorted(set(operators) - TENSORRT),
@@ -433,9 +484,33 @@ def export(
         finally:
             path.unlink(missing_ok=True)
 
+    new_folder = not out.parent.exists()
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, write_and_compare)
+    try:
+        write_atomic(out, write_and_compare)
+    except BaseException:
+        if new_folder and not any(out.parent.iterdir()):
+            out.parent.rmdir()
+        raise
     return report[0]
+
+
+def _network_to_export(
+    network: dict[str, Any] | None, weights: Path | None, key: str | None, fuse: bool
+) -> tuple[dict[str, Any], nn.Module]:
+    """The network option, as recognised and deployed, and the network in eval mode."""
+    from basicsr_effsr.tools.convert import recognise
+
+    if weights is None:
+        assert network is not None
+        net = networks.build(network, None, fuse=fuse)
+    else:
+        state, network, _, _ = recognise(weights, network, key)
+        net = networks.build(network, None, fuse=False)
+        net.load_state_dict(state, strict=True)
+        if fuse and hasattr(net, 'fuse') and not getattr(net, 'deploy', False):
+            net = net.fuse().eval()  # type: ignore[operator]
+    return {**network, 'deploy': True} if getattr(net, 'deploy', False) else network, net
 
 
 def _print(report: Report) -> None:
@@ -446,6 +521,8 @@ def _print(report: Report) -> None:
         height, width = each.lr_size
         typer.echo(f'  {height}x{width}: largest difference to PyTorch {each.difference:.2e}')
     typer.echo(f'  largest of all {report.largest:.2e}, tolerance {report.tolerance:.0e}: passed')
+    if report.smallest:
+        typer.echo(f'  takes images from {report.smallest}x{report.smallest} on')
     if report.operators:
         typer.echo('  operators: ' + ', '.join(f'{name} {n}' for name, n in report.operators.items()))
         for engine, odd in (('ncnn', report.ncnn), ('TensorRT', report.tensorrt)):
@@ -472,14 +549,22 @@ def command(
     try:
         if dtype not in TOLERANCE:
             raise UserError(f'--dtype must be one of {", ".join(TOLERANCE)}, got {dtype!r}')
-        network, checkpoint, key = networks.describe(opt, arch, scale, weights, settings, param_key)
+        named, checkpoint, key = None, weights, param_key
+        if opt is not None or arch is not None:
+            named, checkpoint, key = networks.describe(opt, arch, scale, weights, settings, param_key)
+        elif random or weights is None:
+            raise UserError('give weights (--weights), a network (--arch), or an option file that names both (-opt)')
+        elif scale is not None or settings:
+            raise UserError('--scale and --set need --arch; without it the weights tell the network')
         if checkpoint is None and not random:
             raise UserError('no weights to export; give --weights, or --random for a look at the graph')
         checkpoint = None if random else checkpoint
-        net = networks.build(network, checkpoint, key, fuse=not no_fuse)
+        network, net = _network_to_export(named, checkpoint, key, not no_fuse)
         stem = checkpoint.with_suffix('') if checkpoint is not None else Path(f'{network["type"]}_random'.lower())
         halved = '_fp16' if dtype == 'fp16' else ''
         target = out or stem.with_name(f'{stem.name}{halved}{SUFFIXES[form]}')
+        if target.suffix not in ENDINGS[form]:
+            raise UserError(f'{target}: files of --form {form.value} end in {" or ".join(sorted(ENDINGS[form]))}')
         if checkpoint is not None and target.resolve() == checkpoint.resolve():
             raise UserError(f'--out {target} is the file the weights come from; give another name')
     except (OSError, ValueError, KeyError) as error:

@@ -1,0 +1,288 @@
+"""An export is what PyTorch computes, loaded back and compared, or there is no file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from basicsr.archs import build_network
+from nets import CASES
+from typer.testing import CliRunner
+
+from basicsr_effsr.cli import app
+from basicsr_effsr.tools import export as tool
+from basicsr_effsr.tools import networks
+from basicsr_effsr.tools.export import NCNN, SUFFIXES, TENSORRT, ExportError, Form, export
+from basicsr_effsr.utils.checkpoint import read_metadata, read_state_dict
+
+for extra in ('onnx', 'onnxruntime', 'onnxscript', 'safetensors'):
+    pytest.importorskip(extra, reason='needs the extra: export')
+
+TINY = {'type': 'IMDN', 'upscale': 2, 'num_feat': 8, 'num_block': 1}
+LEAST = {'DPARNTeacher': {'num_block': 1}, 'AGDN': {'num_block': 1}}
+SIZES = ((40, 24), (19, 47))
+
+
+def tiny(name='IMDN', **changes):
+    option = {**TINY} if name == 'IMDN' else CASES[name].option(**LEAST.get(name, {}))
+    return networks.build({**option, **changes}, None)
+
+
+def picture(size, channels=3):
+    return torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(sum(size)))
+
+
+def differences(net, call, sizes=SIZES):
+    with torch.no_grad():
+        return [(call(picture(size)).float() - net(picture(size))).abs().max().item() for size in sizes]
+
+
+def left(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+@pytest.mark.parametrize('name', ['IMDN', 'HASN'])
+def test_onnx_takes_any_size_and_equals_pytorch(name, scale, tmp_path):
+    net = tiny(name, upscale=scale)
+    report = export(net, Form.onnx, tmp_path / 'net.onnx', metadata={'network': name})
+    assert report.largest < 1e-5
+    assert report.smallest == net.min_size
+    run = tool.run_onnx(tmp_path / 'net.onnx')
+    assert max(differences(net, run)) < 1e-5
+    assert left(tmp_path) == ['net.onnx']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('scale', [2, 3, 4])
+@pytest.mark.parametrize('name', [name for name in CASES if name not in ('IMDN', 'HASN')])
+def test_onnx_of_every_network_at_every_scale(name, scale, tmp_path):
+    net = tiny(name, upscale=scale)
+    export(net, Form.onnx, tmp_path / 'net.onnx', metadata={})
+    assert max(differences(net, tool.run_onnx(tmp_path / 'net.onnx'))) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['ASID', 'EFRDN'])
+def test_programs_of_networks_that_cut_windows_take_whole_windows_and_others(name, tmp_path):
+    net = tiny(name)
+    export(net, Form.export, tmp_path / 'net.pt2', metadata={})
+    assert max(differences(net, tool.run_export(tmp_path / 'net.pt2'), (*SIZES, (24, 32), (33, 40)))) < 1e-5
+
+
+@pytest.mark.parametrize('form', [Form.export, Form.torchscript, Form.safetensors, Form.pth])
+@pytest.mark.parametrize('dtype', ['fp32', 'fp16'])
+def test_other_forms_equal_pytorch(form, dtype, tmp_path):
+    net = tiny()
+    file = tmp_path / f'net{SUFFIXES[form]}'
+    report = export(net, form, file, metadata={'network': 'IMDN'}, dtype=dtype)
+    assert report.largest <= (0 if dtype == 'fp32' else 2e-3)
+    assert [c.lr_size for c in report.compared] == [(24, 32), (37, 29)]
+    if form in (Form.export, Form.torchscript):
+        run = tool.run_export(file) if form is Form.export else tool.run_torchscript(file)
+        call = run if dtype == 'fp32' else lambda image: run(image.half())
+        assert max(differences(net, call)) <= (1e-6 if dtype == 'fp32' else 2e-3)
+    else:
+        state = read_state_dict(file)
+        assert {t.dtype for t in state.values()} == {torch.float32 if dtype == 'fp32' else torch.float16}
+        again = build_network(TINY)
+        again.load_state_dict(state, strict=True)
+        assert max(differences(net, again.eval())) <= (0 if dtype == 'fp32' else 2e-3)
+    assert left(tmp_path) == [file.name]
+
+
+def test_halved_onnx_is_half_the_size_and_near(tmp_path):
+    net = tiny(num_feat=32)
+    whole = export(net, Form.onnx, tmp_path / 'a.onnx', metadata={})
+    half = export(net, Form.onnx, tmp_path / 'b.onnx', metadata={}, dtype='fp16')
+    assert half.bytes < 0.65 * whole.bytes
+    assert max(differences(net, tool.run_onnx(tmp_path / 'b.onnx'))) < 5e-3
+    import onnx
+
+    weights = onnx.load(tmp_path / 'b.onnx').graph.initializer
+    assert {w.data_type for w in weights if len(w.dims) == 4} == {onnx.TensorProto.FLOAT16}
+
+
+def test_gray_images_are_exported_with_one_channel(tmp_path):
+    net = tiny(num_in_ch=1, num_out_ch=1)
+    export(net, Form.onnx, tmp_path / 'net.onnx', metadata={}, channels=1)
+    image = picture((21, 30), 1)
+    torch.testing.assert_close(tool.run_onnx(tmp_path / 'net.onnx')(image), net(image), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('form', list(Form))
+def test_an_export_that_gives_something_else_leaves_no_file(form, tmp_path, monkeypatch):
+    net = tiny()
+
+    def broken(writer):
+        def write(given, *arguments, **options):
+            other = tiny()
+            other.load_state_dict(given.state_dict())
+            with torch.no_grad():
+                other.LR_conv.bias += 0.01
+            writer(other, *arguments, **options)
+
+        return write
+
+    monkeypatch.setattr(tool, 'write_onnx', broken(tool.write_onnx))
+    for name, writer in tool.WRITERS.items():
+        monkeypatch.setitem(tool.WRITERS, name, broken(writer))
+    file = tmp_path / f'net{SUFFIXES[form]}'
+    file.write_bytes(b'earlier')
+    with pytest.raises(ExportError, match=r'differs from PyTorch by .*, more than 1e-04; nothing was written'):
+        export(net, form, file, metadata={})
+    assert (left(tmp_path), file.read_bytes()) == ([file.name], b'earlier')
+
+
+def test_a_size_frozen_into_the_graph_is_found(tmp_path):
+    class Frozen(type(tiny())):
+        def forward(self, x):
+            return super().forward(x)[:, :, : 2 * int(x.shape[2]), : 2 * int(x.shape[3])]
+
+    net = tiny()
+    net.__class__ = Frozen
+    with pytest.raises(ExportError, match=r'the exported network .* (37x29|24x32)'):
+        export(net, Form.torchscript, tmp_path / 'net.ts', metadata={})
+    assert left(tmp_path) == []
+
+
+def test_not_a_number_does_not_pass(tmp_path):
+    net = tiny()
+    with torch.no_grad():
+        net.LR_conv.bias[0] = torch.nan
+    with pytest.raises(ExportError, match='differs from PyTorch by nan'):
+        export(net, Form.safetensors, tmp_path / 'net.safetensors', metadata={})
+    assert left(tmp_path) == []
+
+
+def test_agdn_is_no_torchscript_and_says_what_to_use(tmp_path):
+    with pytest.raises(ExportError, match=r'AGDN cannot be traced, use --form export or onnx'):
+        export(tiny('AGDN'), Form.torchscript, tmp_path / 'net.ts', metadata={})
+    assert left(tmp_path) == []
+
+
+def test_sizes_reach_beyond_every_window():
+    for name in CASES:
+        net = tiny(name)
+        first, second = tool.sizes_for(net)
+        window = max(getattr(net, 'window_size', 1), 1)
+        assert min(*first, *second) >= net.min_size
+        assert min(tool.trace_size(net)) >= (3 * window if window > 1 else 1)
+        assert any(side % 2 for side in second)
+        assert any(side % 8 for side in second)
+    wide = tiny('AGDN', tlc=48)
+    assert min(tool.sizes_for(wide)[1]) > 48 > min(tool.sizes_for(wide)[0])
+    assert min(tool.trace_size(wide)) > 48
+
+
+def test_engines_are_told_apart_by_operators():
+    assert NCNN < TENSORRT
+    assert {'Conv', 'DepthToSpace', 'Resize'} <= NCNN
+    assert 'Col2Im' not in TENSORRT
+
+
+# ---------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def weights(tmp_path):
+    net = build_network(TINY)
+    torch.save({'params': net.state_dict()}, tmp_path / 'net.pth')
+    return tmp_path / 'net.pth'
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ['export', *map(str, arguments)])
+
+
+NAMED = ('--arch', 'IMDN', '--scale', '2', '--set', 'num_feat=8', '--set', 'num_block=1')
+
+
+def test_command_writes_metadata_and_prints_both_sizes(weights):
+    result = run(*NAMED, '--weights', weights, '--form', 'safetensors')
+    assert result.exit_code == 0, result.output
+    assert '24x32: largest difference to PyTorch 0.00e+00' in result.stdout
+    assert '37x29: largest difference' in result.stdout
+    facts = read_metadata(weights.with_suffix('.safetensors'))
+    assert json.loads(facts['options']) == {k: v for k, v in TINY.items() if k != 'type'}
+    assert (facts['network'], facts['scale'], facts['deployed']) == ('IMDN', '2', 'false')
+    assert facts['source sha256'] == hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def test_onnx_and_torchscript_files_carry_the_same_facts(weights):
+    import onnx
+
+    for form in ('onnx', 'torchscript', 'export'):
+        assert run(*NAMED, '--weights', weights, '--form', form).exit_code == 0
+    stored = {entry.key: entry.value for entry in onnx.load(weights.with_suffix('.onnx')).metadata_props}
+    script, program = {'metadata.json': ''}, {'metadata.json': ''}
+    torch.jit.load(weights.with_suffix('.ts'), _extra_files=script)
+    torch.export.load(weights.with_suffix('.pt2'), extra_files=program)
+    for facts in (stored, json.loads(script['metadata.json']), json.loads(program['metadata.json'])):
+        assert (facts['network'], facts['scale']) == ('IMDN', '2')
+        assert facts['source sha256'] == hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def test_command_finds_the_network_by_the_weights_alone(weights):
+    report = json.loads(run('--weights', weights, '--form', 'pth', '--out', weights.parent / 'b.pth', '--json').stdout)
+    assert (report['network'], report['scale'], report['largest']) == ('IMDN', 2, 0)
+
+
+def test_command_exports_the_deployed_form(tmp_path):
+    option = {'type': 'DPARN', 'num_feat': 8, 'num_block': 1, 'esa_channels': 4}
+    torch.save({'params': build_network(option).state_dict()}, tmp_path / 'net.pth')
+    for arguments, deployed in (((), True), (('--no-fuse',), False)):
+        out = tmp_path / f'{deployed}.safetensors'
+        result = run('--weights', tmp_path / 'net.pth', '--form', 'safetensors', '--out', out, *arguments)
+        assert result.exit_code == 0, result.output
+        assert read_metadata(out)['deployed'] == str(deployed).lower()
+        assert json.loads(read_metadata(out)['options']).get('deploy', False) == deployed
+        build_network({**option, 'deploy': deployed}).load_state_dict(read_state_dict(out), strict=True)
+
+
+def test_command_names_operators_that_engines_may_lack(weights):
+    result = run(*NAMED, '--weights', weights)
+    assert 'operators: ' in result.stdout
+    assert 'TensorRT: all known to it' in result.stdout
+    assert 'ncnn: ' in result.stdout
+
+
+def test_command_refuses_in_one_sentence_and_writes_nothing(weights):
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(weights.parent / 'pwned'),))
+
+    bomb, cut = weights.with_name('bomb.pth'), weights.with_name('cut.pth')
+    bomb.write_bytes(pickle.dumps({'params': Bomb()}))
+    cut.write_bytes(weights.read_bytes()[:300])
+    for arguments in (
+        (),
+        NAMED,
+        (*NAMED, '--weights', 'none.pth'),
+        (*NAMED, '--weights', bomb),
+        (*NAMED, '--weights', cut),
+        ('--weights', cut),
+        ('--arch', 'IMDM', '--weights', weights),
+        ('--arch', 'IMDN', '--weights', weights),
+        ('--arch', 'IMDN', '--set', 'num_feet=8', '--weights', weights),
+        ('--arch', 'IMDN', '--set', 'num_feat', '--weights', weights),
+        ('-opt', 'none.yml', '--weights', weights),
+        (*NAMED, '--weights', weights, '--dtype', 'fp8'),
+        (*NAMED, '--weights', weights, '--form', 'pth'),
+        (*NAMED, '--weights', weights, '--form', 'onnx', '--out', weights.with_name('net.pt')),
+        (*NAMED, '--weights', weights, '--out', weights / 'net.onnx'),
+        (*NAMED, '--weights', weights, '--param-key', 'params_g'),
+    ):
+        result = run(*arguments)
+        assert (result.exit_code, result.stderr.count('\n')) == (2, 1), (arguments, result.output)
+    assert left(weights.parent) == ['bomb.pth', 'cut.pth', 'net.pth']
+
+
+def test_command_ends_with_1_if_the_export_differs(weights):
+    result = run(*NAMED, '--weights', weights, '--dtype', 'fp16', '--form', 'pth', '--tolerance', '1e-7')
+    assert (result.exit_code, result.stderr.count('\n')) == (1, 1)
+    assert left(weights.parent) == ['net.pth']
