@@ -519,6 +519,7 @@ class TestFiles:
             (['other', '--out', 'b.png'], '--out b.png is one file for 2 images'),
             (['a.png', '--out', 'b.png', '--format', 'webp'], '--out b.png and --format webp contradict each other'),
             (['a.png', '--out', 'b.bmp'], 'let it end in .png'),
+            (['a.png', '--out', 'net.pth'], '--out net.pth is a file'),
             (['a.png', '--tile', 'large'], "--tile must be auto, 0 or a side in LR pixels, got 'large'"),
             (['a.png', '--tile', '14', '--overlap', '2'], 'at least 15 for HASN'),
             (['a.png', '--tile', '20', '--overlap', '20'], 'at least 21 for HASN'),

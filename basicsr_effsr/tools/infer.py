@@ -160,6 +160,8 @@ def plan(
         UserError: nothing is there; two results would have one name, or a result would be an input.
     """
     one_file = out.suffix.lower() in SUFFIXES and not out.is_dir()
+    if not one_file and out.exists() and not out.is_dir():
+        raise UserError(f'--out {out} is a file; give a folder, or a name that ends as an image')
     found: dict[str, tuple[Path, Path]] = {}
     for text in inputs:
         for path, below in _expand(text, recursive, out.parent / '.no folder' if one_file else out):
