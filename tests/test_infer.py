@@ -387,6 +387,24 @@ class TestKinds:
         assert np.abs(read.pixels.astype(float) - photo()).mean() < 6
         assert read.icc is None
 
+    def test_cmyk_goes_through_its_own_profile(self, tmp_path, monkeypatch):
+        """No CMYK profile can be made here, so the conversion is replaced by one that shows what it was given."""
+        Image.fromarray(photo()).convert('CMYK').save(tmp_path / 'a.jpg', icc_profile=SRGB)
+
+        def convert(image, source, target, outputMode):
+            assert (image.mode, source.tobytes(), outputMode) == ('CMYK', SRGB, 'RGB')
+            assert ImageCms.getProfileDescription(target).startswith('sRGB')
+            return Image.new('RGB', image.size, (1, 2, 3))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(ImageCms, 'profileToProfile', convert)
+            read = image_files.read(tmp_path / 'a.jpg')
+        assert (read.icc, read.lost) == (None, '')
+        assert np.unique(read.pixels.reshape(-1, 3), axis=0).tolist() == [[1, 2, 3]]
+        read = image_files.read(tmp_path / 'a.jpg')  # a profile of RGB does not fit an image of CMYK
+        assert (read.icc, read.lost) == (None, 'colour profile')
+        assert np.abs(read.pixels.astype(float) - photo()).mean() < 12
+
     def test_black_and_white_becomes_gray(self, tmp_path):
         Image.fromarray(photo()).convert('1').save(tmp_path / 'a.png')
         assert set(np.unique(image_files.read(tmp_path / 'a.png').pixels)) == {0, 255}

@@ -119,21 +119,25 @@ def _decode_deep(data: bytes, image: Image.Image) -> np.ndarray:
     return found[..., order]
 
 
-def _decode(image: Image.Image) -> tuple[np.ndarray, bytes | None]:
-    """(H, W, 1 to 4) uint8 as above, and the colour profile that it is in."""
+def _decode(image: Image.Image) -> tuple[np.ndarray, bytes | None, str]:
+    """(H, W, 1 to 4) uint8 as above, the colour profile that it is in, and what is lost."""
     icc = image.info.get('icc_profile')
     transparent = 'transparency' in image.info or image.mode in ('PA', 'LA', 'La', 'RGBA', 'RGBa')
     if image.mode in ('1', 'L', 'LA', 'La'):
-        return np.asarray(image.convert('LA' if transparent else 'L')), icc
+        return np.asarray(image.convert('LA' if transparent else 'L')), icc, ''
     if image.mode == 'CMYK' and icc:
         srgb = ImageCms.createProfile('sRGB')
-        converted = ImageCms.profileToProfile(image, ImageCms.ImageCmsProfile(io.BytesIO(icc)), srgb, outputMode='RGB')
-        assert converted is not None
-        return np.asarray(converted), None
+        try:
+            printed = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+            converted = ImageCms.profileToProfile(image, printed, srgb, outputMode='RGB')
+            assert converted is not None
+            return np.asarray(converted), None, ''
+        except (OSError, ImageCms.PyCMSError):
+            return np.asarray(image.convert('RGB')), None, 'colour profile'
     if image.mode not in ('P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV'):
         raise ValueError(f'its pixels are of the kind {image.mode}; convert it to 8 or 16 bits per channel')
     kept = icc if image.mode in ('P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'YCbCr') else None
-    return np.asarray(image.convert('RGBA' if transparent else 'RGB')), kept
+    return np.asarray(image.convert('RGBA' if transparent else 'RGB')), kept, ''
 
 
 def _tidy(exif: Image.Exif, from_tiff: bool) -> Image.Exif | None:
@@ -188,7 +192,8 @@ def read(file: Path) -> Picture:
             if _is_deep(image, data):
                 pixels, icc = _decode_deep(data, image), image.info.get('icc_profile')
             else:
-                pixels, icc = _decode(image)
+                pixels, icc, more = _decode(image)
+                lost = ' and '.join(filter(None, (lost, more)))
                 if image.format == 'TIFF':
                     orientation = 1  # Pillow has turned it
     except Exception as error:  # decoders raise what they like on damaged files, SyntaxError among them
