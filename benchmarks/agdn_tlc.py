@@ -8,15 +8,11 @@ Run:  python benchmarks/agdn_tlc.py [--device cuda] [--frame 180 320 --repeats 2
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import statistics
 from types import MethodType
 
 import torch
-from dparn_reparam import inference_step, peak_memory, timed
 from rich.console import Console
-from rich.table import Table
+from side_by_side import inference_step, machine, measure, table
 from torch import Tensor, nn
 
 import basicsr_effsr
@@ -68,29 +64,11 @@ def main() -> None:
         outputs.append(steps[form]())
     torch.testing.assert_close(*outputs, rtol=0, atol=1e-4)
 
-    times: dict[str, list[float]] = {form: [] for form in steps}
-    for repeat in range(args.warmup + args.repeats):
-        for form, step in steps.items():
-            elapsed = timed(step, args.device)
-            if repeat >= args.warmup:
-                times[form].append(elapsed)
-    memory = {form: peak_memory(step, args.device) for form, step in steps.items()}
-    machine = torch.cuda.get_device_name() if args.device == 'cuda' else f'{os.cpu_count()} CPU cores'
     rows, columns = args.frame
-    table = Table(title=f'AGDN x4, one image of {columns} x {rows} LR pixels, windows of {args.tlc}')
-    for title in ('form', 'ms', 'spread', 'ratio', 'peak MiB', 'ratio'):
-        table.add_column(title, justify='left' if title == 'form' else 'right')
-    base_time, base_memory = statistics.median(times['loop over windows']), memory['loop over windows']
-    for form in steps:
-        ms, mib = statistics.median(times[form]), memory[form]
-        spread = f'{min(times[form]):.1f} .. {max(times[form]):.1f}'
-        table.add_row(form, f'{ms:.1f}', spread, f'{ms / base_time:.2f}', f'{mib:.1f}', f'{mib / base_memory:.2f}')
     console = Console(width=120)
-    console.print(
-        f'AGDN x4, float32, {machine}, {args.threads} thread(s), Python {platform.python_version()}, '
-        f'torch {torch.__version__}, median of {args.repeats}'
-    )
-    console.print(table)
+    console.print(machine('AGDN x4', args.device, args.threads, args.repeats))
+    title = f'AGDN x4, one image of {columns} x {rows} LR pixels, windows of {args.tlc}'
+    console.print(table(title, measure(steps, args.device, args.warmup, args.repeats)))
 
 
 if __name__ == '__main__':

@@ -10,16 +10,11 @@ Run:  python benchmarks/dparn_reparam.py [--device cuda] [--lq 64 --batch 16 --f
 from __future__ import annotations
 
 import argparse
-import itertools
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from side_by_side import inference_step, machine, measure, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,41 +44,11 @@ def training_step(net: nn.Module, lq: Tensor, upscale: int) -> Callable[[], obje
     return step
 
 
-def inference_step(net: nn.Module, lq: Tensor) -> Callable[[], object]:
-    net.eval()
-    return torch.inference_mode()(lambda: net(lq))
-
-
 def prepare(kind: str, form: str, args: argparse.Namespace) -> Callable[[], object]:
     net = build(form, args.upscale, args.device)
     if kind == 'training':
         return training_step(net, torch.rand(args.batch, 3, args.lq, args.lq, device=args.device), args.upscale)
     return inference_step(net, torch.rand(1, 3, *args.frame, device=args.device))
-
-
-def timed(step: Callable[[], object], device: str) -> float:
-    """Milliseconds of one call."""
-    if device == 'cuda':
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device == 'cuda':
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) * 1e3
-
-
-def peak_memory(step: Callable[[], object], device: str) -> float:
-    """MiB of tensors that one call holds at most beyond those that are there before it."""
-    if device == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == '[memory]']
-    changes.sort(key=lambda event: event.start_ns())
-    return max(itertools.accumulate(event.nbytes() for event in changes)) / 2**20
 
 
 def main() -> None:
@@ -99,34 +64,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    machine = torch.cuda.get_device_name() if args.device == 'cuda' else f'{os.cpu_count()} CPU cores'
     console = Console(width=120)
-    console.print(
-        f'DPARN x{args.upscale}, float32, {machine}, {args.threads} thread(s), '
-        f'Python {platform.python_version()}, torch {torch.__version__}, median of {args.repeats}'
-    )
+    console.print(machine(f'DPARN x{args.upscale}', args.device, args.threads, args.repeats))
     rows, columns = args.frame
     for kind, forms, what in (
         ('training', TRAINING, f'Training step, {args.batch} patches of {args.lq} x {args.lq} LR pixels'),
         ('inference', INFERENCE, f'Inference, one image of {columns} x {rows} LR pixels'),
     ):
         steps = {form: prepare(kind, form, args) for form in forms}
-        times: dict[str, list[float]] = {form: [] for form in forms}
-        for repeat in range(args.warmup + args.repeats):
-            for form, step in steps.items():
-                elapsed = timed(step, args.device)
-                if repeat >= args.warmup:
-                    times[form].append(elapsed)
-        memory = {form: peak_memory(step, args.device) for form, step in steps.items()}
-        table = Table(title=what)
-        for title in ('form', 'ms', 'spread', 'ratio', 'peak MiB', 'ratio'):
-            table.add_column(title, justify='left' if title == 'form' else 'right')
-        base_time, base_memory = statistics.median(times['five branches']), memory['five branches']
-        for form in forms:
-            ms, mib = statistics.median(times[form]), memory[form]
-            spread = f'{min(times[form]):.1f} .. {max(times[form]):.1f}'
-            table.add_row(form, f'{ms:.1f}', spread, f'{ms / base_time:.2f}', f'{mib:.1f}', f'{mib / base_memory:.2f}')
-        console.print(table)
+        console.print(table(what, measure(steps, args.device, args.warmup, args.repeats)))
 
 
 if __name__ == '__main__':

@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
-import platform
-import statistics
 
 import torch
-from dparn_reparam import inference_step, peak_memory, timed
 from rich.console import Console
 from rich.table import Table
+from side_by_side import inference_step, machine, measure
 from torch import Tensor, nn
 
 import basicsr_effsr
@@ -68,12 +65,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    machine = torch.cuda.get_device_name() if args.device == 'cuda' else f'{os.cpu_count()} CPU cores'
     console = Console(width=120)
-    console.print(
-        f'EFRDN x{args.upscale}, folded, float32, {machine}, {args.threads} thread(s), '
-        f'Python {platform.python_version()}, torch {torch.__version__}, median of {args.repeats}'
-    )
+    console.print(machine(f'EFRDN x{args.upscale}, folded', args.device, args.threads, args.repeats))
     nets = build(args.upscale, args.device)
     weights = sum(p.numel() * p.element_size() for p in nets['fused'].parameters())
     table = Table()
@@ -86,24 +79,18 @@ def main() -> None:
             with torch.inference_mode():
                 difference = (nets['fused'](x) - nets['explicit maps'](x)).abs().max()
             console.print(f'{size[1]} x {size[0]}: largest difference of the outputs {difference:.1e}')
-        times: dict[str, list[float]] = {form: [] for form in steps}
         repeats = args.repeats if len(steps) == 2 else 1
-        for repeat in range(args.warmup + repeats):
-            for form, step in steps.items():
-                elapsed = timed(step, args.device)
-                if repeat >= args.warmup:
-                    times[form].append(elapsed)
-        held = {form: peak_memory(step, args.device) for form, step in steps.items()}
+        measured = measure(steps, args.device, args.warmup, repeats)
         base = next(iter(steps))
         for form, net in nets.items():
             counted = complexity.peak_memory(copy.deepcopy(net).cpu(), size) - weights
             strip = -(-size[0] * size[1] // 4)
             shown = [f'{counted / 2**20:.1f}', f'{8 * strip**2 * 4 / 2**20:.1f}' if form != 'fused' else '-']
             if form in steps:
-                ms, mib = statistics.median(times[form]), held[form]
-                spread = f'{min(times[form]):.0f} .. {max(times[form]):.0f}' if repeats > 1 else '-'
-                ratios = [f'{ms / statistics.median(times[base]):.2f}', f'{mib / held[base]:.3f}']
-                shown = [f'{ms:.0f}', spread, ratios[0], f'{mib:.1f}', ratios[1], *shown]
+                m, first = measured[form], measured[base]
+                spread = m.spread if repeats > 1 else '-'
+                ratios = [f'{m.ms / first.ms:.2f}', f'{m.mib / first.mib:.3f}']
+                shown = [f'{m.ms:.0f}', spread, ratios[0], f'{m.mib:.1f}', ratios[1], *shown]
                 if len(steps) == 1:
                     shown[2] = shown[4] = '-'
             else:
