@@ -21,8 +21,10 @@ from basicsr_effsr.archs.efrdn_arch import (
     FFLB,
     GCRB,
     AsymmetricConv,
+    ChannelGate,
     ConvBN,
     SelfCalibration,
+    SpatialGate,
     channel_shuffle,
     fold,
     interleave,
@@ -519,6 +521,7 @@ def test_distillation_written_out():
     """Eq. 17 to 27: the last channels leave, the others go on; MSCC is SCSA, then SCCA."""
     net = EFRDN(**TINY).double().eval()
     acdm = net.body[0]
+    assert [type(block.gate) for block in acdm.mscc] == [SpatialGate, ChannelGate]
     x = image(1, 16, 16, 17)
     y, kept = x, []
     for step in range(3):
@@ -535,6 +538,7 @@ def test_distillation_written_out():
 
 def test_fusion_block_written_out():
     effb = EFRDN(**TINY).body[0].fflbs[0].effb.double().eval()
+    assert [type(block.gate) for block in (effb.scsa, effb.scca)] == [SpatialGate, ChannelGate]
     x = image(1, 16, 8, 9)
     g1 = effb.gcrbs[0](x)
     g2 = effb.gcrbs[1](g1)
