@@ -25,22 +25,28 @@ OPSET = 18
 SIZES = ((24, 32), (37, 29))  # even and odd; enlarged where a network needs more
 TOLERANCE = {'fp32': 1e-4, 'fp16': 2e-2}  # on images in [0, 1]; fp16 resolves 5e-4 near 1
 
-# ONNX operators that the two engines take, after their documentation; neither is run here
-NCNN = frozenset(
+# ONNX operators that TensorRT takes, after its documentation; it is not run here
+TENSORRT = frozenset(
     """
-    Add AveragePool BatchNormalization Cast Clip Concat Constant Conv ConvTranspose DepthToSpace Div Erf Exp Flatten
-    Gelu Gemm GlobalAveragePool HardSigmoid HardSwish Identity LayerNormalization LeakyRelu MatMul MaxPool Mul Neg Pad
-    Pow PRelu ReduceMean Relu Reshape Resize Sigmoid Slice Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze
+    Abs Add And AveragePool BatchNormalization Cast Clip Concat Constant ConstantOfShape Conv ConvTranspose CumSum
+    DepthToSpace Div Einsum Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm
+    GlobalAveragePool Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish Identity InstanceNormalization
+    LayerNormalization LeakyRelu Less LessOrEqual LogSoftmax MatMul Max MaxPool Min Mod Mul Neg Not Or PRelu Pad Pow
+    Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize Round ScatterElements
+    ScatterND Shape Sigmoid Sign Size Slice Softmax Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Trilu Unsqueeze
+    Where
     """.split()
 )
-TENSORRT = NCNN | frozenset(
-    """
-    Abs And ConstantOfShape CumSum Einsum Equal Expand Floor Gather GatherElements Greater GreaterOrEqual
-    GroupNormalization InstanceNormalization Less LessOrEqual LogSoftmax Max Min Mod Not Or
-    Range Reciprocal ReduceL2 ReduceMax
-    ReduceMin ReduceSum Round ScatterElements ScatterND Shape Sign Size Tile TopK Trilu Where
-    """.split()
-)
+# what pnnx 20261020 and ncnn 1.0.20261020 did with the TorchScript of each network (benchmarks/ncnn_check.py)
+NCNN = {
+    'HASN': 'runs, by pnnx from --form torchscript, at any size',
+    'DPARN': 'runs, by pnnx from --form torchscript, at any size',
+    'IMDN': 'not converted whole by pnnx: torch.std_mean',
+    'AGDN': 'not converted whole by pnnx, even with tlc=0: maps of five dimensions in the self-attention',
+    'ASID': 'not converted whole by pnnx: maps of five dimensions in the attention',
+    'EFRDN': 'not converted whole by pnnx: maps of five dimensions in the attention',
+    'DPARNTeacher': 'not converted whole by pnnx: maps of five dimensions in the windows',
+}
 
 
 class Form(str, Enum):
@@ -87,7 +93,7 @@ class Report:
     tolerance: float
     smallest: int
     operators: dict[str, int]
-    ncnn: list[str]
+    ncnn: str
     tensorrt: list[str]
 
     @property
@@ -470,7 +476,7 @@ def export(
                     limit,
                     smallest_side(net, call, channels, limit) if form not in (Form.safetensors, Form.pth) else 0,
                     operators,
-                    sorted(set(operators) - NCNN),
+                    NCNN.get(type(net).__name__, 'not tried'),
                     sorted(set(operators) - TENSORRT),
                 )
             )
@@ -525,9 +531,10 @@ def _print(report: Report) -> None:
         typer.echo(f'  takes images from {report.smallest}x{report.smallest} on')
     if report.operators:
         typer.echo('  operators: ' + ', '.join(f'{name} {n}' for name, n in report.operators.items()))
-        for engine, odd in (('ncnn', report.ncnn), ('TensorRT', report.tensorrt)):
-            verdict = f'look at {", ".join(odd)} first' if odd else 'all known to it (not run here)'
-            typer.echo(f'  {engine}: {verdict}')
+        odd = f'look at {", ".join(report.tensorrt)} first' if report.tensorrt else 'all known to it'
+        typer.echo(f'  TensorRT: {odd} (by its documentation, not run)')
+    if report.form in (Form.onnx.value, Form.torchscript.value):
+        typer.echo(f'  ncnn: {report.ncnn}')
 
 
 def command(
