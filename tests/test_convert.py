@@ -267,6 +267,11 @@ def test_a_misfit_names_the_nearest_parameter(tmp_path):
     torch.save(state, tmp_path / 'a.pth')
     with pytest.raises(UserError, match=r'looks like HASN .*block_2\.gg\.conv\.weight is unknown, nearest block_2\.g'):
         recognise(tmp_path / 'a.pth', None, None)
+    with pytest.raises(UserError, match=r'does not fit HASN with .* is unknown, nearest block_2\.g\.conv\.weight'):
+        recognise(tmp_path / 'a.pth', TINY, None)
+    torch.save(build_network(TINY).state_dict(), tmp_path / 'c.pth')
+    with pytest.raises(UserError, match=r'does not fit HASN with .*: by its weights it is HASN \(.*upscale: 3\)$'):
+        recognise(tmp_path / 'c.pth', {**TINY, 'upscale': 2}, None)
     torch.save(torch.nn.Conv2d(3, 3, 3).state_dict(), tmp_path / 'b.pth')
     with pytest.raises(UserError, match='is of none of our networks'):
         recognise(tmp_path / 'b.pth', None, None)

@@ -47,12 +47,14 @@ def test_a_checkpoint_is_loaded_with_its_options_and_gives_our_output(name, regi
 
 def test_networks_of_spandrel_stay_its_own(registry):
     """None of ours takes weights that only look like them."""
+    from spandrel.architectures.DRCT import DRCT
     from spandrel.architectures.RGT import RGT
     from spandrel.architectures.SPAN import SPAN
 
     for foreign in (
         SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=2),
         RGT(embed_dim=12, depth=[2], num_heads=[2]),
+        DRCT(embed_dim=12, depths=[6], num_heads=[2], gc=4, window_size=8),
     ):
         found = registry.load(foreign.state_dict())
         assert not found.architecture.id.startswith('effsr_')

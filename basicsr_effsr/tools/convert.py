@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WRAPPERS = ('module.', 'net_g.', 'model.', '_orig_mod.', 'generator.')  # put in front of names by training programs
 COMPUTED = ('rel_pos_indices', 'relative_position_index', 'attn_mask', 'total_ops', 'total_params')
-SHOWN = 8
+SHOWN = 4
 
 
 class Layout(str, Enum):
@@ -99,6 +99,7 @@ def misfit(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     for name in given:
         if name not in wanted:
             close = get_close_matches(name, missing, 1)
+            missing = [other for other in missing if other not in close]
             lines.append(f'{name} is unknown' + (f', nearest {close[0]}' if close else ''))
     lines += [f'{name} is missing' for name in missing]
     more = f' and {len(lines) - SHOWN} more' if len(lines) > SHOWN else ''
@@ -169,8 +170,9 @@ def recognise(
             return state, {**network, 'deploy': True}, renamed, dropped
         if problem:
             own = identify(state, on_meta)
-            hint = '' if own is None else f'; by its weights it is {_described(own)}'
-            raise UserError(f'{source} does not fit {network["type"]}: {problem}{hint}')
+            if own is not None:
+                problem = f'by its weights it is {_described(own)}'
+            raise UserError(f'{source} does not fit {network["type"]} with the given options: {problem}')
         return state, dict(network), renamed, dropped
     header = stated(source)
     if header is not None:
