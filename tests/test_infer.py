@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import cv2
@@ -285,6 +287,18 @@ class TestKinds:
         image_files.write(picture, file, 'tiff', 95)
         with tifffile.TiffFile(file) as stored:
             assert np.array_equal(stored.asarray(), deep[..., :2])
+
+    def test_a_png_of_sixteen_bit_gray_with_alpha_is_read_as_gray(self, tmp_path):
+        planes = deep_photo()[..., :2]
+        lines = b''.join(b'\0' + line.astype('>u2').tobytes() for line in planes)  # filter 0 before each line
+        header = struct.pack('>IIBBBBB', 26, 20, 16, 4, 0, 0, 0)
+        data = b'\x89PNG\r\n\x1a\n'
+        for name, part in ((b'IHDR', header), (b'IDAT', zlib.compress(lines)), (b'IEND', b'')):
+            data += struct.pack('>I', len(part)) + name + part + struct.pack('>I', zlib.crc32(name + part))
+        (tmp_path / 'a.png').write_bytes(data)
+        read = image_files.read(tmp_path / 'a.png')
+        assert np.array_equal(read.pixels, planes[..., :1])
+        assert np.array_equal(read.alpha, planes[..., 1])
 
     def test_alpha_is_bicubic_or_through_the_network_or_dropped(self, run):
         transparent = np.dstack([photo(), photo()[..., 0]])
