@@ -26,6 +26,7 @@ setup(
         'rich>=13',
         'scikit-image',
         'setuptools; python_version >= "3.12"',
+        'tifffile',
         'torch>=2.1',
         'torchvision',
         'typer>=0.12',
