@@ -397,6 +397,8 @@ def test_fold_of_the_ancestors_has_a_gain_of_nine_with_a_dark_rim():
 def test_transformer_written_out():
     """Eq. 28 and 29 on the tokens of 3 x 3 neighbourhoods."""
     block = EFRDN(**TINY).transformers[0].double()
+    for p in (*block.norm1.parameters(), *block.norm2.parameters()):
+        nn.init.uniform_(p, 0.5, 1.5)
     x = image(1, 16, 5, 6)
     tokens = F.unfold(x, 3, padding=1).transpose(1, 2)
     tokens = tokens + by_definition(
