@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from basicsr_effsr.tools.yardsticks import RLFN, SPAN
-from basicsr_effsr.utils.complexity import count_macs, count_params, lr_size_of_720p
+from basicsr_effsr.utils.complexity import count_macs, count_params, lr_size_of_720p, peak_memory
 
 
 def test_rlfn_gives_the_four_numbers_that_the_challenge_published():
@@ -117,3 +117,20 @@ def test_a_pass_that_needs_values_is_refused_in_words():
         ValueError, match='Peeks: its cost cannot be counted, because its forward pass depends on values'
     ):
         count_macs(Peeks(), (2, 2))
+
+
+def test_peak_memory_by_hand():
+    """A linear layer: weights, bias, input and output, nothing twice; its transposed weight is no new memory."""
+    net = nn.Sequential(nn.Flatten(2), nn.Linear(20, 1000))
+    held = 20 * 1000 + 1000 + 3 * 4 * 5
+    assert peak_memory(net, (4, 5)) == 4 * (held + 3 * 1000)
+
+
+def test_peak_memory_counts_what_is_alive_together():
+    class Net(nn.Module):
+        def forward(self, x):
+            wide = x.repeat(1, 10, 1, 1)
+            return wide.sum(1, keepdim=True)
+
+    pixels = 8 * 8
+    assert peak_memory(Net(), (8, 8)) == 4 * pixels * (3 + 30 + 1)

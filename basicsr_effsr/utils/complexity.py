@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -221,11 +222,13 @@ def _elementwise(name: str, args: Any, out: Any) -> int:
 
 
 class _Peak(TorchDispatchMode):
-    """The largest sum of bytes of tensors that are alive at one time within the ``with`` block."""
+    """The largest sum of bytes of tensors that are alive at one time within the ``with`` block, ``held`` included."""
 
-    def __init__(self, held: int) -> None:
+    def __init__(self, held: Sequence[Tensor]) -> None:
         super().__init__()
-        self.held = self.peak = held
+        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in held}
+        self.own = storages.keys()  # a view of these is no new memory
+        self.held = self.peak = sum(storages.values())
         self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -233,6 +236,8 @@ class _Peak(TorchDispatchMode):
         for tensor in out if isinstance(out, tuple | list) else (out,):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
+                if storage._cdata in self.own:
+                    continue
                 self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self.alive = {key: item for key, item in self.alive.items() if not item[0].expired()}
         self.peak = max(self.peak, self.held + sum(size for _, size in self.alive.values()))
@@ -252,9 +257,8 @@ def peak_memory(net: nn.Module, lr_size: tuple[int, int], *, num_in_ch: int = 3)
     mode = FakeTensorMode()
     empty = without_content(net, mode)
     dtype = next((p.dtype for p in net.parameters()), torch.float32)
-    weights = sum(t.numel() * t.element_size() for t in [*net.parameters(), *net.buffers()])
     with torch.no_grad(), mode:
         image = torch.empty(1, num_in_ch, *lr_size, dtype=dtype)
-        with _Peak(weights + image.numel() * image.element_size()) as found:
+        with _Peak([*empty.parameters(), *empty.buffers(), image]) as found:
             empty(image)
     return found.peak
