@@ -209,7 +209,8 @@ def compare(
 # ---------------------------------------------------------------------- the forms
 
 
-def _exported_program(net: nn.Module, channels: int) -> Any:
+def _exported_program(net: nn.Module, channels: int, *, guarded: bool = False) -> Any:
+    """The program of ``torch.export``; ``guarded``: one whose own guards let the second size through."""
     import torch
 
     config: Any = import_module('torch.fx.experimental._config')  # installs what it holds, unseen by type checkers
@@ -223,7 +224,10 @@ def _exported_program(net: nn.Module, channels: int) -> Any:
         try:
             with warnings.catch_warnings(), config.patch(settings):
                 warnings.simplefilter('ignore')
-                return torch.export.export(net, (image,), dynamic_shapes=shapes, strict=False, **option)
+                program = torch.export.export(net, (image,), dynamic_shapes=shapes, strict=False, **option)
+                if guarded:
+                    program.module()(sample(net, sizes_for(net)[1], channels))
+                return program
         except Exception as error:  # torch raises many types
             failed = error
     text = ' '.join(str(failed).split())[:300]
@@ -319,7 +323,7 @@ def write_export(net: nn.Module, path: Path, channels: int, metadata: dict[str, 
     """The program of ``torch.export`` with dynamic height and width."""
     import torch
 
-    program = _exported_program(net, channels)
+    program = _exported_program(net, channels, guarded=True)
     torch.export.save(program, path, extra_files={'metadata.json': json.dumps(metadata)})
 
 
