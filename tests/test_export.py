@@ -70,8 +70,10 @@ def test_onnx_of_every_network_at_every_scale(name, scale, tmp_path):
 @pytest.mark.parametrize('name', ['ASID', 'EFRDN'])
 def test_programs_of_networks_that_cut_windows_take_whole_windows_and_others(name, tmp_path):
     net = tiny(name)
-    export(net, Form.export, tmp_path / 'net.pt2', metadata={})
-    assert max(differences(net, tool.run_export(tmp_path / 'net.pt2'), (*SIZES, (24, 32), (33, 40)))) < 1e-5
+    report = export(net, Form.export, tmp_path / 'net.pt2', metadata={})
+    assert report.smallest <= {'ASID': 17, 'EFRDN': 21}[name]  # maps of one pixel are another program
+    run = tool.run_export(tmp_path / 'net.pt2')
+    assert max(differences(net, run, ((40, 24), (21, 47), (24, 32), (33, 40)))) < 1e-5
 
 
 @pytest.mark.parametrize('form', [Form.export, Form.torchscript, Form.safetensors, Form.pth])
