@@ -8,9 +8,12 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
+from basicsr.archs import build_network
 from PIL import Image
 from skimage import data
 from typer.testing import CliRunner
@@ -77,6 +80,9 @@ class TestLayouts:
         assert list(find_sets(root / 'Set5', None, 2)) == ['Set5']
         assert list(find_sets(root, ['set14'], 2)) == ['Set14']
         assert canonical('BSDS100') == 'B100'
+        assert find_sets(root / 'Set5', ['set5'], 2) == {'Set5': root / 'Set5'}
+        with pytest.raises(UserError, match=r'has no Set14; it has \[.Set5.\]'):
+            find_sets(root / 'Set5', ['Set5', 'Set14'], 2)
 
     def test_missing_lr_is_refused_or_made(self, root):
         shutil.rmtree(root / 'Set5' / 'LRbicx2')
@@ -128,6 +134,33 @@ class TestCommand:
             values.append(json.loads(done.stdout)['means']['Set5']['psnr'])
         assert len(set(values)) == 3
 
+    def test_the_option_file_says_the_protocol_unless_the_command_line_does(self, root, weights, tmp_path):
+        file = tmp_path / 'opt.yml'
+        opt = {
+            'scale': 2,
+            'network_g': {'type': 'HASN', **TINY},
+            'path': {'pretrain_network_g': str(weights)},
+            'val': {'tile': {'size': 20, 'overlap': 8, 'blend': 'feather'}, 'self_ensemble': True},
+        }
+
+        def protocol(*extra):
+            file.write_text(yaml.safe_dump(opt))
+            words = ['-opt', file, '--data', root / 'Set5', '--sets', 'Set5', '--out', tmp_path / 'out', '--json']
+            done = run(*words, '--show', '0', *extra)
+            assert done.exit_code == 0, done.output
+            told = json.loads(done.stdout)
+            return told['protocol'].split(', ', 2)[2], told['means']['Set5']['psnr']
+
+        tiled, score = protocol()
+        assert tiled == 'tiles 20, overlap 8, feather, self-ensemble'
+        plain, other = protocol('--tile', '0', '--no-self-ensemble')
+        assert (plain, other == score) == ('whole images', False)
+        assert protocol('--blend', 'mean', '--overlap', '4')[0] == 'tiles 20, overlap 4, mean, self-ensemble'
+        opt['val'] = {'tile': {'size': 20}}
+        assert protocol()[0] == 'tiles 20, overlap 0, mean', 'as EffSRModel reads it'
+        opt['val'] = None
+        assert protocol() == (plain, other)
+
     @pytest.mark.parametrize(
         ('change', 'words'),
         [
@@ -138,6 +171,9 @@ class TestCommand:
             (['--tile', '16'], '--overlap must be from 0 to --tile - 1'),
             (['--device', 'cuda:99'], "device 'cuda:99' cannot be used"),
             (['--sets', 'Set99'], 'has no Set99'),
+            (['--overlap', '8'], '--overlap need tiles; give --tile'),
+            (['--tile', '32', '--blend', 'mix'], '--blend must be one of mean, feather, halo'),
+            (['--show', '-3'], "'--show'"),
         ],
     )
     def test_bad_input_is_one_sentence_and_nothing_is_written(self, root, weights, tmp_path, change, words):
@@ -153,6 +189,38 @@ class TestCommand:
         done = run(*SETTINGS, '--weights', weights, '--data', root, '--sets', 'Set5', '--out', tmp_path / 'out')
         assert done.exit_code == 2
         assert 'must be 2 times' in done.output
+
+
+class TestReading:
+    @pytest.mark.parametrize('suffix', ['png', 'tif'])
+    def test_16_bits_are_rounded_to_8(self, tmp_path, suffix):
+        deep = np.array([[[0, 128, 129], [256, 257, 65535], [32768, 385, 386]]], np.uint16)
+        cv2.imwrite(str(tmp_path / f'a.{suffix}'), deep[..., ::-1])
+        expected = [[[0, 0, 1], [1, 1, 255], [128, 1, 2]]]
+        assert evaluate.read_rgb(tmp_path / f'a.{suffix}').tolist() == expected
+        cv2.imwrite(str(tmp_path / f'g.{suffix}'), deep[..., 0])
+        assert evaluate.read_rgb(tmp_path / f'g.{suffix}').tolist() == [[[0] * 3, [1] * 3, [128] * 3]]
+
+    def test_gray_and_alpha_become_rgb(self, tmp_path):
+        Image.fromarray(np.array([[3, 250]], np.uint8)).save(tmp_path / 'g.png')
+        assert evaluate.read_rgb(tmp_path / 'g.png').tolist() == [[[3] * 3, [250] * 3]]
+        Image.fromarray(np.array([[[1, 2, 3, 0]]], np.uint8)).save(tmp_path / 'a.png')
+        assert evaluate.read_rgb(tmp_path / 'a.png').tolist() == [[[1, 2, 3]]]
+
+    def test_pixels_of_other_kinds_are_refused(self, tmp_path):
+        Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / 'f.tif')
+        with pytest.raises(UserError, match=r'f\.tif cannot be read as an image'):
+            evaluate.read_rgb(tmp_path / 'f.tif')
+
+
+def test_scale_comes_from_the_network_the_file_or_the_default():
+    network = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1}
+    assert evaluate.scale_of(build_network({**network, 'scale': 2}), {**network, 'scale': 2}, 2) == 2
+    assert evaluate.scale_of(torch.nn.Identity(), {**network, 'scale': 2}) == 2
+    assert evaluate.scale_of(torch.nn.Identity(), network) == 4
+    assert evaluate.scale_of(HASN(**TINY), {'type': 'HASN'}, 4) == 2
+    with pytest.raises(UserError, match='does not say its scale factor'):
+        evaluate.scale_of(torch.nn.Identity(), {'type': 'VGGStyleDiscriminator'})
 
 
 def test_error_map_is_black_where_equal_and_white_where_far():

@@ -88,6 +88,9 @@ def find_sets(root: Path, wanted: list[str] | None, scale: int) -> dict[str, Pat
     if not root.is_dir():
         raise UserError(f'the folder {root} does not exist; give the one that holds Set5, Set14 ... with --data')
     here = {canonical(p.name): p for p in sorted(root.iterdir()) if p.is_dir()}
+    own = canonical(root.resolve().name)
+    if own in map(canonical, wanted or ()) and own not in here:
+        here = {own: root}
     if wanted:
         missing = [name for name in wanted if canonical(name) not in here]
         if missing:
@@ -97,4 +100,4 @@ def find_sets(root: Path, wanted: list[str] | None, scale: int) -> dict[str, Pat
     if found:
         return found
     pairs_of(root, scale, make_lr=True)
-    return {canonical(root.resolve().name): root}
+    return {own: root}

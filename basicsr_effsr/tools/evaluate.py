@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import csv
+import inspect
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -79,27 +80,33 @@ class Report:
         return f'{psnr:+.2f} / {ssim:+.4f}'
 
 
+def read_rgb(file: Path) -> np.ndarray:
+    """An image as (H, W, 3) uint8 RGB; 16 bits are rounded to 8, alpha is dropped.
+
+    Raises:
+        UserError: it cannot be read, or its pixels are not of 8 or 16 bits.
+    """
+    from basicsr_effsr.tools.image_files import read
+
+    pixels = read(file).pixels
+    if pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return pixels if pixels.shape[2] == 3 else pixels.repeat(3, axis=2)
+
+
 def read_pair(pair: Pair, scale: int) -> tuple[np.ndarray, np.ndarray]:
     """(lq, gt) as (H, W, 3) uint8 RGB, gt cut to ``scale`` times lq; a missing lq is made as MATLAB does.
 
     Raises:
         UserError: a file cannot be read, or the sizes do not belong together.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    def read(file: Path) -> np.ndarray:
-        try:
-            return np.asarray(Image.open(file).convert('RGB'))
-        except (OSError, UnidentifiedImageError) as error:
-            raise UserError(f'{file} cannot be read as an image ({error}); replace it') from error
-
-    gt = read(pair.gt)
+    gt = read_rgb(pair.gt)
     if pair.lq is None:
         from datasets_prep.bicubic import imresize, mod_crop
 
         gt = np.ascontiguousarray(mod_crop(gt, scale))
         return imresize(gt, scale=1 / scale), gt
-    lq = read(pair.lq)
+    lq = read_rgb(pair.lq)
     height, width = lq.shape[0] * scale, lq.shape[1] * scale
     if not (0 <= gt.shape[0] - height < 24 and 0 <= gt.shape[1] - width < 24):
         raise UserError(
@@ -109,8 +116,90 @@ def read_pair(pair: Pair, scale: int) -> tuple[np.ndarray, np.ndarray]:
     return lq, gt[:height, :width]
 
 
+@dataclass(frozen=True)
+class Protocol:
+    """How a network is run over an image.
+
+    Attributes:
+        self_ensemble: mean over the eight flips and rotations.
+        tile: side of the tiles in LR pixels; None runs it over whole images.
+        overlap: of the tiles, in LR pixels.
+        blend: how tiles are joined: mean, feather or halo.
+        fuse: networks that have a deployed form run in it.
+    """
+
+    self_ensemble: bool = False
+    tile: int | None = None
+    overlap: int = 24
+    blend: str = 'mean'
+    fuse: bool = True
+
+    def __str__(self) -> str:
+        tiles = f'tiles {self.tile}, overlap {self.overlap}, {self.blend}'
+        return ('whole images' if self.tile is None else tiles) + (', self-ensemble' if self.self_ensemble else '')
+
+
+def protocol_of(
+    val: Mapping[str, Any], self_ensemble: bool | None, tile: int | None, overlap: int | None, blend: str | None
+) -> Protocol:
+    """The protocol of a section ``val`` as EffSRModel follows it; what the command line gave (not None) goes first.
+
+    Args:
+        val: section of the option file, empty without one.
+        self_ensemble: mean over eight flips and rotations.
+        tile: side in LR pixels, 0 for whole images.
+        overlap: LR pixels.
+        blend: mean, feather or halo.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+    from basicsr_effsr.utils.tiling import BLENDS
+
+    told = val.get('tile')
+    if told and not (isinstance(told, Mapping) and 'size' in told):
+        raise UserError(f'val.tile of the option file must be a section with size, got {told!r}')
+    named: dict[str, Any] = {'overlap': 0, **told} if told else {}
+    side: Any = named.get('size', 0) if tile is None else tile
+    shared: Any = named.get('overlap', 24) if overlap is None else overlap
+    join: Any = named.get('blend', 'mean') if blend is None else blend
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in (side, shared)):
+        raise UserError(f'tile and overlap must be whole numbers of at least 0, got {side!r} and {shared!r}')
+    if side == 0:
+        useless = [f'--{key}' for key, given in (('overlap', overlap), ('blend', blend)) if given is not None]
+        if useless:
+            raise UserError(f'{" and ".join(useless)} need tiles; give --tile')
+    elif join not in BLENDS:
+        raise UserError(f'--blend must be one of {", ".join(BLENDS)}, got {join!r}')
+    elif shared >= side and join != 'halo':
+        raise UserError(f'--overlap must be from 0 to --tile - 1, got {shared} and {side}')
+    ensemble = bool(val.get('self_ensemble')) if self_ensemble is None else self_ensemble
+    return Protocol(ensemble, side or None, shared, join, val.get('fuse') is not False)
+
+
+def scale_of(net: nn.Module, network: Mapping[str, Any], told: Any = None) -> int:
+    """The scale factor of a network.
+
+    Args:
+        net: the network; ours state ``upscale``.
+        network: its options.
+        told: ``scale`` of the option file, if there is one.
+
+    Raises:
+        UserError: nothing says it.
+    """
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    parameters = inspect.signature(ARCH_REGISTRY.get(network['type'])).parameters
+    defaults = [parameters[key].default for key in ('upscale', 'scale') if key in parameters]
+    for value in (getattr(net, 'upscale', None), told, network.get('upscale'), network.get('scale'), *defaults):
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    raise UserError(f'{network["type"]} does not say its scale factor; give an option file with scale')
+
+
 def forward_function(
-    net: nn.Module, scale: int, device: Any, self_ensemble: bool, tile: int | None, overlap: int
+    net: nn.Module, scale: int, device: Any, protocol: Protocol
 ) -> tuple[Callable[[np.ndarray], tuple[np.ndarray, float]], str, str]:
     """How images are enlarged.
 
@@ -126,25 +215,24 @@ def forward_function(
     net = net.to(device)
 
     def once(batch: torch.Tensor) -> torch.Tensor:
-        if tile is None:
+        if protocol.tile is None:
             return net(batch)
-        return tiled_forward(net, batch, upscale=scale, tile=tile, overlap=overlap, blend='mean')
+        options: dict[str, Any] = {'tile': protocol.tile, 'overlap': protocol.overlap, 'blend': protocol.blend}
+        return tiled_forward(net, batch, upscale=scale, **options)
 
     def run(lq: np.ndarray) -> tuple[np.ndarray, float]:
         batch = torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1))).to(device)[None].float() / 255
         start = time.perf_counter()
         with torch.no_grad():
-            out = ensemble(once, batch) if self_ensemble else once(batch)
+            out = ensemble(once, batch) if protocol.self_ensemble else once(batch)
         if device.type == 'cuda':
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
         image = (out[0].clamp(0, 1) * 255.0).permute(1, 2, 0).cpu().numpy().round().astype(np.uint8)
         return image, seconds
 
-    parts = ['Y channel', f'border {scale}', 'whole images' if tile is None else f'tiles {tile}, overlap {overlap}']
-    parts += ['self-ensemble'] if self_ensemble else []
     machine = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
-    return run, ', '.join(parts), f'{machine}, torch {torch.__version__}'
+    return run, f'Y channel, border {scale}, {protocol}', f'{machine}, torch {torch.__version__}'
 
 
 def _score(image: np.ndarray, gt: np.ndarray, border: int, pair: Pair) -> tuple[float, float]:
@@ -314,11 +402,24 @@ def command(
     out: Annotated[Path, typer.Option(help='Folder for report.md, .csv, .json and .html.')] = Path('results/evaluate'),
     make_lr: Annotated[bool, typer.Option('--make-lr', help="Make missing LR images with MATLAB's bicubic.")] = False,
     self_ensemble: Annotated[
-        bool, typer.Option('--self-ensemble', help='Mean over eight flips and rotations.')
-    ] = False,
-    tile: Annotated[int | None, typer.Option(help='Side of the tiles in LR pixels (ASID: 64).')] = None,
-    overlap: Annotated[int, typer.Option(help='Overlap of the tiles in LR pixels (ASID: 24).')] = 24,
-    show: Annotated[int, typer.Option(help='Images on the page, those with the least gain over bicubic.')] = 6,
+        bool | None,
+        typer.Option(
+            '--self-ensemble/--no-self-ensemble',
+            help="Mean over eight flips and rotations. Default: the option file's val.self_ensemble.",
+            show_default=False,
+        ),
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Side of the tiles in LR pixels, 0 = whole images. Default: the option file's val.tile."
+        ),
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option(min=0, help='Overlap of the tiles in LR pixels. Default: val.tile, or 24.')
+    ] = None,
+    blend: Annotated[str | None, typer.Option(help='mean, feather or halo. Default: val.tile, or mean.')] = None,
+    show: Annotated[int, typer.Option(min=0, help='Images on the page, those with the least gain over bicubic.')] = 6,
     device: networks.Device = None,
     json_out: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
 ) -> None:
@@ -327,16 +428,15 @@ def command(
     from rich.markdown import Markdown
 
     try:
-        if tile is not None and not 0 <= overlap < tile:
-            raise UserError(f'--overlap must be from 0 to --tile - 1, got {overlap} and {tile}')
+        options = networks.read_options(opt) if opt is not None and arch is None else {}
+        val = options.get('val')
+        how = protocol_of(val if isinstance(val, Mapping) else {}, self_ensemble, tile, overlap, blend)
         network, checkpoint, key = networks.describe(opt, arch, scale, weights, settings, param_key)
         if checkpoint is None:
             raise UserError('no weights to evaluate; give --weights')
-        net = networks.build(network, checkpoint, key)
-        factor = int(getattr(net, 'upscale', network.get('upscale', 4)))
-        run, protocol, machine = forward_function(
-            net, factor, networks.pick_device(device), self_ensemble, tile, overlap
-        )
+        net = networks.build(network, checkpoint, key, fuse=how.fuse)
+        factor = scale_of(net, network, None if scale is not None else options.get('scale'))
+        run, protocol, machine = forward_function(net, factor, networks.pick_device(device), how)
         report = Report(
             network=type(net).__name__,
             parameters=sum(p.numel() for p in net.parameters()),
