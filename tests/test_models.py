@@ -9,7 +9,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.models import build_model
-from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
@@ -33,8 +33,22 @@ class BatchNormSR(nn.Module):
         return self.tail(self.dropout(self.body(self.head(x))))
 
 
+class PairLoss(nn.Module):
+    """Content and style as a pair, either may be None: what the host's PerceptualLoss returns."""
+
+    def __init__(self, *, content: bool = True, style: bool = True) -> None:
+        super().__init__()
+        self.content, self.style = content, style
+
+    def forward(self, pred, target):
+        error = pred - target
+        return error.square().mean() if self.content else None, error.abs().max() if self.style else None
+
+
 @pytest.fixture(autouse=True)
 def _registered():
+    if 'PairLoss' not in LOSS_REGISTRY:
+        LOSS_REGISTRY.register(PairLoss)
     if 'BatchNormSR' not in ARCH_REGISTRY:
         ARCH_REGISTRY.register(BatchNormSR)
     logging.getLogger('basicsr').setLevel(logging.ERROR)
@@ -137,6 +151,29 @@ class TestExtras:
         del opt['train']['pixel_opt']
         with pytest.raises(ValueError, match='train names no loss'):
             trained(opt, [])
+
+    @pytest.mark.parametrize('name', ['l_pix', 'l_percep', 'l_style', 'l_hr', 'l_teacher', 'l_feat'])
+    def test_a_loss_under_a_name_that_is_taken_is_refused(self, opt, tmp_path, name):
+        if name in ('l_hr', 'l_teacher', 'l_feat'):
+            opt = TestDistillation().option(opt, tmp_path)
+        elif name == 'l_percep':
+            opt['train']['perceptual_opt'] = {'type': 'PairLoss'}
+        with pytest.raises(ValueError, match=rf'Model: train\.losses\.{name} must have another name, \w.* logs a term'):
+            trained(change(opt, losses={name: {'type': 'MSELoss'}}), [])
+
+    def test_the_hosts_names_are_free_without_the_hosts_keys(self, opt):
+        del opt['train']['pixel_opt']
+        model = trained(change(opt, losses={'l_pix': {'type': 'MSELoss'}}), batches(1))
+        assert list(model.get_current_log()) == ['l_pix']
+
+    def test_content_and_style_of_a_loss_that_gives_a_pair_are_both_trained(self, opt):
+        pairs = {'l_a': {'type': 'PairLoss'}, 'l_b': {'type': 'PairLoss', 'content': False}}
+        model = trained(change(opt, losses=pairs, perceptual_opt={'type': 'PairLoss', 'style': False}), batches(1))
+        (batch,) = batches(1)
+        error = (trained(opt, []).net_g(batch['lq']) - batch['gt']).detach()
+        expected = {'l_pix': error.abs().mean().item(), 'l_percep': error.square().mean().item()}
+        expected |= {'l_a': error.square().mean().item(), 'l_style': 2 * error.abs().max().item()}
+        assert model.get_current_log() == pytest.approx(expected)
 
     @pytest.mark.parametrize('kind', ['AdamW', 'SGD', 'RAdam', 'Adafactor'])
     def test_any_optimizer_of_torch(self, opt, kind):

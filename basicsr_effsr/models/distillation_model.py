@@ -55,6 +55,7 @@ class DistillationModel(EffSRModel):
     """
 
     train_keys = EffSRModel.train_keys | {'distill'}
+    reserved_terms = EffSRModel.reserved_terms | {'l_teacher', 'l_hr', 'l_feat'}
     needs_losses = False  # the distillation terms are losses enough
 
     def _check_options(self, opt: dict[str, Any]) -> None:

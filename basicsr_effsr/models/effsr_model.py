@@ -78,6 +78,7 @@ class EffSRModel(SRModel):
     val_keys = frozenset('val_freq save_img suffix pbar metrics self_ensemble tile fuse'.split())
 
     needs_losses = True
+    reserved_terms: frozenset[str] = frozenset({'l_style'})  # log names that the class itself gives
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self.iteration = 0
@@ -105,6 +106,13 @@ class EffSRModel(SRModel):
             value = train.get(key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f'{name}: train.{key} must be a whole number of at least 1, got {value!r}')
+        host = {'l_pix': 'pixel_opt', 'l_percep': 'perceptual_opt'}
+        taken = self.reserved_terms | {term for term, key in host.items() if train.get(key)}
+        for clash in sorted(taken & set(train.get('losses') or {})):
+            raise ValueError(
+                f'{name}: train.losses.{clash} must have another name, {host.get(clash, "this class")} logs a term '
+                'under it, and one of the two would be lost'
+            )
         tile = (opt.get('val') or {}).get('tile')
         if tile is not None:
             refuse_unknown(name, 'val.tile', tile, {'size', 'overlap', 'blend'})
@@ -220,7 +228,11 @@ class EffSRModel(SRModel):
         for name, loss in self.losses.items():
             value = loss(output, gt)
             if isinstance(value, tuple):  # the host's PerceptualLoss: content and style, either may be None
-                terms |= {n: v for n, v in zip((name, 'l_style'), value, strict=True) if v is not None}
+                content, style = value
+                if content is not None:
+                    terms[name] = content
+                if style is not None:
+                    terms['l_style'] = terms['l_style'] + style if 'l_style' in terms else style
             else:
                 terms[name] = value
         return terms
