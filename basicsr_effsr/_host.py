@@ -70,10 +70,15 @@ def adapt_loaded(names: Iterable[str]) -> None:
             ADAPTATIONS[name](sys.modules[name])
 
 
-def _adapt_registry(module: ModuleType) -> None:
-    """A missing name, and only that, loads our classes; then the host looks again.
+def _is_ours(obj: Any) -> bool:
+    return getattr(obj, '__module__', '').startswith('basicsr_effsr.')
 
-    Reason: BasicSR has no way to discover plugins. Condition: every version; forks included.
+
+def _adapt_registry(module: ModuleType) -> None:
+    """A missing name, and only that, loads our classes; then the host looks again. A later owner of a name gets it.
+
+    Reason: BasicSR has no way to discover plugins, and its registries refuse a name a second time, so whoever
+    registers a ``HASN`` after ours was loaded would die. Condition: every version; forks included.
     """
     registry = module.Registry
     if getattr(registry.get, '_effsr', False):
@@ -90,6 +95,16 @@ def _adapt_registry(module: ModuleType) -> None:
 
     get._effsr = True  # type: ignore[attr-defined]
     registry.get = get
+    do_register = registry._do_register
+
+    @wraps(do_register)
+    def give_way(self, name, obj, suffix=None):
+        full = f'{name}_{suffix}' if isinstance(suffix, str) else name
+        if _is_ours(self._obj_map.get(full)) and not _is_ours(obj):
+            del self._obj_map[full]
+        return do_register(self, name, obj, *([suffix] if suffix is not None else []))
+
+    registry._do_register = give_way
 
 
 class _RootedOptions(OrderedDict):
@@ -100,14 +115,19 @@ class _RootedOptions(OrderedDict):
             super().__setitem__(key, value)
 
 
+def installed_by_pip(root_path: str) -> bool:
+    """True if the folder that holds BasicSR is ``site-packages`` or the folder of a ``--target`` install."""
+    named = {'site-packages', 'dist-packages'} & set(Path(root_path).parts)
+    return bool(named) or any(Path(root_path).glob('basicsr-*.dist-info'))
+
+
 def output_root(root_path: str) -> str:
     """The folder that gets ``experiments/``, ``tb_logger/`` and ``results/``.
 
-    The host takes the parent of its package, which is ``site-packages`` when pip installed it; there
-    the current directory is taken, which is also where ``--auto_resume`` looks.
+    The host takes the parent of its package. Where pip put that, the current directory is taken, which
+    is also where ``--auto_resume`` looks.
     """
-    inside = {'site-packages', 'dist-packages'} & set(Path(root_path).parts)
-    return os.getcwd() if inside else root_path
+    return os.getcwd() if installed_by_pip(root_path) else root_path
 
 
 def uses_our_classes(opt: dict[str, Any]) -> bool:
@@ -119,7 +139,7 @@ def uses_our_classes(opt: dict[str, Any]) -> bool:
     wanted += [(registry.DATASET_REGISTRY, data.get('type')) for data in opt.get('datasets', {}).values()]
     for found, name in wanted:
         with suppress(KeyError):
-            if name is not None and found.get(name).__module__.startswith('basicsr_effsr.'):
+            if name is not None and _is_ours(found.get(name)):
                 return True
     return False
 
@@ -132,6 +152,8 @@ def _adapt_options(module: ModuleType) -> None:
     * Outputs go to the current directory when BasicSR is installed in site-packages. Reason: the
       host would write there, and ``--auto_resume`` would not find it (1.4.2 and head).
     * ``init_dist`` falls back to gloo without a GPU. Reason: the host divides by zero GPUs.
+    * Without ``manual_seed`` all ranks take the seed of rank 0. Reason: the host lets each rank draw
+      its own, and a run could not be resumed with all of them (1.4.2 and head).
     * If the options name a class of ours they are checked before anything is created, and functions
       of the training module are replaced by ours (``_loop.py`` says which and why).
 
@@ -151,6 +173,7 @@ def _adapt_options(module: ModuleType) -> None:
             rooted['root_path'] = root
         if uses_our_classes(rooted):
             _stop_on_problems(rooted, is_train)
+            _share_seed(rooted)
             caller = sys._getframe(1).f_globals
             from basicsr_effsr._loop import replacements
 
@@ -173,9 +196,24 @@ def _adapt_options(module: ModuleType) -> None:
 def _stop_on_problems(opt: dict[str, Any], is_train: bool) -> None:
     from basicsr_effsr.tools.check import problems
 
-    fatal = [problem for problem in problems(opt, is_train) if problem.fatal]
+    found = problems(opt, is_train)
+    fatal = [problem for problem in found if problem.fatal]
     if fatal:
         raise SystemExit('\n'.join(f'basicsr_effsr: {problem}' for problem in fatal))
+    if opt.get('rank', 0) == 0:
+        for problem in found:
+            sys.stderr.write(f'basicsr_effsr: warning: {problem}\n')
+
+
+def _share_seed(opt: dict[str, Any]) -> None:
+    from basicsr.utils import set_random_seed
+
+    from basicsr_effsr.utils.distributed import from_rank_0
+
+    seed = from_rank_0(opt['manual_seed'])
+    if seed != opt['manual_seed']:
+        opt['manual_seed'] = seed
+        set_random_seed(seed + opt['rank'])
 
 
 ADAPTATIONS: dict[str, Callable[[ModuleType], None]] = {REGISTRY: _adapt_registry, OPTIONS: _adapt_options}

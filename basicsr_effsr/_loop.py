@@ -44,17 +44,23 @@ def _read_state(file: Path) -> dict[str, Any]:
 
 
 def _check_companions(opt: Options, state: Path, iteration: int) -> None:
-    """The networks that belong to a state, and its side file if it has one, must be readable too."""
+    """All that belongs to a state must be readable too: networks, adapters, the side file of every rank."""
     ignored = opt['path'].get('ignore_resume_networks') or []
-    for key in opt:
-        if key.startswith('network_') and key not in ignored:
-            read_state_dict(Path(opt['path']['models']) / f'net_{key.removeprefix("network_")}_{iteration}.pth')
-    _side_of(state)
+    models = Path(opt['path']['models'])
+    files = {models / f'net_{k.removeprefix("network_")}_{iteration}.pth' for k in opt if k.startswith('network_')}
+    files -= {models / f'net_{k.removeprefix("network_")}_{iteration}.pth' for k in ignored}
+    for file in sorted(files | set(models.glob(f'net_a_{iteration}.pth'))):
+        read_state_dict(file)
+    for side in (state.with_suffix('.effsr'), *sorted(state.parent.glob(f'{state.stem}.rank*.effsr'))):
+        _read_side(side)
 
 
 def _side_of(state: Path) -> Options:
     """What EffSRModel wrote beside a state; empty for a run of the host's own model."""
-    side = state.with_suffix('.effsr')
+    return _read_side(state.with_suffix('.effsr'))
+
+
+def _read_side(side: Path) -> Options:
     if not side.is_file():
         return {}
     try:
@@ -180,7 +186,10 @@ def replacements(opt: Options) -> dict[str, Any]:
             )
         multiplier = 1 if dist else max(num_gpu, 1)
         batch = dataset_opt['batch_size_per_gpu'] * multiplier
-        plan = Plan(batch, opt['train'].get('progressive'))
+        stages = opt['train'].get('progressive')
+        if stages and stages.get('batch'):
+            stages = {**stages, 'batch': [samples * multiplier for samples in stages['batch']]}
+        plan = Plan(batch, stages)
         ours = others['sampler']
         total = int(opt['train']['total_iter'])
         ratio = dataset_opt.get('dataset_enlarge_ratio', 1)
@@ -194,7 +203,17 @@ def replacements(opt: Options) -> dict[str, Any]:
                 f'epoch is dropped; set dataset_enlarge_ratio to {enlarge_ratio_for(*arguments, total)}'
             )
         if not _is_ours(dataset):
+            if resumed['at'][1]:
+                _warn(
+                    f'the run goes on with the first sample of epoch {resumed["at"][0]}, not exactly: '
+                    f'{type(dataset).__name__} draws its patches anew; EffSRPairedDataset goes on where it was'
+                )
             return host_loader(dataset, dataset_opt, num_gpu=num_gpu, dist=dist, **others)
+        if dataset_opt.get('prefetch_mode') == 'cpu':
+            _warn(
+                f'datasets.train.prefetch_mode: cpu adds no queue to {type(dataset).__name__}, whose loader processes '
+                'read ahead themselves; set num_worker_per_gpu'
+            )
         sampling = {'images': len(dataset), 'ratio': ratio, 'world_size': ours.num_replicas, 'stages': str(plan.stages)}
         anchor = _anchor(sampling, resumed)
         dataset_opt['sampling'] = {**sampling, 'anchor': list(anchor)}  # for the model's side file

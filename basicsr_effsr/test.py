@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 
+from basicsr_effsr._autoload import install
+
+# Here and not in main(): loader processes started by spawn import this module again, and must find the host adapted.
+install(force=True)
+
 
 def main() -> None:
     """Runs the host's ``test_pipeline`` with the current directory as root."""
-    from basicsr_effsr._autoload import install
-
-    install(force=True)
     from basicsr.test import test_pipeline
 
     test_pipeline(os.getcwd())

@@ -70,6 +70,8 @@ def test_outputs_go_where_the_user_stands_only_for_an_installed_host(tmp_path):
     assert _host.output_root('/usr/lib/python3/site-packages') == os.getcwd()
     assert _host.output_root('/opt/env/lib/python3/dist-packages') == os.getcwd()
     assert _host.output_root(str(tmp_path)) == str(tmp_path)
+    (tmp_path / 'basicsr-1.4.2.dist-info').mkdir()
+    assert _host.output_root(str(tmp_path)) == os.getcwd(), 'pip install --target'
 
 
 def test_root_path_stays_what_it_was_first_set_to():

@@ -101,6 +101,23 @@ def test_a_third_party_may_take_the_name_after_import(tmp_path):
     assert out.split()[-2:] == ['basicsr_effsr.archs.hasn_arch', '__main__']
 
 
+def test_a_third_party_may_take_the_name_after_ours_was_loaded(tmp_path):
+    """It gets the name; a name of the host or of another third party stays taken."""
+    out = succeed(
+        '-c',
+        'from basicsr.utils.registry import ARCH_REGISTRY as R\nfrom basicsr.archs import build_network\n'
+        'build_network({"type": "AGDN"})\n'
+        '@R.register()\nclass HASN:\n    pass\n'
+        'assert R.get("HASN") is HASN\nprint(R.get("HASN_effsr").__module__)\n'
+        'try:\n    R.register(type("HASN", (), {"__module__": "other"}))\n'
+        'except AssertionError as error:\n    print("already registered" in str(error))\n'
+        'try:\n    R.register(type("EDSR", (), {"__module__": "other"}))\n'
+        'except AssertionError as error:\n    print("already registered" in str(error))\n',
+        cwd=tmp_path,
+    )
+    assert out.split()[-3:] == ['basicsr_effsr.archs.hasn_arch', 'True', 'True']
+
+
 def test_a_name_nobody_has_is_still_the_hosts_error(tmp_path):
     done = run('-c', 'from basicsr.archs import build_network; build_network({"type": "HASM"})', cwd=tmp_path)
     assert done.returncode != 0

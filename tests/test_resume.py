@@ -233,14 +233,26 @@ class TestBrokenCheckpoints:
         killed_at(5, opt)
         return opt, straight
 
-    @pytest.mark.parametrize('file', ['training_states/4.state', 'training_states/4.effsr', 'models/net_g_4.pth'])
+    @pytest.mark.parametrize(
+        'file', ['training_states/4.state', 'training_states/4.effsr', 'models/net_g_4.pth', 'models/net_a_4.pth']
+    )
     def test_a_truncated_newest_one_falls_back_with_a_warning(self, killed_run, tmp_path, train, capsys, file):
         opt, straight = killed_run
         path = tmp_path / 'experiments' / 'short' / file
         path.write_bytes(path.read_bytes()[:-100])
+        left_over = path.with_name(f'.{path.name}.0.tmp')  # of a write that was killed
+        left_over.touch()
         assert same(straight, train(opt, '--auto_resume'))
+        assert not left_over.exists()
         assert f'{path.name} cannot be read' in capsys.readouterr().out
         assert [p.name for p in (tmp_path / 'experiments').iterdir() if 'archived' in p.name] == []
+
+    def test_the_hosts_data_set_says_that_it_begins_its_epoch_anew(self, killed_run, train, capsys):
+        opt, _ = killed_run
+        del opt['train']['progressive']
+        opt['datasets']['train'] |= {'type': 'PairedImageDataset', 'batch_size_per_gpu': 1}
+        train(opt, '--auto_resume')
+        assert 'not exactly: PairedImageDataset draws its patches anew' in capsys.readouterr().out
 
     def test_all_broken_is_an_error_and_archives_nothing(self, killed_run, tmp_path, train):
         opt, _ = killed_run

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from basicsr_effsr import _host
+
 OURS = 'basicsr_effsr'
 BASICSR_FIX = (
     'pip install basicsr (Python below 3.13), or put a clone of BasicSR on PYTHONPATH '
@@ -100,8 +102,7 @@ def _inspect_basicsr(report: Report) -> bool:
     folder = Path(spec.origin).parent
     report.facts['basicsr'] = str(folder)
     installed = _version('basicsr')
-    in_site = {'site-packages', 'dist-packages'} & set(folder.parts)
-    if in_site:
+    if _host.installed_by_pip(str(folder.parent)):
         report.facts['basicsr version'] = f'{installed} (installed by pip)'
         report.facts['outputs go to'] = f'{os.getcwd()} (the current directory)'
     else:
@@ -146,7 +147,6 @@ def _inspect_names(report: Report) -> None:
 
 
 def _inspect_shims(report: Report) -> None:
-    from basicsr_effsr import _host
     from basicsr_effsr._autoload import DEAD_TORCHVISION
 
     module = sys.modules.get(DEAD_TORCHVISION)

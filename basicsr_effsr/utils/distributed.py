@@ -50,6 +50,15 @@ def mean_over_ranks(tensors: list[Tensor]) -> None:
             tensor /= dist.get_world_size()
 
 
+def from_rank_0(value: Any) -> Any:
+    """What rank 0 holds; ``value`` itself outside a group."""
+    if not active() or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 def same_on_all_ranks(module: nn.Module) -> None:
     """Gives every rank the parameters and buffers that rank 0 has."""
     if active() and dist.get_world_size() > 1:
