@@ -74,6 +74,7 @@ def test_two_ranks_compute_what_one_computes_with_the_doubled_batch(photos, tmp_
 def test_a_run_on_two_ranks_resumes_bit_identical(photos, tmp_path):
     """The student draws random numbers (drop path), other ones on each rank, and its adapters are drawn too."""
     opt = distillation(photos, tmp_path)
+    opt['manual_seed'] = None  # then rank 0 draws one for all
     opt['network_g'] = {**TEACHER, 'num_block': 2, 'drop_path_rate': 0.5, 'upscale': 4}
     opt['train']['distill']['feature_pairs'] = {'layers.0': 'layers.0'}
     opt['train'] |= {'total_iter': 6, 'optim_g': {'type': 'Adam', 'lr': 1e-3}}
@@ -88,6 +89,8 @@ def test_a_run_on_two_ranks_resumes_bit_identical(photos, tmp_path):
     assert {f.name for f in (folder / 'training_states').iterdir()} == {
         f'{i}{kind}' for i in (3, 6) for kind in ('.state', '.effsr', '.rank1.effsr')
     }
+    sides = [torch.load(f, weights_only=True) for f in (folder / 'training_states').glob('*.effsr')]
+    assert len({side['seed'] for side in sides}) == 1
     latest = folder / 'models' / 'net_g_latest.pth'
     straight = torch.load(latest, weights_only=True)
     latest.unlink()
