@@ -257,9 +257,12 @@ def verify(
     """Checks pairs, sizes, decodability, and that LR is the bicubic of HR."""
 
     def command(plan):
+        from datasets_prep.files import refuse_image_name
         from datasets_prep.verify import verify as check
         from datasets_prep.verify import write_report
 
+        if report is not None:
+            refuse_image_name('verify', report)
         summary = check(
             hr,
             lr,

@@ -169,10 +169,34 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))
 
 
+def same_folder(first: Path, second: Path) -> bool:
+    """Whether two paths lead to one folder, existing or not; links and ``..`` are followed."""
+    try:
+        return first.samefile(second)
+    except OSError:
+        return first.resolve() == second.resolve()
+
+
+def refuse_image_name(command: str, path: Path) -> None:
+    """Keeps a text file from being written over an image or a data set.
+
+    Raises:
+        ValueError: when ``path`` has the name of one.
+    """
+    if path.suffix.lower() in (*IMAGE_SUFFIXES, '.pack', '.mdb'):
+        raise ValueError(
+            f'{command}: {path}: is the name of an image or a data set, not of a text file; choose another'
+        )
+
+
 def newest(stamps: Iterable[int]) -> int:
     """The latest of the modification times (ns) that do not lie in the future, which tell nothing."""
     now = time.time_ns()
     return max((stamp for stamp in stamps if stamp <= now), default=0)
+
+
+class BusyError(ValueError):
+    """Another run is writing what this one was to write."""
 
 
 @contextmanager
@@ -180,17 +204,25 @@ def alone(lock: Path, out: Path) -> Iterator[None]:
     """Keeps a second run from writing ``out`` within the block; the system frees the lock when a process dies.
 
     Raises:
-        ValueError: when another process is at it.
+        BusyError: when another process is at it.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open('w') as file:
-        if fcntl is not None:
+    file = lock.open('w')
+    try:
+        while fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise ValueError(f'{out}: another run is writing it; wait for that one') from None
+                raise BusyError(f'{out}: another run is writing it; wait for that one') from None
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                    break
+            file.close()  # the run before has removed it between our open and our lock
+            file = lock.open('w')
         try:
             yield
         finally:
             with suppress(OSError):
                 lock.unlink()
+    finally:
+        file.close()

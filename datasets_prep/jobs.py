@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from datasets_prep.files import write_bytes
+from datasets_prep.files import same_folder, write_bytes
 
 SETTINGS_FILE = '.prepared.json'
 INTERRUPTED = 130
@@ -120,6 +120,42 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
         raise ValueError(f'--shard must be i/n with 1 <= i <= n, as in 2/4, got {text!r}')
     return int(index), int(count)
+
+
+def protect_sources(command: str, jobs: Sequence[Job], folders: Sequence[Path]) -> None:
+    """Refuses jobs whose outputs would lie among their sources, or whose output folders are not kept apart.
+
+    Symbolic links and ``..`` are followed. A link in an output folder is no danger: it is replaced, not its target.
+
+    Args:
+        command: what the message begins with.
+        jobs: with sources and outputs.
+        folders: the folders of the outputs.
+
+    Raises:
+        ValueError: when an output folder is a folder of sources, an output is what a source links to, or two
+            output folders are one.
+    """
+    inputs = {source.parent for job in jobs for source in job.sources}
+    for folder in folders:
+        for other in inputs:
+            if same_folder(folder, other):
+                raise ValueError(f'{command}: {other} holds the originals, which would be written over; choose another')
+    for i, folder in enumerate(folders):
+        for other in folders[:i]:
+            if same_folder(folder, other):
+                raise ValueError(f'{command}: the outputs {other} and {folder} are one folder; choose two')
+    targets = {source.resolve(): source for job in jobs for source in job.sources if source.is_symlink()}
+    if not targets:
+        return
+    real = {folder: folder.resolve() for folder in folders}
+    for job in jobs:
+        for path in job.outputs:
+            source = targets.get(real[path.parent] / path.name)
+            if source is not None:
+                raise ValueError(
+                    f'{command}: {source} links to {path}, which would be written over; choose another folder'
+                )
 
 
 def claim_folder(folder: Path, settings: dict[str, Any], *, overwrite: bool = False) -> None:

@@ -8,13 +8,25 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets_prep.files import encode_png, image_shape, list_images, newest, read_image, sweep_parts, write_bytes
+from datasets_prep.files import (
+    BusyError,
+    alone,
+    encode_png,
+    image_shape,
+    list_images,
+    newest,
+    read_image,
+    sweep_parts,
+    write_bytes,
+)
 from datasets_prep.jobs import Job, Plan, Summary, claim_folder, run_jobs
 from datasets_prep.stores import LMDB_SUFFIX, LmdbStore
 
+_FILES = ('data.mdb', 'lock.mdb', 'meta_info.txt')
 _PAGE = 4096
 _COMMIT_EVERY = 500  # images; keeps the memory of a transaction below a few hundred MB
 
@@ -55,7 +67,8 @@ def make_lmdb(
         What became of each image.
 
     Raises:
-        ValueError: for an impossible option or name, or an empty folder.
+        ValueError: for an impossible option or name, an empty folder, or when ``out`` is there and holds
+            anything but an LMDB.
         FileNotFoundError: when the folder does not exist.
     """
     plan = plan or Plan()
@@ -64,11 +77,13 @@ def make_lmdb(
             f'lmdb: the output must end in {LMDB_SUFFIX} and compression be 0 to 9, got {out.name!r}, {compression}'
         )
     files = _by_key(folder, strip)
+    _refuse_other_content(out)
     changed = newest(file.stat().st_mtime_ns for file in files.values())
-    staging = out.with_name(f'.{out.name}.staging')
+    staging, lock = (out.with_name(f'.{out.name}.{end}') for end in ('staging', 'lock'))
     if not overwrite and _is_whole(out, files, compression, changed):
         if not plan.dry_run:
-            shutil.rmtree(staging, ignore_errors=True)  # a run killed in its last moment leaves it
+            with suppress(BusyError), alone(lock, out):
+                shutil.rmtree(staging, ignore_errors=True)  # a run killed in its last moment leaves it
         return Summary('lmdb', skipped=len(plan.mine(list(files))))
 
     jobs = []
@@ -86,11 +101,17 @@ def make_lmdb(
     summary = run_jobs('lmdb', jobs, _encode, plan)
     if plan.dry_run or summary.exit_code:
         return summary
-    if all(job.is_done for job in jobs):
-        _assemble(out, {key: staging / f'{key}.png' for key in files}, compression)
-        shutil.rmtree(staging)
-    else:
-        summary.notes.append(f'lmdb: {out} follows when the other shards are done: run once more without --shard')
+    try:
+        with alone(lock, out):
+            if all(job.is_done for job in jobs):
+                _assemble(out, {key: staging / f'{key}.png' for key in files}, compression)
+                shutil.rmtree(staging)
+            elif not _is_whole(out, files, compression, changed):  # else another shard was quicker
+                summary.notes.append(
+                    f'lmdb: {out} follows when the other shards are done: run once more without --shard'
+                )
+    except BusyError:
+        summary.notes.append(f'lmdb: another run is putting {out} together')
     return summary
 
 
@@ -110,6 +131,16 @@ def _by_key(folder: Path, strip: str) -> dict[str, Path]:
     if not files:
         raise ValueError(f'lmdb: {folder} holds no image; give the folder of the sub-images')
     return dict(sorted(files.items()))
+
+
+def _refuse_other_content(out: Path) -> None:
+    """What has the name of the LMDB is going to be removed, so it must be nothing else."""
+    if out.is_dir():
+        others = sorted(path.name for path in out.iterdir() if path.name not in _FILES)
+        if others:
+            raise ValueError(f'{out}: holds {others[0]!r}, so it is not an LMDB to be replaced; choose another name')
+    elif out.exists():
+        raise ValueError(f'{out}: is a file, an LMDB of BasicSR is a folder; choose another name')
 
 
 def _is_whole(out: Path, files: dict[str, Path], compression: int, changed: int) -> bool:

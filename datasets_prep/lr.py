@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datasets_prep.bicubic import imresize, mod_crop
 from datasets_prep.files import ImageError, list_images, read_image, sweep_parts, write_png
-from datasets_prep.jobs import Job, Plan, Summary, claim_folder, run_jobs
+from datasets_prep.jobs import Job, Plan, Summary, claim_folder, protect_sources, run_jobs
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def make_lr(
         What became of each HR image.
 
     Raises:
-        ValueError: for impossible options, or two HR files of one stem.
+        ValueError: for impossible options, two HR files of one stem, or outputs among the originals.
         FileNotFoundError: when ``hr`` does not exist.
     """
     plan = plan or Plan()
@@ -82,6 +82,7 @@ def make_lr(
     if not jobs:
         raise ValueError(f'lr: {hr} holds no image; give the folder of the HR images')
     _refuse_equal_outputs(jobs)
+    protect_sources('lr', jobs, [*folders.values(), *([hr_out] if hr_out is not None else [])])
 
     if not plan.dry_run:
         settings = {'command': 'lr', 'modulus': modulus, 'filename_tmpl': filename_tmpl, 'alpha': alpha}

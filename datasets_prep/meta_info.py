@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets_prep.files import image_shape, list_images, write_bytes
+from datasets_prep.files import image_shape, list_images, refuse_image_name, write_bytes
 from datasets_prep.jobs import Job, Plan, Summary, run_jobs
 
 
@@ -22,12 +22,13 @@ def make_meta_info(folder: Path, out: Path, *, plan: Plan | None = None) -> Summ
         What became of each image.
 
     Raises:
-        ValueError: when the folder holds no image, or for a shard.
+        ValueError: when the folder holds no image, ``out`` has the name of one, or for a shard.
         FileNotFoundError: when the folder does not exist.
     """
     plan = plan or Plan()
     if plan.shard != (1, 1):
         raise ValueError('meta-info: writes one small file from headers only; run it without --shard')
+    refuse_image_name('meta-info', out)
     files = list_images(folder)
     if not files:
         raise ValueError(f'meta-info: {folder} holds no image; give the folder of the sub-images')

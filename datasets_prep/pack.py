@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from datasets_prep.files import ImageError, alone, newest
+from datasets_prep.files import BusyError, ImageError, alone, newest
 from datasets_prep.jobs import Job, Plan, Summary, run_jobs
 from datasets_prep.pack_format import PACK_SUFFIX, RECORD, Pack, PackError, end_of_images, header_and_tail, layout
 from datasets_prep.pack_format import to_planes as planes_of
@@ -57,6 +58,10 @@ def make_pack(source: Path, out: Path, *, overwrite: bool = False, plan: Plan | 
     plan = plan or Plan()
     if out.suffix != PACK_SUFFIX:
         raise ValueError(f'pack: the output must end in {PACK_SUFFIX}, got {out.name!r}')
+    if source.suffix == PACK_SUFFIX:
+        raise ValueError(f'pack: {source}: is a pack already; give a folder of images or an LMDB')
+    if out.is_dir():
+        raise ValueError(f'pack: {out}: is a folder, a pack is a file; choose another name')
     store = open_store(source)
     worker_store.cache_clear()
     names = plan.mine(store.names)
@@ -78,8 +83,8 @@ def make_pack(source: Path, out: Path, *, overwrite: bool = False, plan: Plan | 
     building, journal, lock = (out.with_name(f'.{out.name}.{end}') for end in ('building', 'journal', 'lock'))
     if not overwrite and _is_whole(out, names, records, newest(stamps)):
         if not plan.dry_run:
-            for leftover in (journal, lock):  # of a run killed in its last moment
-                leftover.unlink(missing_ok=True)
+            with suppress(BusyError), alone(lock, out):
+                journal.unlink(missing_ok=True)  # of a run killed in its last moment
         return Summary('pack', skipped=len(names))
 
     jobs = [
@@ -92,6 +97,9 @@ def make_pack(source: Path, out: Path, *, overwrite: bool = False, plan: Plan | 
     out.parent.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(json.dumps([str(source), names, shapes]).encode()).hexdigest()
     with alone(lock, out):
+        if not overwrite and _is_whole(out, names, records, newest(stamps)):  # by a run that ended meanwhile
+            journal.unlink(missing_ok=True)
+            return Summary('pack', skipped=len(names))
         crcs = {} if overwrite else _resume(building, journal, key, records, stamps)
         if not crcs:
             building.write_bytes(b'')

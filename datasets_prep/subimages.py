@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets_prep.files import ImageError, image_size, list_images, read_image, sweep_parts, write_png
-from datasets_prep.jobs import Job, Plan, Summary, claim_folder, run_jobs
+from datasets_prep.jobs import Job, Plan, Summary, claim_folder, protect_sources, run_jobs
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def make_subimages(
         What became of each image.
 
     Raises:
-        ValueError: for impossible options, or two files with the same sub-image names.
+        ValueError: for impossible options, two files with the same sub-image names, or ``out`` being ``folder``.
         FileNotFoundError: when ``folder`` does not exist.
     """
     plan = plan or Plan()
@@ -100,6 +100,7 @@ def make_subimages(
         jobs.append(Job(str(source), task, (source,), _outputs(task)))
     if not jobs:
         raise ValueError(f'subimages: {folder} holds no image; give the folder of the images to cut')
+    protect_sources('subimages', jobs, [out])
     if not plan.dry_run:
         names = ('scale', 'crop', 'step', 'thresh', 'compression')
         settings = dict(zip(names, (scale, crop, step, thresh, compression), strict=True))

@@ -156,6 +156,22 @@ class TestJobs:
             assert (tmp_path / '.lock').exists()
         assert not (tmp_path / '.lock').exists()
 
+    def test_a_lock_that_was_removed_while_it_was_waited_for_counts_nothing(self, tmp_path, monkeypatch):
+        from datasets_prep import files
+
+        if files.fcntl is None:
+            pytest.skip('needs fcntl')
+        lock, flock, removed = tmp_path / '.lock', files.fcntl.flock, []
+
+        def late(file, how):
+            if not removed:  # the run before ends between our open and our lock
+                removed.append(lock.unlink())
+            flock(file, how)
+
+        monkeypatch.setattr(files.fcntl, 'flock', late)
+        with alone(lock, tmp_path / 'out'), pytest.raises(ValueError, match='another run is writing it'):
+            alone(lock, tmp_path / 'out').__enter__()
+
     def test_shards_are_disjoint_and_complete(self):
         jobs = [Job(str(i), i) for i in range(11)]
         parts = [set(run_jobs('test', jobs, double, Plan(shard=(i, 3))).results) for i in (1, 2, 3)]
@@ -410,6 +426,50 @@ class TestForTheHost:
         make_lmdb(pair[0], tmp_path / 'GT.lmdb', plan=Plan(shard=(2, 2)))
         assert tree(tmp_path / 'GT.lmdb') == tree(tmp_path / 'whole.lmdb')
 
+    def test_two_shards_that_finish_together_assemble_once(self, pair, tmp_path, monkeypatch):
+        from datasets_prep import lmdb_maker
+
+        make_lmdb(pair[0], tmp_path / 'whole.lmdb')
+        out = tmp_path / 'GT.lmdb'
+        for i in (1, 2):  # encoded by both, put together by neither
+            monkeypatch.setattr(lmdb_maker, '_assemble', lambda *args: None)
+            monkeypatch.setattr(lmdb_maker.shutil, 'rmtree', lambda *args, **kwargs: None)
+            make_lmdb(pair[0], out, plan=Plan(shard=(i, 2)))
+        monkeypatch.undo()
+        assemble, other = lmdb_maker._assemble, []
+
+        def slow(*args):
+            assert not other, 'the second run assembles into the same folder'
+            other.append(None)
+            other[0] = make_lmdb(pair[0], out, plan=Plan(shard=(2, 2)))
+            assemble(*args)
+
+        monkeypatch.setattr(lmdb_maker, '_assemble', slow)
+        assert make_lmdb(pair[0], out, plan=Plan(shard=(1, 2))).exit_code == 0
+        assert other[0].exit_code == 0
+        assert 'another run is putting' in other[0].lines()[0]
+        assert tree(out) == tree(tmp_path / 'whole.lmdb')
+        assert not list(tmp_path.glob('.*'))
+
+    def test_a_shard_that_comes_second_finds_the_lmdb_whole(self, pair, tmp_path, monkeypatch):
+        from datasets_prep import lmdb_maker
+
+        out, run, assembled = tmp_path / 'GT.lmdb', lmdb_maker.run_jobs, []
+        make_lmdb(pair[0], out, plan=Plan(shard=(1, 2)))
+
+        def overtaken(*args, **kwargs):
+            summary = run(*args, **kwargs)
+            monkeypatch.setattr(lmdb_maker, 'run_jobs', run)
+            make_lmdb(pair[0], out)
+            assembled.append((out / 'data.mdb').stat().st_mtime_ns)
+            return summary
+
+        monkeypatch.setattr(lmdb_maker, 'run_jobs', overtaken)
+        summary = make_lmdb(pair[0], out, plan=Plan(shard=(2, 2)))
+        assert summary.notes == []
+        assert assembled == [(out / 'data.mdb').stat().st_mtime_ns]
+        assert not list(tmp_path.glob('.*'))
+
 
 class TestVerify:
     @pytest.fixture
@@ -571,6 +631,33 @@ class TestPack:
         assert Pack(tmp_path / 'HR-1-of-2.pack').names == ['0000', '0002']
         assert Pack(tmp_path / 'HR-2-of-2.pack').names == ['0001']
 
+    def test_a_run_that_waited_for_the_lock_finds_the_pack_whole(self, hr, tmp_path, monkeypatch):
+        from datasets_prep import pack as module
+
+        out, lock, inside = tmp_path / 'HR.pack', module.alone, []
+
+        def overtaken(*args):
+            monkeypatch.setattr(module, 'alone', lock)
+            make_pack(hr, out)
+            inside.append(out.stat().st_mtime_ns)
+            return lock(*args)
+
+        monkeypatch.setattr(module, 'alone', overtaken)
+        summary = make_pack(hr, out)
+        assert (summary.done, summary.skipped) == (0, 3)
+        assert inside == [out.stat().st_mtime_ns]
+        assert not list(tmp_path.glob('.*'))
+
+    def test_a_finished_pack_leaves_the_files_of_a_running_one(self, hr, tmp_path):
+        out = tmp_path / 'HR.pack'
+        make_pack(hr, out)
+        (tmp_path / '.HR.pack.journal').write_text('of the other run')
+        with alone(tmp_path / '.HR.pack.lock', out):
+            assert make_pack(hr, out).skipped == 3
+            assert (tmp_path / '.HR.pack.journal').exists()
+        assert make_pack(hr, out).skipped == 3
+        assert not list(tmp_path.glob('.*'))
+
     def test_memory_does_not_grow_with_what_was_read(self, tmp_path, monkeypatch):
         from datasets_prep import pack_format
 
@@ -589,6 +676,72 @@ class TestPack:
             pack.crop(0, top, 0, 250, 4000).sum()
             most = max(most, resident())
         assert most - before < 10_000  # kB; the image has 16,000
+
+
+class TestOriginals:
+    """No command may write where its own input lies."""
+
+    @pytest.mark.parametrize('way', ['plain', 'dots', 'symlink', 'folder_tmpl', 'linked images'])
+    def test_lr_does_not_write_over_its_sources(self, tmp_path, way):
+        hr, out, options = tmp_path / 'HR', tmp_path / 'LR', {'scales': (4,)}
+        write_png(hr / 'a.png', noise(25, 26, 3))
+        if way == 'folder_tmpl':
+            options |= {'folder_tmpl': 'HR', 'modulus': 1, 'scales': (1,)}
+            out = tmp_path
+        elif way == 'linked images':
+            (tmp_path / 'links').mkdir()
+            (tmp_path / 'links' / 'b.png').symlink_to(hr / 'a.png')
+            (tmp_path / 'links' / 'a.png').symlink_to(hr / 'a.png')
+            options['hr_out'], hr = hr, tmp_path / 'links'
+        else:
+            (tmp_path / 'link').symlink_to(hr)
+            options['hr_out'] = {'plain': hr, 'dots': tmp_path / 'LR' / '..' / 'HR', 'symlink': tmp_path / 'link'}[way]
+        before = tree(tmp_path)
+        with pytest.raises(ValueError, match='would be written over'):
+            make_lr(hr, out, overwrite=True, **options)
+        assert tree(tmp_path) == before
+
+    def test_lr_keeps_its_own_folders_apart(self, hr, tmp_path):
+        (tmp_path / 'X4').mkdir()
+        (tmp_path / 'link').symlink_to(tmp_path / 'X4')
+        with pytest.raises(ValueError, match='are one folder'):
+            make_lr(hr, tmp_path, scales=(4,), hr_out=tmp_path / 'link', filename_tmpl='{}x4')
+        assert not (tmp_path / 'X4' / '.prepared.json').exists()
+
+    def test_subimages_do_not_go_where_the_images_are(self, hr, tmp_path):
+        (tmp_path / 'link').symlink_to(hr)
+        before = tree(tmp_path)
+        for out in (hr, hr / '..' / 'HR', tmp_path / 'link'):
+            with pytest.raises(ValueError, match='would be written over'):
+                make_subimages(hr, out, crop=24, step=12)
+        assert tree(tmp_path) == before
+
+    def test_an_lmdb_does_not_replace_a_folder_of_images(self, hr, tmp_path):
+        source = hr.rename(tmp_path / 'HR.lmdb')
+        before = tree(tmp_path)
+        with pytest.raises(ValueError, match=r"HR\.lmdb: holds '0000\.png'"):
+            make_lmdb(source, source)
+        (tmp_path / 'other.lmdb').mkdir()
+        (tmp_path / 'other.lmdb' / 'thesis.txt').write_text('mine')
+        with pytest.raises(ValueError, match=r"other\.lmdb: holds 'thesis\.txt'"):
+            make_lmdb(source, tmp_path / 'other.lmdb', overwrite=True)
+        assert set(tree(tmp_path)) == {*before, 'other.lmdb/thesis.txt'}
+
+    def test_a_pack_is_not_packed_again(self, hr, tmp_path):
+        make_pack(hr, tmp_path / 'HR.pack')
+        before = tree(tmp_path)
+        with pytest.raises(ValueError, match=r'HR\.pack: is a pack already'):
+            make_pack(tmp_path / 'HR.pack', tmp_path / 'HR.pack', overwrite=True)
+        assert tree(tmp_path) == before
+
+    def test_reports_and_lists_are_no_images(self, hr, tmp_path):
+        before = tree(tmp_path)
+        with pytest.raises(ValueError, match=r'0000\.png: is the name of an image'):
+            make_meta_info(hr, hr / '0000.png')
+        result = TestCommandLine.run('verify', hr, '-j', 0, '--report', hr / '0000.png')
+        assert result.exit_code != 0
+        assert 'is the name of an image' in result.output
+        assert tree(tmp_path) == before
 
 
 class TestSample:
