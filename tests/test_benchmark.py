@@ -43,7 +43,70 @@ def test_networks_take_turns_and_warm_up_does_not_count():
     nets = {name: Counting(name, calls) for name in 'AB'}
     times = benchmark.interleaved(nets, torch.zeros(1, 3, 4, 4), warmup=2, runs=3)
     assert calls == ['A', 'B'] * 5
-    assert {name: len(values) for name, values in times.items()} == {'A': 4, 'B': 4}, 'the cold one and three'
+    assert {name: len(values) for name, values in times.items()} == {'A': 5, 'B': 5}
+    calls.clear()
+    assert len(benchmark.interleaved(nets, torch.zeros(1, 3, 4, 4), warmup=0, runs=3)['A']) == 3
+    assert calls == ['A', 'B'] * 3, 'none to warm up'
+
+
+def fake_times(monkeypatch, times):
+    """``benchmark.once`` gives these milliseconds, and returns the list of what is left."""
+    left = list(times)
+    monkeypatch.setattr(benchmark, 'once', lambda net, image: left.pop(0))
+    return left
+
+
+@pytest.mark.parametrize(
+    ('warmup', 'times', 'expected'), [(0, [90.0, 20.0, 10.0], 20.0), (2, [90.0, 50.0, 20.0, 10.0, 10.0], 10.0)]
+)
+def test_medians_leave_out_the_warm_up_alone(monkeypatch, warmup, times, expected):
+    left = fake_times(monkeypatch, times)
+    (row,) = benchmark.latencies(
+        {'net': nn.Identity()},
+        (4, 4),
+        CPU,
+        dtype='fp32',
+        channels_last=False,
+        compiled=False,
+        warmup=warmup,
+        runs=3,
+    )
+    assert (row.median, row.first) == (expected, 90.0)
+    assert left == []
+
+
+def tiny_dparn():
+    return DPARN(num_feat=8, num_block=1, esa_channels=4).eval()
+
+
+@pytest.mark.parametrize(
+    ('strict', 'warmup', 'taken', 'words'),
+    [(True, 3, [60.0, 10.0], 'no warm-up'), (False, 1, [10.0, 2.0], 'after warm-up'), (False, 0, [60.0, 10.0], 'no w')],
+)
+def test_strict_is_the_mean_of_every_run_from_the_first_on(monkeypatch, strict, warmup, taken, words):
+    left = fake_times(monkeypatch, [60.0, 10.0, 2.0][: 2 + (not strict and warmup)])
+    row = benchmark.ntire(tiny_dparn(), 'it', 'ntire2025', CPU, strict=strict, warmup=warmup, runs=2)
+    assert row['Val Time [ms]'] == sum(taken) / 2
+    assert left == [], 'as many runs as it says'
+    assert row['timed'].startswith(f'mean of 2 runs on a random 256x256 image in fp32, {words}')
+
+
+def test_runtime_of_a_baseline_given_by_hand_is_used(monkeypatch):
+    fake_times(monkeypatch, [30.0])
+    row = benchmark.ntire(tiny_dparn(), 'it', 'ntire2025', CPU, baseline_ms=20.0, strict=True, runs=1)
+    protocol = benchmark.protocol_of('ntire2025')
+    assert row['score'] == benchmark.ntire_score(
+        protocol, runtime_ratio=1.5, flops=row['FLOPs [G]'], params=row['Params [M]']
+    )
+
+
+def test_no_latency_leaves_time_and_score_out_of_the_row(monkeypatch):
+    monkeypatch.setattr(benchmark, 'once', lambda net, image: pytest.fail('something was timed'))
+    out = call(*TINY, '--size', '16x16', '--no-latency', '--protocol', 'ntire2026', '--psnr', '27', '--json')
+    assert out.exit_code == 0, out.output
+    row = json.loads(out.stdout)['ntire']
+    assert (row['Val Time [ms]'], row['score'], row['timed']) == (None, None, 'counted, not timed')
+    assert row['gate passed']
 
 
 def test_report_holds_both_forms_and_ratios_to_rlfn(tmp_path):
@@ -140,7 +203,16 @@ def test_folder_of_images_is_timed_and_scored(tmp_path):
         (['--dtype', 'int8'], '--dtype must be fp32, fp16 or bf16'),
         (['--protocol', 'ntire1999'], '--protocol must be one of'),
         (['--protocol', 'ntire2024', '--scale', '2'], '--protocol is for x4'),
-        (['--gt', '.'], '--gt needs --data'),
+        (['--gt', '.', '--protocol', 'ntire2024'], '--gt needs --data'),
+        (['--gt', '.'], '--gt only matter to the row of a challenge; give --protocol'),
+        (['--psnr', '27'], '--psnr only matter to the row'),
+        (['--strict', '--baseline-ms', '3'], '--strict, --baseline-ms only matter to the row'),
+        (['--protocol', 'ntire2025', '--baseline-ms', '0'], '--baseline-ms must be greater than 0, got 0'),
+        (['--protocol', 'ntire2025', '--psnr', 'nan'], '--psnr must be greater than 0, got nan'),
+        (['--protocol', 'ntire2024', '--dtype', 'bf16'], '--protocol times in fp32'),
+        (['--protocol', 'ntire2024', '--no-latency', '--strict'], 'so --strict would not matter'),
+        (['--no-latency', '--dtype', 'bf16', '--compile'], 'so --dtype, --compile would not matter'),
+        (['--no-latency', '--warmup', '0', '--threads', '1'], 'so --warmup, --threads would not matter'),
         (['--data', 'nowhere'], 'nowhere does not exist'),
         (['--device', 'tpu7'], "device 'tpu7' cannot be used"),
         (['--set', 'num_feet=3'], 'num_feet'),

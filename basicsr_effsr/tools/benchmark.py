@@ -10,7 +10,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 import typer
 
 from basicsr_effsr.tools import networks
+from basicsr_effsr.tools.evaluate import read_rgb, scale_of
 from basicsr_effsr.tools.networks import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 OUTPUTS = {'720p': (720, 1280), '1080p': (1080, 1920), '4k': (2160, 3840)}  # height and width of the output
 NTIRE_SIZE = (256, 256)  # the LR size at which the challenges count
-GATE = {'valid': 26.90, 'test': 26.99}  # dB that an entry must reach
+GATE = 26.90  # dB that an entry must reach on the validation set
 BORDER = 4
 PAPERS = Path(__file__).with_name('papers.json')
 
@@ -140,18 +141,19 @@ def interleaved(nets: dict[str, Callable], image: Tensor, warmup: int, runs: int
     Args:
         nets: by name.
         image: (1, C, H, W).
-        warmup: runs of each before those that count; the very first is kept in front all the same.
-        runs: runs of each that count.
+        warmup: runs of each that come first; the caller leaves them out.
+        runs: runs of each after them.
+
+    Returns:
+        Name -> ``warmup + runs`` times.
     """
     import torch
 
     found: dict[str, list[float]] = {name: [] for name in nets}
     with torch.no_grad():
-        for i in range(max(warmup, 1) + runs):
+        for _ in range(warmup + runs):
             for name, net in nets.items():
-                elapsed = once(net, image)
-                if i == 0 or i >= max(warmup, 1):
-                    found[name].append(elapsed)
+                found[name].append(once(net, image))
     return found
 
 
@@ -193,10 +195,10 @@ def latencies(
     peaks = {name: measured_peak(net, image) for name, net in ready.items()}
     for net in nets.values():
         net.to('cpu', torch.float32).to(memory_format=torch.contiguous_format)
-    reference = statistics.median(times[list(nets)[-1]][1:])
+    reference = statistics.median(times[list(nets)[-1]][warmup:])
     rows = []
     for name, values in times.items():
-        counted = values[1:]
+        counted = values[warmup:]
         median, p5, p95 = np.percentile(counted, (50, 5, 95)).tolist()
         rows.append(
             Latency(
@@ -310,10 +312,9 @@ def over_images(
         UserError: an image has no partner.
     """
     import torch
-    from PIL import Image
 
     def read(path: Path) -> Tensor:
-        return torch.from_numpy(np.asarray(Image.open(path).convert('RGB')).transpose(2, 0, 1).copy())
+        return torch.from_numpy(read_rgb(path).transpose(2, 0, 1).copy())
 
     total = dict.fromkeys(nets, 0.0)
     scores = []
@@ -411,6 +412,7 @@ def ntire(
     psnr: float | None = None,
     baseline_ms: float | None = None,
     strict: bool = False,
+    timed: bool = True,
     warmup: int = 3,
     runs: int = 10,
 ) -> dict[str, Any]:
@@ -426,6 +428,7 @@ def ntire(
         psnr: PSNR on the validation set, if known already.
         baseline_ms: runtime of the year's baseline on this machine, if it is not measured here (EFDN).
         strict: the challenge's mean without warm-up, the first image included.
+        timed: False leaves out the time and the score.
         warmup: runs before those that count.
         runs: runs that count.
     """
@@ -433,26 +436,34 @@ def ntire(
     baseline = baseline_of(protocol)
     nets = {model: net} | ({protocol['baseline']: baseline} if baseline is not None else {})
     found = cost(net, model, 'deployed', NTIRE_SIZE)
+    mean: dict[str, float] = {}
+    how = ''
     if data is not None:
         mean, measured = over_images(nets, images_of(data), gt, device, warmup=not strict)
         psnr = measured if measured is not None else psnr
-        timed = f'mean of {len(images_of(data))} images of {data}'
-    else:
+        how = f'mean of {len(images_of(data))} images of {data}'
+    elif timed:
         import torch
 
         for one in nets.values():
             one.to(device)
         image = torch.rand(1, 3, *NTIRE_SIZE, device=device)
-        times = interleaved(dict(nets), image, 1 if strict else warmup, runs)
-        mean = {n: sum(v if strict else v[1:]) / len(v if strict else v[1:]) for n, v in times.items()}
-        timed = f'mean of {runs} runs on a random 256x256 image'
+        before = 0 if strict else warmup
+        times = interleaved(dict(nets), image, before, runs)
+        mean = {n: statistics.fmean(values[before:]) for n, values in times.items()}
+        how = f'mean of {runs} runs on a random 256x256 image'
         for one in nets.values():
             one.to('cpu')
-    reference = baseline_ms or (mean[protocol['baseline']] if baseline is not None else None)
+    if not timed:
+        mean = {}
+        how = 'counted, not timed'
+    else:
+        how += ' in fp32, ' + ('no warm-up' if strict or (data is None and not warmup) else 'after warm-up')
+    reference = mean.get(protocol['baseline']) if baseline_ms is None else baseline_ms
     row: dict[str, Any] = {
         'Model': model,
         'Val PSNR': None if psnr is None else round(psnr, 2),
-        'Val Time [ms]': mean[model],
+        'Val Time [ms]': mean.get(model),
         'Params [M]': found.params / 1e6,
         'FLOPs [G]': found.fvcore / 1e9,
         'Acts [M]': found.activations / 1e6,
@@ -461,11 +472,11 @@ def ntire(
         'protocol': year,
         'baseline': protocol['baseline'],
         'baseline time [ms]': reference,
-        'timed': timed + (', no warm-up' if strict else ', after warm-up'),
-        'gate passed': None if psnr is None else psnr >= GATE['valid'],
+        'timed': how,
+        'gate passed': None if psnr is None else psnr >= GATE,
         'score': None,
     }
-    if reference is not None:
+    if reference is not None and mean:
         row['score'] = ntire_score(
             protocol, runtime_ratio=mean[model] / reference, flops=row['FLOPs [G]'], params=row['Params [M]']
         )
@@ -593,6 +604,36 @@ def _print(report: Report) -> None:
         console.print(line, markup=False, highlight=False)
 
 
+def _refuse_idle(given: Mapping[str, Any], protocol: str | None, no_latency: bool) -> None:
+    """Refuses options that would change nothing, and values out of range.
+
+    Args:
+        given: option without its dashes -> what the command line gave; None, False or empty if nothing.
+        protocol: year of the challenge.
+        no_latency: nothing is measured.
+
+    Raises:
+        UserError: one of them.
+    """
+    there = [name for name, value in given.items() if value is not None and value is not False and value != []]
+    asked = [f'--{name}' for name in there if name in ('strict', 'data', 'gt', 'psnr', 'baseline-ms')]
+    if asked and protocol is None:
+        raise UserError(f'{", ".join(asked)} only matter to the row of a challenge; give --protocol')
+    idle = [f'--{name}' for name in there if name not in ('gt', 'psnr', *(('data',) if given['gt'] else ()))]
+    if idle and no_latency:
+        raise UserError(f'--no-latency measures nothing, so {", ".join(idle)} would not matter; leave one or the other')
+    if given['gt'] is not None and given['data'] is None:
+        raise UserError('--gt needs --data, the LR images')
+    if given['gt'] is not None and given['psnr'] is not None:
+        raise UserError('--gt measures the PSNR that --psnr states; leave one or the other')
+    if given['baseline-ms'] is not None and not 0 < given['baseline-ms'] < math.inf:
+        raise UserError(f'--baseline-ms must be greater than 0, got {given["baseline-ms"]:g}')
+    if given['psnr'] is not None and not 0 < given['psnr'] < math.inf:
+        raise UserError(f'--psnr must be greater than 0, got {given["psnr"]:g}')
+    if protocol is not None and given['dtype'] and 'fp32' not in given['dtype']:
+        raise UserError('--protocol times in fp32, so --dtype must name fp32 too, or be left out')
+
+
 def command(
     opt: networks.OptFile = None,
     arch: networks.Arch = None,
@@ -634,13 +675,17 @@ def command(
         for option, folder in (('--data', data), ('--gt', gt)):
             if folder is not None and not folder.is_dir():
                 raise UserError(f'{option}: the folder {folder} does not exist')
-        if gt is not None and data is None:
-            raise UserError('--gt needs --data, the LR images')
+        given = {'strict': strict, 'data': data, 'gt': gt, 'psnr': psnr, 'baseline-ms': baseline_ms, 'dtype': dtype}
+        given |= {'channels-last': channels_last, 'compile': compiled, 'runs': runs, 'warmup': warmup}
+        _refuse_idle(given | {'threads': threads}, protocol, no_latency)
+        if data is not None:
+            images_of(data)
         network, checkpoint, key = networks.describe(opt, arch, scale, weights, settings, param_key)
         if checkpoint is not None and not checkpoint.is_file() and weights is None:
             checkpoint = None  # cost does not depend on weights; a test file may name some that are not there
         net = networks.build(network, checkpoint, key, fuse=False)
-        factor = int(getattr(net, 'upscale', network.get('upscale', 4)))
+        told = networks.read_options(opt).get('scale') if opt is not None and scale is None else None
+        factor = scale_of(net, network, told)
         if protocol is not None:
             protocol_of(protocol)
             if factor != 4:
@@ -682,6 +727,7 @@ def command(
                 psnr=psnr,
                 baseline_ms=baseline_ms,
                 strict=strict,
+                timed=not no_latency,
                 warmup=before,
                 runs=rounds,
             )
@@ -694,5 +740,5 @@ def command(
     else:
         _print(report)
     if report.ntire and report.ntire['gate passed'] is False:
-        typer.echo(f'effsr benchmark: {report.ntire["Val PSNR"]} dB is below the gate of {GATE["valid"]} dB', err=True)
+        typer.echo(f'effsr benchmark: {report.ntire["Val PSNR"]} dB is below the gate of {GATE:.2f} dB', err=True)
         raise typer.Exit(1)
