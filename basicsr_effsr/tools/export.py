@@ -156,7 +156,7 @@ def sample(net: nn.Module, size: tuple[int, int], channels: int) -> Tensor:
 
 
 def smallest_side(net: nn.Module, exported: Callable[[Tensor], Tensor], channels: int, limit: float) -> int:
-    """The least side of a square LR image that the exported network takes and gives what PyTorch gives.
+    """The side from which square LR images give what PyTorch gives, one after the other tried downwards.
 
     Args:
         net: the network.
@@ -165,16 +165,17 @@ def smallest_side(net: nn.Module, exported: Callable[[Tensor], Tensor], channels
         limit: largest difference.
 
     Returns:
-        a side from ``min_size`` on, or the one that the graph was recorded at.
+        a side between ``min_size`` and the one that the graph was recorded at.
     """
     last = min(trace_size(net))
-    for side in range(int(getattr(net, 'min_size', 1)), last):
+    for side in reversed(range(int(getattr(net, 'min_size', 1)), last)):
         try:
-            if compare(net, exported, channels, ((side, side),))[0].difference <= limit:
-                return side
+            fits = compare(net, exported, channels, ((side, side),))[0].difference <= limit
         except ExportError:
-            continue
-    return last
+            fits = False
+        if not fits:
+            return side + 1
+    return int(getattr(net, 'min_size', 1))
 
 
 def compare(
@@ -536,7 +537,7 @@ def _print(report: Report) -> None:
     if report.operators:
         typer.echo('  operators: ' + ', '.join(f'{name} {n}' for name, n in report.operators.items()))
         odd = f'look at {", ".join(report.tensorrt)} first' if report.tensorrt else 'all known to it'
-        typer.echo(f'  TensorRT: {odd} (by its documentation, not run)')
+        typer.echo(f'  TensorRT: {odd} (by the names of operators, not run)')
     if report.form in (Form.onnx.value, Form.torchscript.value):
         typer.echo(f'  ncnn: {report.ncnn}')
 
