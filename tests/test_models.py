@@ -82,6 +82,14 @@ def opt(tmp_path):
     }
 
 
+@pytest.fixture
+def warned(monkeypatch) -> list[str]:
+    """What the log was warned of."""
+    said: list[str] = []
+    monkeypatch.setattr(logging.getLogger('basicsr'), 'warning', said.append)
+    return said
+
+
 def batches(count: int, size: int = 4) -> list[dict]:
     generator = torch.Generator().manual_seed(1)
     return [
@@ -185,6 +193,44 @@ class TestExtras:
         with pytest.raises(ValueError, match=r"no optimizer 'AdmW'; near it are \['AdamW'"):
             trained(change(opt, optim_g={'type': 'AdmW', 'lr': 0.01}), [])
 
+    def test_every_optimizer_of_torch_runs_or_is_refused_in_a_sentence(self, opt):
+        refused = {}
+        for kind in dir(torch.optim):
+            found = getattr(torch.optim, kind)
+            if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+                try:
+                    trained(change(opt, optim_g={'type': kind, 'lr': 0.01}), batches(1))
+                except (ValueError, RuntimeError) as error:
+                    refused[kind] = str(error)
+        assert refused.pop('LBFGS').startswith('optim_g: LBFGS evaluates the loss several times in a step (a closure)')
+        assert "torch.optim has no optimizer 'Optimizer'" in refused.pop('Optimizer')
+        assert refused.pop('SparseAdam').startswith('SparseAdam does not support dense gradients')
+        assert set(refused) <= {'Muon'}, 'which is for matrices alone'
+
+    def test_a_partial_load_says_what_differs(self, opt, tmp_path, warned):
+        state = build_network(opt['network_g']).state_dict()
+        name = next(iter(state))
+        state['foreign'] = state.pop(name)
+        torch.save({'params': state}, tmp_path / 'part.pth')
+        opt['path'] |= {'pretrain_network_g': str(tmp_path / 'part.pth'), 'strict_load_g': False}
+        opt['train']['ema_decay'] = 0
+        trained(opt, [])
+        (message,) = warned
+        assert message.startswith(f'HASN was loaded in part from {tmp_path}/part.pth [params], the rest stays')
+        assert f'1 missing ({name}); 1 unknown (foreign)' in message
+
+    def test_a_full_load_says_nothing(self, opt, tmp_path, warned):
+        torch.save({'params': build_network(opt['network_g']).state_dict()}, tmp_path / 'whole.pth')
+        opt['path'] |= {'pretrain_network_g': str(tmp_path / 'whole.pth'), 'strict_load_g': False}
+        trained(opt, [])
+        assert not warned
+
+    @pytest.mark.parametrize('amp', [None, 'bf16'])
+    def test_no_scaler_without_fp16(self, opt, monkeypatch, amp):
+        monkeypatch.delattr(torch.amp, 'GradScaler')  # as in torch < 2.3
+        model = trained(change(opt, amp=amp, max_nonfinite=2, grad_clip=1.0), batches(1))
+        assert model.side_state()['scaler'] == {}
+
     def test_two_steps_match_two_steps_by_hand(self, opt):
         change(opt, optim_g={'type': 'SGD', 'lr': 0.1}, grad_clip=0.05, ema_decay=0)
         data = batches(2)
@@ -275,10 +321,40 @@ class TestExtras:
         model.optimize_parameters(2)
         assert all(torch.equal(before[name], value) for name, value in model.net_g.state_dict().items())
 
-    def test_tiles_need_a_size(self, opt):
-        opt['val']['tile'] = {'overlap': 8}
-        with pytest.raises(ValueError, match=r'val.tile must have a size in LR pixels'):
+    @pytest.mark.parametrize('is_train', [True, False])
+    @pytest.mark.parametrize(
+        ('tile', 'words'),
+        [
+            ({'overlap': 8}, r'tile\.size must be a whole number of LR pixels, at least 1, got None'),
+            ({'size': 0}, r'tile\.size must be a whole number'),
+            (64, r'tile must be a mapping .*, got 64'),
+            ({'size': 64, 'overlap': 64}, r'tile\.overlap must be .* from 0 to less than size \(64\), got 64'),
+            ({'size': 64, 'overlap': -1}, r'tile\.overlap must be'),
+            ({'size': 64, 'blend': 'median'}, r"tile\.blend must be one of .*'feather'.*, got 'median'"),
+            ({'size': 64, 'overlpa': 8}, r"tile\.overlpa is not an option it reads; did you mean 'overlap'"),
+            (
+                {'size': 8},
+                r'tile\.size must be at least 15, because HASN needs images of at least 15 x 15 pixels, got 8',
+            ),
+            ({'size': 64, 'overlap': 8, 'blend': 'halo'}, r'tile\.overlap must be at least 14, because HASN .*, got 8'),
+        ],
+    )
+    def test_impossible_tiles_are_refused_at_the_start(self, opt, tile, words, is_train):
+        opt['val']['tile'] = tile
+        opt['is_train'] = is_train
+        if not is_train:
+            del opt['train']
+        with pytest.raises(ValueError, match=rf'EffSRModel: val\.{words}'):
             trained(opt, [])
+
+    @pytest.mark.parametrize(
+        'tile', [{'size': 15}, {'size': 64, 'overlap': 63}, {'size': 4, 'overlap': 14, 'blend': 'halo'}, None]
+    )
+    def test_possible_tiles_run(self, opt, tile):
+        opt['val']['tile'] = tile
+        model = trained(opt, batches(1))
+        model.test()
+        assert model.output.shape == (4, 3, 36, 36)
 
     def test_bytes_are_converted_on_the_device(self, opt):
         model = trained(opt, [])
@@ -290,7 +366,21 @@ class TestExtras:
         with pytest.raises(ValueError, match=f"train.{key} is not an option it reads; did you mean '{near}'"):
             trained(change(opt, **{key: 1}), [])
 
-    @pytest.mark.parametrize('option', [{'amp': 'fp8'}, {'accumulate': 0}, {'max_nonfinite': True}])
+    @pytest.mark.parametrize(
+        'option',
+        [
+            {'amp': 'fp8'},
+            {'accumulate': 0},
+            {'max_nonfinite': True},
+            {'grad_clip': -1},
+            {'grad_clip': True},
+            {'grad_clip': float('nan')},
+            {'ema_decay': 1.5},
+            {'ema_decay': 1},
+            {'ema_decay': -0.1},
+            {'ema_decay': '1e-3'},
+        ],
+    )
     def test_impossible_values_are_refused(self, opt, option):
         with pytest.raises(ValueError, match=f'EffSRModel: train.{next(iter(option))} must be'):
             trained(change(opt, **option), [])

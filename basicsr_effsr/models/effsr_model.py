@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from basicsr_effsr.utils import distributed
-from basicsr_effsr.utils.checkpoint import load_into, remove_leftovers, save_atomic
+from basicsr_effsr.utils.checkpoint import load_into, mismatch, remove_leftovers, save_atomic
+from basicsr_effsr.utils.options import refuse_unknown
 from basicsr_effsr.utils.self_ensemble import self_ensemble
-from basicsr_effsr.utils.tiling import tiled_forward
+from basicsr_effsr.utils.tiling import BLENDS, tiled_forward
 from basicsr_effsr.utils.training import (
     gradients_are_finite,
     make_optimizer,
@@ -34,6 +36,33 @@ from basicsr_effsr.utils.training import (
 __all__ = ['EffSRModel']
 
 HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+def check_tile(who: str, tile: Any) -> None:
+    """Refuses a ``val.tile`` that the first validation would stop at.
+
+    Args:
+        who: the class that reads it.
+        tile: the section; None is no tiling.
+
+    Raises:
+        ValueError: a key is unknown, missing or out of its range.
+    """
+    if tile is None:
+        return
+    if not isinstance(tile, Mapping):
+        raise ValueError(f'{who}: val.tile must be a mapping such as {{size: 64, overlap: 24}}, got {tile!r}')
+    refuse_unknown(who, 'val.tile', tile, {'size', 'overlap', 'blend'})
+    size, overlap, blend = tile.get('size'), tile.get('overlap', 0), tile.get('blend', 'mean')
+    if type(size) is not int or size < 1:
+        raise ValueError(f'{who}: val.tile.size must be a whole number of LR pixels, at least 1, got {size!r}')
+    if blend not in BLENDS:
+        raise ValueError(f'{who}: val.tile.blend must be one of {list(BLENDS)}, got {blend!r}')
+    if type(overlap) is not int or overlap < 0 or (overlap >= size and blend != 'halo'):
+        raise ValueError(
+            f'{who}: val.tile.overlap must be a whole number of LR pixels from 0 to less than size ({size}), '
+            f'got {overlap!r}'
+        )
 
 
 class _Share:
@@ -92,16 +121,22 @@ class EffSRModel(SRModel):
         if opt.get('val'):
             opt['val'].setdefault('suffix', None)  # the host reads it without a default when it saves test images
         super().__init__(opt)
+        self._check_tile_fits()
 
     def _check_options(self, opt: dict[str, Any]) -> None:
-        from basicsr_effsr.utils.options import refuse_unknown
-
         name = type(self).__name__
         refuse_unknown(name, 'train', opt.get('train') or {}, self.train_keys)
         refuse_unknown(name, 'val', opt.get('val') or {}, self.val_keys)
         train = opt.get('train') or {}
         if train.get('amp') not in (None, False, *HALF):
             raise ValueError(f'{name}: train.amp must be bf16 or fp16, got {train["amp"]!r}')
+        for key, limit, words in (
+            ('ema_decay', 1, 'from 0 (off) to less than 1'),
+            ('grad_clip', math.inf, 'a finite number of at least 0 (off)'),
+        ):
+            value = train.get(key)
+            if value is not None and not (isinstance(value, int | float) and value is not True and 0 <= value < limit):
+                raise ValueError(f'{name}: train.{key} must be {words}, got {value!r}')
         for key in ('accumulate', 'max_nonfinite'):
             value = train.get(key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -113,11 +148,21 @@ class EffSRModel(SRModel):
                 f'{name}: train.losses.{clash} must have another name, {host.get(clash, "this class")} logs a term '
                 'under it, and one of the two would be lost'
             )
-        tile = (opt.get('val') or {}).get('tile')
-        if tile is not None:
-            refuse_unknown(name, 'val.tile', tile, {'size', 'overlap', 'blend'})
-            if 'size' not in tile:
-                raise ValueError(f'{name}: val.tile must have a size in LR pixels, got {dict(tile)}')
+        check_tile(name, (opt.get('val') or {}).get('tile'))
+
+    def _check_tile_fits(self) -> None:
+        tile, net = (self.opt.get('val') or {}).get('tile'), self.get_bare_model(self.net_g)
+        if not tile:
+            return
+        side = least = getattr(net, 'min_size', 1)
+        key = 'size'
+        if tile.get('blend') == 'halo':  # the last tile keeps what is left of an image, one pixel or more
+            key, least = 'overlap', side - 1
+        if tile.get(key, 0) < least:
+            raise ValueError(
+                f'{type(self).__name__}: val.tile.{key} must be at least {least}, because {type(net).__name__} needs '
+                f'images of at least {side} x {side} pixels, got {tile.get(key, 0)}'
+            )
 
     # ------------------------------------------------------------------ networks
 
@@ -139,12 +184,18 @@ class EffSRModel(SRModel):
         Args:
             net: the network, wrapped or bare.
             load_path: the file.
-            strict: every parameter must be there, of the right shape.
+            strict: every parameter must be there, of the right shape; False loads what fits and logs what does not.
             param_key: entry of the file; None takes the best there is.
         """
         bare = self.get_bare_model(net)
         get_root_logger().info(f'Loading {type(bare).__name__} from {load_path}, param key: [{param_key}].')
-        load_into(bare, load_path, param_key=param_key, strict=strict)
+        state = load_into(bare, load_path, param_key=param_key, strict=strict)
+        difference = '' if strict else mismatch(bare, state)
+        if difference:
+            get_root_logger().warning(
+                f'{type(bare).__name__} was loaded in part from {load_path} [{param_key}], the rest stays as it was '
+                f'initialised: {difference}'
+            )
 
     def init_training_settings(self) -> None:
         train = self.opt['train']
@@ -156,7 +207,8 @@ class EffSRModel(SRModel):
         if self.needs_losses and not self.losses:
             raise ValueError(f'{type(self).__name__}: train names no loss; give losses, or pixel_opt as BasicSR does')
         self.amp_dtype = HALF.get(train.get('amp') or '')
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
+        fp16 = self.amp_dtype is torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type) if fp16 else None
         self.setup_optimizers()
         self.setup_schedulers()
         if train.get('compile'):
@@ -257,7 +309,7 @@ class EffSRModel(SRModel):
                 terms = self.loss_terms(lq, gt)
                 total: Any = sum(terms.values())
                 total = total / parts if parts > 1 else total
-                self.scaler.scale(total).backward()
+                (self.scaler.scale(total) if self.scaler else total).backward()
             for name, value in terms.items():
                 value = value.detach() / parts if parts > 1 else value.detach()
                 self._terms[name] = self._terms[name] + value if name in self._terms else value
@@ -276,7 +328,7 @@ class EffSRModel(SRModel):
     def _step(self) -> bool:
         """Clips and steps; False if the iteration was passed over."""
         train = self.opt['train']
-        if train.get('grad_clip') or train.get('max_nonfinite'):
+        if self.scaler and (train.get('grad_clip') or train.get('max_nonfinite')):
             self.scaler.unscale_(self.optimizer_g)
         if train.get('grad_clip'):
             torch.nn.utils.clip_grad_norm_(self.trained_parameters(), train['grad_clip'])
@@ -289,11 +341,14 @@ class EffSRModel(SRModel):
                     'use amp: bf16 instead of fp16'
                 )
             get_root_logger().warning(f'{message}; passed over ({self._nonfinite} in a row)')
-            if self.scaler.is_enabled():
+            if self.scaler:
                 self.scaler.update(self.scaler.get_scale() / 2)
             return False
-        self.scaler.step(self.optimizer_g)
-        self.scaler.update()
+        if self.scaler:
+            self.scaler.step(self.optimizer_g)
+            self.scaler.update()
+        else:
+            self.optimizer_g.step()
         return True
 
     def _all_finite(self) -> bool:
@@ -430,7 +485,7 @@ class EffSRModel(SRModel):
         """What the host's files do not hold; subclasses add theirs."""
         return {
             'random': random_states(),
-            'scaler': self.scaler.state_dict(),
+            'scaler': self.scaler.state_dict() if self.scaler else {},
             'best': {
                 name: {metric: {**record, 'val': float(record['val'])} for metric, record in found.items()}
                 for name, found in getattr(self, 'best_metric_results', {}).items()
@@ -443,7 +498,7 @@ class EffSRModel(SRModel):
     def load_side_state(self, state: dict[str, Any]) -> None:
         """Puts back what ``side_state`` gave; random states only when the next batch arrives."""
         self._random_states = state['random']
-        if state['scaler']:
+        if self.scaler and state['scaler']:
             self.scaler.load_state_dict(state['scaler'])
         if state['best']:
             self.best_metric_results = state['best']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -13,17 +14,23 @@ from torch import Tensor, nn
 
 
 def make_optimizer(kind: str, params: Iterable[Any], **options: Any) -> torch.optim.Optimizer:
-    """Any optimizer of ``torch.optim`` by its name.
+    """Any optimizer of ``torch.optim`` by its name, if one backward pass is all that a step of it needs.
 
     Raises:
-        ValueError: there is none of that name; the message lists the nearest.
+        ValueError: there is none of that name (the message lists the nearest), or its step wants a closure.
         TypeError: an option that this optimizer does not have.
     """
     found = getattr(torch.optim, kind, None)
-    known = [n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)]
+    base = torch.optim.Optimizer
+    known = [n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, base) and c is not base]
     if kind not in known or found is None:
         near = get_close_matches(kind, known, 3, 0.3)
         raise ValueError(f'optim_g: torch.optim has no optimizer {kind!r}; near it are {near}')
+    if inspect.signature(found.step).parameters['closure'].default is inspect.Parameter.empty:
+        raise ValueError(
+            f'optim_g: {kind} evaluates the loss several times in a step (a closure), which a training loop of one '
+            'backward pass per iteration cannot give it; take Adam, AdamW or SGD'
+        )
     return found(params, **options)
 
 
