@@ -45,6 +45,17 @@ class PairLoss(nn.Module):
         return error.square().mean() if self.content else None, error.abs().max() if self.style else None
 
 
+class ShiftedLoss(nn.Module):
+    """L1 plus a constant, so that value and gradient can differ in being finite."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, pred, target):
+        return (pred - target).abs().mean() + self.shift
+
+
 @pytest.fixture(autouse=True)
 def _registered():
     if 'PairLoss' not in LOSS_REGISTRY:
@@ -109,6 +120,21 @@ def trained(opt, data, seed: int = 0):
         model.feed_data(batch)
         model.optimize_parameters(i)
     return model
+
+
+def moved(model, batch) -> float:
+    """Length of the step that one iteration makes in the space of all trained parameters."""
+    before = [p.detach().clone() for p in model.trained_parameters()]
+    model.feed_data(batch)
+    model.optimize_parameters(1)
+    return sum((p - b).square().sum() for p, b in zip(model.trained_parameters(), before, strict=True)).sqrt().item()
+
+
+def in_channels_last(net: nn.Module) -> bool:
+    """Every kernel that is more than 1 x 1 over more than one channel, where the layouts differ."""
+    kernels = [p for p in net.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert kernels
+    return all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
 
 
 def equal(a: nn.Module, b: nn.Module) -> bool:
@@ -293,9 +319,11 @@ class TestExtras:
         other = trained(change(opt, channels_last=True, compile={'backend': 'aot_eager'}), batches(3))
         torch.testing.assert_close(other.net_g.state_dict(), plain.net_g.state_dict(), rtol=1e-3, atol=1e-5)
         assert other.lq.is_contiguous(memory_format=torch.channels_last)
+        assert in_channels_last(other.net_g)
+        assert not in_channels_last(plain.net_g)
 
-    def test_nonfinite_iterations_are_passed_over_then_stop_the_run(self, opt):
-        change(opt, max_nonfinite=2)
+    def test_nonfinite_iterations_are_passed_over_and_the_nth_in_a_row_stops_the_run(self, opt):
+        change(opt, max_nonfinite=3)
         good, bad = batches(1)[0], batches(1)[0]
         bad['lq'] = torch.full_like(bad['lq'], float('nan'))
         model = trained(opt, [good])
@@ -310,16 +338,81 @@ class TestExtras:
         model.feed_data(bad)
         model.optimize_parameters(5)
         model.optimize_parameters(6)
-        with pytest.raises(FloatingPointError, match=r'iteration 7: .* 3 times in a row; lower the learning rate'):
+        with pytest.raises(FloatingPointError, match=r'iteration 7: loss .* 3 times in a row; lower the learning rate'):
             model.optimize_parameters(7)
 
     def test_what_is_passed_over_leaves_no_trace_in_batch_norms(self, opt):
         opt['network_g'] = {'type': 'BatchNormSR'}
-        model = trained(change(opt, max_nonfinite=1), batches(1))
+        model = trained(change(opt, max_nonfinite=2), batches(1))
         before = copy.deepcopy(model.net_g.state_dict())
         model.feed_data({'lq': torch.full((4, 3, 18, 18), float('inf')), 'gt': torch.zeros(4, 3, 36, 36)})
         model.optimize_parameters(2)
         assert all(torch.equal(before[name], value) for name, value in model.net_g.state_dict().items())
+
+    @pytest.mark.parametrize('what', ['loss', 'gradient'])
+    def test_loss_and_gradient_are_looked_at_each(self, opt, warned, what):
+        """A gradient can be infinite under a finite loss (a root at 0), and the other way round."""
+        model = trained(change(opt, max_nonfinite=2), [])
+        before = copy.deepcopy(model.net_g.state_dict())
+        if what == 'loss':
+            model.losses['l_pix'] = ShiftedLoss(float('inf'))
+        else:
+            next(model.net_g.parameters()).register_hook(lambda grad: grad * float('nan'))
+        model.feed_data(batches(1)[0])
+        model.optimize_parameters(1)
+        assert warned == [f'iteration 1: {what} is not finite; passed over (1 in a row)']
+        assert all(torch.equal(before[name], value) for name, value in model.net_g.state_dict().items())
+
+    def test_an_overflow_of_fp16_halves_the_scale_and_is_no_failure(self, opt, warned):
+        model = trained(change(opt, amp='fp16', max_nonfinite=1), batches(1))
+        before = copy.deepcopy(model.net_g.state_dict())
+        model.scaler.update(2.0**60)
+        model.feed_data(batches(1)[0])
+        for i in (1, 2, 3):
+            model.optimize_parameters(i)
+        assert model.scaler.get_scale() == 2.0**57
+        assert all(torch.equal(before[name], value) for name, value in model.net_g.state_dict().items())
+        assert not warned
+        model.losses['l_pix'] = ShiftedLoss(float('nan'))
+        with pytest.raises(FloatingPointError, match=r'iteration 4: loss is not finite, 1 times in a row'):
+            model.optimize_parameters(4)
+
+    def test_an_overflow_without_a_scale_counts(self, opt):
+        model = trained(change(opt, amp='fp16', max_nonfinite=2), batches(1))
+        next(model.net_g.parameters()).register_hook(lambda grad: grad * float('inf'))
+        model.scaler.update(2.0)
+        model.feed_data(batches(1)[0])
+        for i in (1, 2):
+            model.optimize_parameters(i)
+            assert model.scaler.get_scale() == 1.0
+        with pytest.raises(FloatingPointError, match=r'iteration 3: gradient is not finite, 2 times in a row'):
+            model.optimize_parameters(3)
+
+    @pytest.mark.parametrize('amp', [None, 'bf16', 'fp16'])
+    def test_the_clip_bounds_the_step_in_every_precision(self, opt, amp):
+        """The step of SGD is as long as the clipped gradient, whatever the loss was scaled by."""
+        change(opt, optim_g={'type': 'SGD', 'lr': 0.1}, grad_clip=0.05, amp=amp)
+        assert moved(trained(opt, []), batches(1)[0]) == pytest.approx(0.1 * 0.05, rel=1e-2)
+
+    @pytest.mark.parametrize('amp', ['bf16', 'fp16'])
+    def test_losses_are_computed_in_float32(self, opt, amp):
+        model = trained(change(opt, amp=amp), [])
+        (batch,) = batches(1)
+        assert model.forward_student(batch['lq']).dtype == torch.float32
+        assert model.loss_terms(batch['lq'], batch['gt'])['l_pix'].dtype == torch.float32
+
+    def test_compile_compiles_the_training_and_leaves_validation_alone(self, opt):
+        graphs = []
+
+        def backend(graph, _inputs):
+            graphs.append(graph)
+            return graph.forward
+
+        model = trained(change(opt, compile={'backend': backend}), batches(1))
+        found = len(graphs)
+        assert found
+        model.test()
+        assert len(graphs) == found
 
     @pytest.mark.parametrize('is_train', [True, False])
     @pytest.mark.parametrize(
@@ -405,9 +498,9 @@ class TestAverage:
 
 
 class TestInference:
-    def model(self, opt, **val):
+    def model(self, opt, data=(), **val):
         opt['val'].update(val)
-        model = trained(opt, [])
+        model = trained(opt, data)
         model.feed_data({'lq': batches(1)[0]['lq'][:1]})
         return model
 
@@ -427,7 +520,7 @@ class TestInference:
     def test_validation_runs_the_fused_network_and_the_checkpoint_stays_in_training_form(self, opt, monkeypatch):
         opt['network_g'] = {'type': 'DPARN', 'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
         seen = []
-        model = self.model(opt)
+        model = self.model(change(opt, optim_g={'type': 'Adam', 'lr': 1e-2}), batches(3))
         monkeypatch.setattr(
             type(model).__mro__[1], 'validation', lambda self, *_: (self.test(), seen.append(self._deployed))
         )
@@ -436,6 +529,7 @@ class TestInference:
         assert model._deployed is None
         with torch.no_grad():
             torch.testing.assert_close(model.output, model.net_g_ema(model.lq), rtol=0, atol=2e-5)
+            assert (model.output - model.net_g.eval()(model.lq)).abs().max() > 1e-2, 'the average is what is validated'
         assert not model.net_g_ema.deploy
         opt['val']['fuse'] = False
         model = self.model(opt)
@@ -516,6 +610,18 @@ class TestDistillation:
         model.feed_data(batch)
         model.optimize_parameters(1)
         assert not torch.equal(model.adapters[0].weight, start)
+
+    def test_the_teacher_is_in_channels_last_too(self, opt, tmp_path):
+        opt = self.option(opt, tmp_path)
+        assert in_channels_last(trained(change(opt, channels_last=True), []).net_t)
+        assert not in_channels_last(trained(change(opt, channels_last=False), []).net_t)
+
+    def test_the_clip_bounds_student_and_adapters_together(self, opt, tmp_path):
+        opt = self.option(opt, tmp_path, gamma=50.0, feature_loss={'type': 'FAKDLoss', 'adapter': 'conv1x1'})
+        model = trained(change(opt, optim_g={'type': 'SGD', 'lr': 0.1}, grad_clip=0.05), [])
+        start = copy.deepcopy(model.adapters)
+        assert moved(model, batches(1)[0]) == pytest.approx(0.1 * 0.05, rel=1e-3)
+        assert not equal(model.adapters, start)
 
     def test_the_teacher_may_run_in_half_precision(self, opt, tmp_path):
         opt = self.option(opt, tmp_path)
@@ -603,6 +709,18 @@ class TestResume:
         assert equal(second.net_g_ema, straight.net_g_ema)
         if kind == 'DistillationModel':
             assert equal(second.adapters, straight.adapters)
+
+    def test_failures_in_a_row_are_remembered(self, opt, tmp_path):
+        model = trained(change(opt, max_nonfinite=2), [])
+        bad = {key: value * float('nan') for key, value in batches(1)[0].items()}
+        model.feed_data(bad)
+        model.optimize_parameters(1)
+        model.save(0, 1)
+        twin = trained(opt, [])
+        twin.resume_training(torch.load(tmp_path / 'states' / '1.state', weights_only=True))
+        twin.feed_data(bad)
+        with pytest.raises(FloatingPointError, match='iteration 2: loss is not finite, 2 times in a row'):
+            twin.optimize_parameters(2)
 
     def test_best_scores_are_remembered(self, opt, tmp_path):
         model = trained(opt, batches(1))

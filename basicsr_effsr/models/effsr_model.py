@@ -35,6 +35,7 @@ from basicsr_effsr.utils.training import (
 
 __all__ = ['EffSRModel']
 
+LEAST_SCALE = 1.0  # of the loss under fp16; a gradient that overflows without being scaled up is a real infinity
 HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
@@ -87,8 +88,8 @@ class EffSRModel(SRModel):
     Under ``train``: ``losses`` {log name: loss}, beside the host's ``pixel_opt`` and ``perceptual_opt``;
     ``optim_g.type`` any optimizer of torch; ``amp`` (bf16, fp16); ``channels_last``; ``compile`` (true, or
     options of ``torch.compile``); ``grad_clip`` (largest norm); ``accumulate`` (the batch is worked off in so
-    many parts); ``max_nonfinite`` (so many iterations in a row with an infinite or NaN loss or gradient are
-    passed over, one more stops the run); ``progressive`` (patch sizes in stages). Under ``val``:
+    many parts); ``max_nonfinite`` (an iteration with an infinite or NaN loss or gradient is passed over, so many
+    in a row stop the run); ``progressive`` (patch sizes in stages). Under ``val``:
     ``self_ensemble``; ``tile`` {size, overlap, blend}; ``fuse`` (true: a network that offers ``fuse()`` is
     validated in its deployed form). ``docs/training.md`` describes each.
 
@@ -332,17 +333,9 @@ class EffSRModel(SRModel):
             self.scaler.unscale_(self.optimizer_g)
         if train.get('grad_clip'):
             torch.nn.utils.clip_grad_norm_(self.trained_parameters(), train['grad_clip'])
-        if train.get('max_nonfinite') and not self._all_finite():
-            self._nonfinite += 1
-            message = f'iteration {self.iteration}: loss or gradient is not finite'
-            if self._nonfinite > train['max_nonfinite']:
-                raise FloatingPointError(
-                    f'{message}, {self._nonfinite} times in a row; lower the learning rate, set train.grad_clip, or '
-                    'use amp: bf16 instead of fp16'
-                )
-            get_root_logger().warning(f'{message}; passed over ({self._nonfinite} in a row)')
-            if self.scaler:
-                self.scaler.update(self.scaler.get_scale() / 2)
+        failure = self._not_finite() if train.get('max_nonfinite') else ''
+        if failure:
+            self._pass_over(failure, train['max_nonfinite'])
             return False
         if self.scaler:
             self.scaler.step(self.optimizer_g)
@@ -351,10 +344,30 @@ class EffSRModel(SRModel):
             self.optimizer_g.step()
         return True
 
-    def _all_finite(self) -> bool:
-        losses = torch.stack(list(self._terms.values()))
-        fine = bool(torch.isfinite(losses).all()) and gradients_are_finite(self.trained_parameters())
-        return distributed.true_everywhere(fine, self.device)
+    def _not_finite(self) -> str:
+        """``loss`` or ``gradient``, whichever is infinite or NaN on any rank; empty if neither is."""
+        loss = bool(torch.isfinite(torch.stack(list(self._terms.values()))).all())
+        if distributed.true_everywhere(loss and gradients_are_finite(self.trained_parameters()), self.device):
+            return ''
+        return 'gradient' if distributed.true_everywhere(loss, self.device) else 'loss'
+
+    def _pass_over(self, failure: str, limit: int) -> None:
+        message = f'iteration {self.iteration}: {failure} is not finite'
+        if self.scaler:
+            scale = self.scaler.get_scale()
+            self.scaler.update()  # halves it if the gradient is not finite
+            if self.scaler.get_scale() < LEAST_SCALE:
+                self.scaler.update(LEAST_SCALE)
+            if failure == 'gradient' and scale > LEAST_SCALE:  # how a scaler finds its scale, no sign of divergence
+                get_root_logger().info(f'{message} at the loss scale {scale:g}; passed over with a smaller one next')
+                return
+        self._nonfinite += 1
+        if self._nonfinite >= limit:
+            raise FloatingPointError(
+                f'{message}, {self._nonfinite} times in a row; lower the learning rate, set train.grad_clip, or '
+                'use amp: bf16 instead of fp16'
+            )
+        get_root_logger().warning(f'{message}; passed over ({self._nonfinite} in a row)')
 
     def model_ema(self, decay: float = 0.999) -> None:
         update_average(self.net_g_ema, self.get_bare_model(self.net_g), decay)
