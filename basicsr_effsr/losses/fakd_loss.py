@@ -37,20 +37,23 @@ def _full_precision(device: str) -> Iterator[None]:
     The sign of nearly equal affinities decides the gradient; with fewer digits it is not rounded but wrong.
     """
     backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, 'matmul', None)]
-    name = 'fp32_precision'
-    if not hasattr(backends[0], name):  # torch < 2.9
-        backends, name = backends[:1], 'allow_tf32'
-    full = {'fp32_precision': 'ieee', 'allow_tf32': False}[name]
-    before = [getattr(backend, name) for backend in backends]
-    changed = [(backend, old) for backend, old in zip(backends, before, strict=True) if old not in ('none', full)]
-    for backend, _ in changed:
-        setattr(backend, name, full)
-    try:
-        with torch.autocast(device, enabled=False):
+    with torch.autocast(device, enabled=False):
+        if not hasattr(backends[0], 'fp32_precision'):  # torch < 2.9
+            precision = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision('highest')
+            try:
+                yield
+            finally:
+                torch.set_float32_matmul_precision(precision)
+            return
+        changed = [(b, b.fp32_precision) for b in backends if b.fp32_precision not in ('none', 'ieee')]
+        for backend, _ in changed:
+            backend.fp32_precision = 'ieee'
+        try:
             yield
-    finally:
-        for backend, old in changed:
-            setattr(backend, name, old)
+        finally:
+            for backend, old in changed:
+                backend.fp32_precision = old
 
 
 def _unit_columns(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
