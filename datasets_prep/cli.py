@@ -36,7 +36,7 @@ def _fail(error: BaseException) -> NoReturn:
     text = error.args[0] if isinstance(error, KeyError) else error
     errors.print('error:', style='red', end=' ')
     errors.print(str(text), markup=False)
-    raise typer.Exit(1)
+    raise typer.Exit(2)
 
 
 def _run(command: Callable, workers: int = 0, shard: str = '1/1', dry_run: bool = False, /, *args, **options) -> None:

@@ -20,10 +20,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from datasets_prep.files import same_folder, write_bytes
+from datasets_prep.files import same_folder, sweep_parts, write_bytes
 
 SETTINGS_FILE = '.prepared.json'
 INTERRUPTED = 130
+_UNFINISHED = 'unfinished'
+_END_OF_TIME = 2**63
+_TICK = 0.02  # seconds; the clocks of file systems go in steps of up to 10 ms
 _console = Console(stderr=True)
 
 
@@ -158,19 +161,47 @@ def protect_sources(command: str, jobs: Sequence[Job], folders: Sequence[Path]) 
                 )
 
 
-def claim_folder(folder: Path, settings: dict[str, Any], *, overwrite: bool = False) -> None:
+def claim_folder(
+    folder: Path,
+    settings: dict[str, Any],
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    names: tuple[str, ...] = (),
+) -> int:
     """Notes in ``folder`` how its files are made, so that another way of making them is not mixed in.
+
+    With ``overwrite`` the note says "unfinished" until ``OutputFolders.settle``, so that the files of before, of
+    other settings perhaps, are told from those made again: these are younger than the note. An unfinished folder
+    goes on being so for whoever claims it next with the same settings.
+
+    Args:
+        folder: the folder.
+        settings: what the files depend on.
+        overwrite: take a folder that was made with other settings.
+        dry_run: only look.
+        names: settings on which the names of the files depend, which even ``overwrite`` does not change,
+            because files of the old names would stay.
+
+    Returns:
+        Time (ns) up to which a file counts as not made; 0 when all count as made.
 
     Raises:
         ValueError: when the folder was made with other settings and ``overwrite`` is not given.
     """
     note = folder / SETTINGS_FILE
-    text = json.dumps(settings, sort_keys=True, indent=1)
-    if note.is_file():
-        before = json.loads(note.read_text(encoding='utf-8'))
-        if before == json.loads(text):
-            return
+    before = json.loads(note.read_text(encoding='utf-8')) if note.is_file() else None
+    unfinished = before is not None and before.pop(_UNFINISHED, False)
+    if before == settings and (unfinished or not overwrite):
+        return note.stat().st_mtime_ns if unfinished else 0
+    if before is not None and before != settings:
         changed = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
+        for key in ('command', *names):
+            if key in changed:
+                raise ValueError(
+                    f'{folder}: was made with {key}={before.get(key)!r}, now {settings.get(key)!r}; the files of the '
+                    'old names would stay beside the new ones, so choose another folder'
+                )
         if not overwrite:
             raise ValueError(
                 f'{folder}: was made with '
@@ -179,7 +210,58 @@ def claim_folder(folder: Path, settings: dict[str, Any], *, overwrite: bool = Fa
                 + ', '.join(f'{key}={settings.get(key)!r}' for key in changed)
                 + '; choose another folder or give --overwrite'
             )
-    write_bytes(note, text.encode())
+    if dry_run:
+        return _END_OF_TIME if overwrite else 0
+    _write_note(folder, {**settings, _UNFINISHED: True} if overwrite else settings)
+    if not overwrite:
+        return 0
+    time.sleep(_TICK)  # so that the files made now are younger than the note
+    return note.stat().st_mtime_ns
+
+
+def _write_note(folder: Path, settings: dict[str, Any]) -> None:
+    write_bytes(folder / SETTINGS_FILE, json.dumps(settings, sort_keys=True, indent=1).encode())
+
+
+class OutputFolders:
+    """The folders that a command writes to, claimed with their settings (``claim_folder``) and swept.
+
+    Args:
+        settings: of each folder, in values that JSON knows.
+        overwrite: make again what is there, whatever it was made with.
+        dry_run: only look.
+        names: settings on which the names of the files depend.
+
+    Raises:
+        ValueError: when a folder was made with other settings and ``overwrite`` is not given.
+    """
+
+    def __init__(
+        self,
+        settings: dict[Path, dict[str, Any]],
+        *,
+        overwrite: bool = False,
+        dry_run: bool = False,
+        names: tuple[str, ...] = (),
+    ) -> None:
+        self._settings = settings
+        self._since: dict[Path, int] = {}
+        for folder, its in settings.items():
+            self._since[folder] = claim_folder(folder, its, overwrite=overwrite, dry_run=dry_run, names=names)
+            if not dry_run:
+                sweep_parts(folder)
+
+    def is_done(self, job: Job) -> bool:
+        """Every output is there, up to date, and made with the settings of now."""
+        return job.is_done and all(
+            not self._since[path.parent] or path.stat().st_mtime_ns > self._since[path.parent] for path in job.outputs
+        )
+
+    def settle(self, jobs: Sequence[Job], summary: Summary) -> None:
+        """Takes the word "unfinished" from the notes when the jobs of all shards are done."""
+        if any(self._since.values()) and all(job.name in summary.results or self.is_done(job) for job in jobs):
+            for folder, its in self._settings.items():
+                _write_note(folder, its)
 
 
 def run_jobs(

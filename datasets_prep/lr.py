@@ -8,8 +8,8 @@ from math import lcm
 from pathlib import Path
 
 from datasets_prep.bicubic import imresize, mod_crop
-from datasets_prep.files import ImageError, list_images, read_image, sweep_parts, write_png
-from datasets_prep.jobs import Job, Plan, Summary, claim_folder, protect_sources, run_jobs
+from datasets_prep.files import ImageError, list_images, read_image, write_png
+from datasets_prep.jobs import Job, OutputFolders, Plan, Summary, protect_sources, run_jobs
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,15 @@ def make_lr(
     _refuse_equal_outputs(jobs)
     protect_sources('lr', jobs, [*folders.values(), *([hr_out] if hr_out is not None else [])])
 
+    common = {'command': 'lr', 'modulus': modulus, 'alpha': alpha}
+    settings = {path: {**common, 'filename_tmpl': filename_tmpl, 'scale': scale} for scale, path in folders.items()}
+    if hr_out is not None:
+        settings[hr_out] = common
+    claimed = OutputFolders(settings, overwrite=overwrite, dry_run=plan.dry_run, names=('filename_tmpl',))
+    summary = run_jobs('lr', jobs, _make_one, plan, is_done=claimed.is_done)
     if not plan.dry_run:
-        settings = {'command': 'lr', 'modulus': modulus, 'filename_tmpl': filename_tmpl, 'alpha': alpha}
-        for scale, folder in folders.items():
-            claim_folder(folder, {**settings, 'scale': scale}, overwrite=overwrite)
-            sweep_parts(folder)
-        if hr_out is not None:
-            claim_folder(hr_out, {'command': 'lr', 'modulus': modulus, 'alpha': alpha}, overwrite=overwrite)
-            sweep_parts(hr_out)
-    return run_jobs('lr', jobs, _make_one, plan, overwrite=overwrite)
+        claimed.settle(jobs, summary)
+    return summary
 
 
 def _refuse_equal_outputs(jobs: list[Job]) -> None:

@@ -6,11 +6,14 @@ sub-images of ``0001.png`` are ``0001_s001.png``, ``0001_s002.png``, ... row by 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets_prep.files import ImageError, image_size, list_images, read_image, sweep_parts, write_png
-from datasets_prep.jobs import Job, Plan, Summary, claim_folder, protect_sources, run_jobs
+from datasets_prep.files import ImageError, image_size, list_images, read_image, write_png
+from datasets_prep.jobs import Job, OutputFolders, Plan, Summary, protect_sources, run_jobs
+
+_NAME = re.compile(r'(?P<stem>.+)_s(?P<number>[0-9]{3,})\.png')
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def make_subimages(
         step: distance of two sub-images in HR pixels.
         thresh: a rest of at most this many HR pixels at the end gets no sub-image of its own.
         compression: PNG level, 0 to 9.
-        overwrite: make again what exists.
+        overwrite: make again what exists; sub-images of an earlier cut that the new one has not are removed.
         plan: workers, shard, dry run, progress.
 
     Returns:
@@ -101,12 +104,49 @@ def make_subimages(
     if not jobs:
         raise ValueError(f'subimages: {folder} holds no image; give the folder of the images to cut')
     protect_sources('subimages', jobs, [out])
+    names = ('scale', 'crop', 'step', 'thresh', 'compression')
+    settings = dict(zip(names, (scale, crop, step, thresh, compression), strict=True))
+    claimed = OutputFolders(
+        {out: {'command': 'subimages', **settings}}, overwrite=overwrite, dry_run=plan.dry_run, names=('scale',)
+    )
+    stale = _stale(out, jobs, [job for job in plan.mine(jobs) if not claimed.is_done(job)])
     if not plan.dry_run:
-        names = ('scale', 'crop', 'step', 'thresh', 'compression')
-        settings = dict(zip(names, (scale, crop, step, thresh, compression), strict=True))
-        claim_folder(out, {'command': 'subimages', **settings}, overwrite=overwrite)
-        sweep_parts(out)
-    return run_jobs('subimages', jobs, _cut, plan, overwrite=overwrite)
+        for path in stale:
+            path.unlink(missing_ok=True)
+    summary = run_jobs('subimages', jobs, _cut, plan, is_done=claimed.is_done)
+    if plan.dry_run:
+        summary.notes += [f'would remove {len(stale)} sub-images that the new cut has not'] if stale else []
+    else:
+        claimed.settle(jobs, summary)
+    return summary
+
+
+def _stale(out: Path, jobs: list[Job], todo: list[Job]) -> list[Path]:
+    """The sub-images, by their names, that an earlier cut of the sources in ``todo`` has left and no source has now.
+
+    Those of a source that cannot be read now stay.
+    """
+    if not out.is_dir():
+        return []
+    planned = {path.name for job in jobs for path in job.outputs}
+    stems = {job.task.stem for job in todo if job.outputs or _is_readable(job.task.source)}
+    found = []
+    for path in out.iterdir():
+        name = _NAME.fullmatch(path.name)
+        if name and name['stem'] in stems and path.name not in planned and path.name == _name(*name.group(1, 2)):
+            found.append(path)
+    return found
+
+
+def _is_readable(source: Path) -> bool:
+    try:
+        return bool(image_size(source))
+    except ImageError:
+        return False
+
+
+def _name(stem: str, number: int | str) -> str:
+    return f'{stem}_s{int(number):03d}.png'
 
 
 def _outputs(task: _Task) -> tuple[Path, ...]:
@@ -117,7 +157,7 @@ def _outputs(task: _Task) -> tuple[Path, ...]:
         count *= len(positions(width, task.crop, task.step, task.thresh))
     except ValueError:
         return ()
-    return tuple(task.out / f'{task.stem}_s{i:03d}.png' for i in range(1, count + 1))
+    return tuple(task.out / _name(task.stem, i) for i in range(1, count + 1))
 
 
 def _cut(task: _Task) -> int:
@@ -132,5 +172,5 @@ def _cut(task: _Task) -> int:
         for left in positions(img.shape[1], task.crop, task.step, task.thresh):
             number += 1
             part = img[top : top + task.crop, left : left + task.crop]
-            write_png(task.out / f'{task.stem}_s{number:03d}.png', part, compression=task.compression)
+            write_png(task.out / _name(task.stem, number), part, compression=task.compression)
     return number

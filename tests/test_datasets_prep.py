@@ -744,6 +744,114 @@ class TestOriginals:
         assert tree(tmp_path) == before
 
 
+class TestOverwrite:
+    """An interrupted --overwrite must not leave a mixed data set that passes as finished."""
+
+    @staticmethod
+    def interrupt_after(monkeypatch, module, name, count):
+        work, seen = getattr(module, name), []
+
+        def stop(task):
+            if len(seen) == count:
+                raise KeyboardInterrupt
+            seen.append(task)
+            return work(task)
+
+        monkeypatch.setattr(module, name, stop)
+
+    @pytest.fixture
+    def old_and_new(self, hr, tmp_path):
+        for i in range(3, 6):
+            write_png(hr / f'{i:04d}.png', noise(61, 74, 3, seed=i))
+
+        def lr(name, modulus, **options):
+            return make_lr(hr, tmp_path / name, scales=(4,), modulus=modulus, hr_out=tmp_path / name / 'HR', **options)
+
+        lr('LR', 4)
+        lr('fresh', 24)
+        return lr, tree(tmp_path / 'fresh')
+
+    @pytest.mark.parametrize('again', [False, True])
+    def test_lr_goes_on_with_what_was_not_made_again(self, old_and_new, tmp_path, monkeypatch, again):
+        from datasets_prep import lr as module
+
+        lr, fresh = old_and_new
+        with monkeypatch.context() as patch:
+            self.interrupt_after(patch, module, '_make_one', 2)
+            assert lr('LR', 24, overwrite=True).interrupted
+        assert tree(tmp_path / 'LR') != fresh
+        dry = lr('LR', 24, overwrite=again, plan=Plan(dry_run=True))
+        assert (dry.planned, dry.skipped) == (4, 2)
+        summary = lr('LR', 24, overwrite=again)
+        assert (summary.done, summary.skipped) == (4, 2)
+        assert tree(tmp_path / 'LR') == fresh
+        assert lr('LR', 24).skipped == 6
+        assert lr('LR', 24, overwrite=True).done == 6  # a finished data set is made anew
+
+    def test_a_shard_alone_does_not_finish_it(self, old_and_new, tmp_path):
+        lr, fresh = old_and_new
+        assert lr('LR', 24, overwrite=True, plan=Plan(shard=(1, 2))).done == 3
+        assert 'unfinished' in (tmp_path / 'LR' / 'X4' / '.prepared.json').read_text()
+        assert lr('LR', 24, overwrite=True, plan=Plan(shard=(2, 2))).done == 3
+        assert tree(tmp_path / 'LR') == fresh
+
+    def test_an_image_that_fails_leaves_it_unfinished(self, hr, old_and_new, tmp_path):
+        lr, fresh = old_and_new
+        png = (hr / '0002.png').read_bytes()
+        (hr / '0002.png').write_bytes(png[:60])
+        assert lr('LR', 24, overwrite=True).done == 5
+        (hr / '0002.png').write_bytes(png)
+        os.utime(hr / '0002.png', (1, 1))
+        assert lr('LR', 24).done == 1
+        assert tree(tmp_path / 'LR') == fresh
+
+    def test_the_dry_run_of_other_settings_is_refused_as_the_run_is(self, old_and_new):
+        with pytest.raises(ValueError, match='made with modulus=4, now asked for modulus=24'):
+            old_and_new[0]('LR', 24, plan=Plan(dry_run=True))
+        assert old_and_new[0]('LR', 24, overwrite=True, plan=Plan(dry_run=True)).planned == 6
+
+    def test_names_that_would_stay_beside_the_new_ones_are_refused(self, old_and_new, hr, tmp_path):
+        with pytest.raises(ValueError, match=r"'\{\}', now '\{\}x4'; the files of the old names would stay"):
+            old_and_new[0]('LR', 4, filename_tmpl='{}x4', overwrite=True)
+        make_subimages(hr, tmp_path / 'sub', crop=24, step=12)
+        with pytest.raises(ValueError, match='scale=1, now 4; the files of the old names would stay'):
+            make_subimages(hr, tmp_path / 'sub', crop=24, step=12, scale=4, overwrite=True)
+
+    @pytest.mark.parametrize('interrupted', [False, True])
+    def test_sub_images_of_the_old_plan_go(self, hr, tmp_path, monkeypatch, interrupted):
+        from datasets_prep import subimages as module
+
+        out = tmp_path / 'sub'
+        make_subimages(hr, tmp_path / 'fresh', crop=36, step=24)
+        make_subimages(hr, out, crop=24, step=12)
+        mine = ('0000_s01.png', '0000_s0999.png', '0000_sketch.png', 'other_s999.png', '0000_s999.jpg')
+        for name in mine:
+            (out / name).write_text('mine')
+        if interrupted:
+            with monkeypatch.context() as patch:
+                self.interrupt_after(patch, module, '_cut', 1)
+                assert make_subimages(hr, out, crop=36, step=24, overwrite=True).interrupted
+            make_subimages(hr, out, crop=36, step=24)
+        else:
+            dry = make_subimages(hr, out, crop=36, step=24, overwrite=True, plan=Plan(dry_run=True))
+            assert 'would remove 29 sub-images that the new cut has not' in dry.notes
+            make_subimages(hr, out, crop=36, step=24, overwrite=True)
+        assert tree(out) == tree(tmp_path / 'fresh') | dict.fromkeys(mine, b'mine')
+
+    def test_sub_images_of_a_source_that_shrank_go(self, hr, tmp_path):
+        make_subimages(hr, tmp_path / 'sub', crop=24, step=12)
+        write_png(hr / '0000.png', noise(24, 24, 3))
+        assert make_subimages(hr, tmp_path / 'sub', crop=24, step=12).done == 1
+        assert [p.name for p in (tmp_path / 'sub').glob('0000*')] == ['0000_s001.png']
+
+    def test_sub_images_of_a_source_that_cannot_be_read_stay(self, hr, tmp_path):
+        make_subimages(hr, tmp_path / 'sub', crop=24, step=12)
+        before = {p.name for p in (tmp_path / 'sub').glob('0000*')}
+        (hr / '0000.png').write_bytes(b'')
+        assert len(make_subimages(hr, tmp_path / 'sub', crop=24, step=12, overwrite=True).failed) == 1
+        assert {p.name for p in (tmp_path / 'sub').glob('0000*')} == before
+
+
 class TestSample:
     def test_pairs_are_exact_and_the_held_out_are_not_trained_on(self, tmp_path):
         assert write_sample(tmp_path) == {'train': 7, 'val': 2}
@@ -818,7 +926,7 @@ class TestCommandLine:
     )
     def test_wrong_words_end_in_one_sentence(self, words, message):
         result = self.run(*words)
-        assert result.exit_code == 1
+        assert result.exit_code == 2
         assert message in result.output
         assert 'Traceback' not in result.output
 

@@ -12,7 +12,7 @@ FAULTS = runpy.run_path(str(Path(__file__).parent / 'faults' / 'kill_datasets_pr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('command', ['lr', 'lmdb', 'pack', 'download'])
+@pytest.mark.parametrize('command', ['lr', 'lmdb', 'pack', 'download', 'lr+overwrite', 'subimages+overwrite'])
 def test_a_killed_command_ends_with_the_same_bytes(command, tmp_path):
     images, server = FAULTS['prepare'](tmp_path, count=6, side=200)
     try:

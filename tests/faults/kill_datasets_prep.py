@@ -5,6 +5,9 @@ Run: python tests/faults/kill_datasets_prep.py --kills 20
 After every kill nothing of the killed run may be alive, and every visible file must be whole. When a run comes
 to its end before it is killed, the data set is compared, removed, and begun anew. In the end it must be equal to
 that of the undisturbed run in every byte of every file, hidden ones included.
+
+The commands with "+overwrite" begin with a data set of other settings: --overwrite is killed, and what follows runs
+with or without the word. A run that ends well must have left nothing of the old settings.
 """
 
 from __future__ import annotations
@@ -30,7 +33,24 @@ from datasets_prep.bicubic import imresize
 from datasets_prep.files import write_png
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-COMMANDS = ('lr', 'subimages', 'meta-info', 'lmdb', 'pack', 'verify', 'sample', 'download')
+OVERWRITE = '+overwrite'
+OTHERWISE = {  # other settings than those of command_line
+    'lr': ['--modulus', 24],
+    'subimages': ['--crop', 144, '--step', 96],
+    'lmdb': ['--compression', 3],
+}
+COMMANDS = (
+    'lr',
+    'subimages',
+    'meta-info',
+    'lmdb',
+    'pack',
+    'verify',
+    'sample',
+    'download',
+    *(name + OVERWRITE for name in OTHERWISE),
+)
+REFUSED = 2
 
 
 def command_line(command: str, images: Path, out: Path) -> list[str]:
@@ -44,7 +64,10 @@ def command_line(command: str, images: Path, out: Path) -> list[str]:
         'verify': [images, '-j', 2, '--report', out / 'report.json'],
         'sample': [out / 'sample', '--pack'],
         'download': ['Mini', '--root', out, '--sources', images.parent / 'sources.json'],
-    }[command]
+    }[command.removesuffix(OVERWRITE)]
+    if command.endswith(OVERWRITE):
+        command = command.removesuffix(OVERWRITE)
+        words = [*words, *OTHERWISE[command]]
     return [sys.executable, '-m', 'datasets_prep', command, *map(str, words)]
 
 
@@ -80,29 +103,43 @@ def torture(command: str, images: Path, folder: Path, kills: int, rng: random.Ra
     Raises:
         AssertionError: when a process survives, a visible file is not whole, or the end differs.
     """
-    expected_at, out = folder / f'{command}-expected', folder / f'{command}-killed'
+    expected_at, out, old_at = (folder / f'{command}-{name}' for name in ('expected', 'killed', 'old'))
     begin = time.monotonic()
     subprocess.run(command_line(command, images, expected_at), check=True, capture_output=True)
     duration = time.monotonic() - begin
     expected = tree(expected_at)
     assert expected, f'{command} wrote nothing'
+    remakes = command.endswith(OVERWRITE)
+    if remakes:
+        line = command_line(command.removesuffix(OVERWRITE), images, old_at)
+        subprocess.run(line, check=True, capture_output=True)
+        shutil.copytree(old_at, out)
+    old = tree(old_at)
+    assert not remakes or any(old.get(name) != data for name, data in expected.items()), f'{command}: equal to the old'
 
-    killed = completed = 0
+    killed = completed = refused = 0
     while killed < kills:
         started = time.monotonic()
+        # what was not begun with the word is refused without it
+        word = ['--overwrite'] if remakes and (tree(out) == old or rng.random() < 0.5) else []
         process = subprocess.Popen(
-            command_line(command, images, out),
+            command_line(command, images, out) + word,
             start_new_session=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         try:
             code = process.wait(timeout=rng.uniform(0.1, 1.0) * duration)
+            if remakes and not word and code == REFUSED:
+                refused += 1
+                continue
             duration = min(duration, time.monotonic() - started)  # the machine may have become quicker
             assert code == 0, f'{command}: an undisturbed run ends with {code}'
             assert tree(out) == expected, f'{command}: a completed run differs'
             completed += 1
             shutil.rmtree(out)
+            if remakes:
+                shutil.copytree(old_at, out)
             continue
         except subprocess.TimeoutExpired:
             process.send_signal(rng.choice(SIGNALS))
@@ -113,12 +150,23 @@ def torture(command: str, images: Path, folder: Path, kills: int, rng: random.Ra
             assert time.monotonic() < deadline, f'{command}: processes outlive their parent'
             time.sleep(0.01)
         for name, data in tree(out).items() if out.exists() else ():
-            assert hidden(name) or data == expected.get(name), f'{command}: {name} is not whole after a kill'
-    subprocess.run(command_line(command, images, out), check=True, capture_output=True)
+            assert hidden(name) or data in (expected.get(name), old.get(name)), (
+                f'{command}: {name} is not whole after a kill'
+            )
+    last = subprocess.run(command_line(command, images, out), capture_output=True)
+    if remakes and last.returncode == REFUSED:
+        last = subprocess.run([*command_line(command, images, out), '--overwrite'], capture_output=True)
+    assert last.returncode == 0, f'{command}: the last run ends with {last.returncode}: {last.stderr!r}'
     found = tree(out)
     differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
     assert not differing, f'{command}: differs in {differing}'
-    return {'kills': killed, 'completed meanwhile': completed, 'files': len(found), 'seconds of a run': duration}
+    return {
+        'kills': killed,
+        'completed meanwhile': completed,
+        'refused meanwhile': refused,
+        'files': len(found),
+        'seconds of a run': duration,
+    }
 
 
 def serve(archive: Path, table: Path) -> ThreadingHTTPServer:
