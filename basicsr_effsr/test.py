@@ -1,6 +1,6 @@
 """``python -m basicsr_effsr.test -opt FILE``: BasicSR's testing, with our classes, in this folder.
 
-The host's own flags. Works without the automatic loading (old torch, ``BASICSR_EFFSR_AUTOLOAD=0``);
+The host's own flags. Works without the automatic loading (``BASICSR_EFFSR_AUTOLOAD=0``);
 outputs go to the current directory.
 """
 
