@@ -611,6 +611,47 @@ class TestDistillation:
         model.optimize_parameters(1)
         assert not torch.equal(model.adapters[0].weight, start)
 
+    @pytest.mark.parametrize('weights', [{'alpha': 0, 'beta': 0, 'gamma': 0}, {'alpha': 0, 'beta': 0}])
+    def test_nothing_to_train_on_is_refused(self, opt, tmp_path, weights):
+        opt = self.option(opt, tmp_path)
+        opt['train']['distill'] = weights
+        with pytest.raises(ValueError, match='DistillationModel: nothing is left to train on, alpha and beta'):
+            trained(opt, [])
+        model = trained(change(opt, losses={'l_one': {'type': 'L1Loss'}}), batches(1))
+        assert list(model.get_current_log()) == ['l_one']
+
+    def test_a_loss_that_cannot_compare_a_pair_is_refused_at_the_start(self, opt, tmp_path):
+        opt = self.option(opt, tmp_path, feature_pairs={'body.0': 'block_1'}, feature_loss={'type': 'L1Loss'})
+        shapes = r'body\.0 with block_1, which have the shapes \(1, 4, 32, 32\) and \(1, 8, 32, 32\); set .*adapter'
+        with pytest.raises(ValueError, match=f'DistillationModel: L1Loss must be able to compare {shapes}'):
+            trained(opt, [])
+        opt['network_g']['width'] = 1  # which torch would stretch to 8
+        with pytest.raises(ValueError, match=r'must be able to compare .* \(1, 1, 32, 32\) and \(1, 8, 32, 32\)'):
+            trained(opt, [])
+        opt['train']['distill']['adapter'] = 'conv1x1'
+        assert trained(opt, batches(1)).get_current_log()['l_feat'] > 0
+
+    @pytest.mark.parametrize(
+        ('ours', 'theirs', 'built'),
+        [
+            (None, None, 1),
+            ('none', None, 0),
+            (None, 'none', 0),
+            ('none', 'none', 0),
+            ('conv1x1', None, 1),
+            (None, 'conv1x1', 1),
+        ],
+    )
+    def test_the_adapter_is_built_as_asked_in_either_place(self, opt, tmp_path, ours, theirs, built):
+        loss = {'type': 'FAKDLoss'} | ({'adapter': theirs} if theirs else {})
+        opt = self.option(opt, tmp_path, feature_pairs={'body.0': 'block_1'}, feature_loss=loss, adapter=ours)
+        assert len(trained(opt, []).adapters) == built
+
+    def test_two_places_that_contradict_each_other_are_refused(self, opt, tmp_path):
+        loss = {'type': 'FAKDLoss', 'adapter': 'conv1x1'}
+        with pytest.raises(ValueError, match=r"adapter must agree, got 'none' and 'conv1x1'; give one of them"):
+            trained(self.option(opt, tmp_path, feature_loss=loss, adapter='none'), [])
+
     def test_the_teacher_is_in_channels_last_too(self, opt, tmp_path):
         opt = self.option(opt, tmp_path)
         assert in_channels_last(trained(change(opt, channels_last=True), []).net_t)

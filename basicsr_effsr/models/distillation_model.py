@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ class DistillationModel(EffSRModel):
     * ``feature_pairs``: {submodule of the student: submodule of the teacher}, names as in ``named_modules()``. Tokens
       (N, HW, C) are laid out as maps; maps of a teacher that pads to whole windows are cropped to the image.
     * ``feature_loss``: option of a loss (student, teacher) -> scalar.
-    * ``adapter``: none (default) or conv1x1, a trained convolution from the student's channels to the teacher's; a
-      loss that has an option of this name (FAKDLoss) decides itself.
+    * ``adapter``: none or conv1x1, a trained convolution from the student's channels to the teacher's; left out, what
+      a loss with an option of this name says (FAKDLoss: conv1x1), else none.
     * ``teacher_dtype``: fp32 (default), bf16 or fp16.
 
     The teacher is in eval mode, gets no gradient and is never saved. Adapters are trained by the student's optimizer
@@ -77,6 +78,20 @@ class DistillationModel(EffSRModel):
         for key, choices in (('teacher_dtype', tuple(TEACHER_DTYPES)), ('adapter', ADAPTERS)):
             if distill.get(key) not in (None, *choices):
                 raise ValueError(f'{who}: train.distill.{key} must be one of {choices}, got {distill[key]!r}')
+        pairs = distill.get('feature_pairs')
+        kinds = {kind for kind in (distill.get('adapter'), (distill.get('feature_loss') or {}).get('adapter')) if kind}
+        if len(kinds) > 1:
+            raise ValueError(
+                f'{who}: train.distill.adapter and train.distill.feature_loss.adapter must agree, got '
+                f'{distill["adapter"]!r} and {distill["feature_loss"]["adapter"]!r}; give one of them'
+            )
+        weights = DEFAULTS | distill
+        asked = [opt['train'].get(key) for key in ('losses', 'pixel_opt', 'perceptual_opt')]
+        if not (weights['alpha'] or weights['beta'] or (weights['gamma'] and pairs) or any(asked)):
+            raise ValueError(
+                f'{who}: nothing is left to train on, alpha and beta of train.distill are 0, and so is gamma or it '
+                'has no feature_pairs; give one of them a weight, or name train.losses'
+            )
         if not opt.get('network_t') or not opt['path'].get('pretrain_network_t'):
             raise ValueError(
                 f'{who}: the teacher needs network_t and path.pretrain_network_t (its weights); give both, or use '
@@ -99,7 +114,7 @@ class DistillationModel(EffSRModel):
         self.tap_g = FeatureTap(self.get_bare_model(self.net_g), self.pairs)
         self.tap_t = FeatureTap(self.net_t, self.pairs.values())
         self.feature_loss = build_loss(distill['feature_loss']).to(self.device) if self.pairs else None
-        self.adapters = self._build_adapters(getattr(self.feature_loss, 'adapter', distill.get('adapter')))
+        self.adapters = self._build_adapters(distill.get('adapter') or getattr(self.feature_loss, 'adapter', None))
         super().init_training_settings()
 
     def _build_teacher(self, dtype: torch.dtype) -> nn.Module:
@@ -144,10 +159,25 @@ class DistillationModel(EffSRModel):
         for name, teacher in zip(self.pairs, features_t, strict=True):
             features = as_map(self.tap_g.take(name), (side, side))
             if kind == 'conv1x1':
-                adapters.append(semi_orthogonal_conv1x1(features.shape[1], teacher.shape[1]))
-        modules = nn.ModuleList(adapters).to(self.device)
+                adapters.append(semi_orthogonal_conv1x1(features.shape[1], teacher.shape[1]).to(self.device))
+                features = adapters[-1](features.float())
+            self._try_feature_loss(name, features.float(), teacher)
+        modules = nn.ModuleList(adapters)
         distributed.same_on_all_ranks(modules)
         return modules
+
+    def _try_feature_loss(self, name: str, student: Tensor, teacher: Tensor) -> None:
+        assert self.feature_loss is not None
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings('error', 'Using a target size')  # torch would broadcast
+                self.feature_loss(student, teacher)
+        except (RuntimeError, UserWarning) as error:
+            raise ValueError(
+                f'{type(self).__name__}: {type(self.feature_loss).__name__} must be able to compare {name} with '
+                f'{self.pairs[name]}, which have the shapes {tuple(student.shape)} and {tuple(teacher.shape)}; set '
+                'train.distill.adapter: conv1x1 where channels differ, choose other feature_pairs, or use FAKDLoss'
+            ) from error
 
     def setup_optimizers(self) -> None:
         super().setup_optimizers()
