@@ -56,10 +56,14 @@ def test_train_resume_and_test_leave_everything_where_the_user_stands(photos, tm
 
 
 def test_our_own_commands_need_no_hook(photos, tmp_path):
+    """Not even in the loader processes, which spawn starts with nothing but the main module under a launcher."""
     opt = short_run(photos, TINY_HASN, iters=2)
+    opt['datasets']['train']['num_worker_per_gpu'] = 1
     file = write(opt, tmp_path / 'short.yml')
     off = {'BASICSR_EFFSR_AUTOLOAD': '0', 'TORCH_DEVICE_BACKEND_AUTOLOAD': '0'}
-    out = logged('-m', 'basicsr_effsr.train', '-opt', file, '--local-rank=0', cwd=tmp_path, **off)
+    launcher = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=1')
+    words = ('-m', 'basicsr_effsr.train', '-opt', file, '--launcher', 'pytorch', '--local-rank=0')
+    out = logged(*launcher, *words, cwd=tmp_path, **off)
     assert len(losses(out)) == 2
     twin = tested(opt, tmp_path / 'experiments' / 'short' / 'models' / 'net_g_latest.pth')
     out = logged('-m', 'basicsr_effsr.test', '-opt', write(twin, tmp_path / 'test.yml'), cwd=tmp_path, **off)
