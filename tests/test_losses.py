@@ -343,13 +343,21 @@ class TestPerceptual:
         """Same parameters, same values at a layer before and at one after its activation."""
         import torchvision
 
-        reference = getattr(torchvision.models, network)
         with torch.device('meta'):
-            theirs = reference().features
-        ours = VGGFeatures(network, ['pool5'])
+            theirs = getattr(torchvision.models, network)().features
+        ours = VGGFeatures(network, ['conv3_2', 'relu4_1', 'pool5'])
+        theirs.load_state_dict(ours.state_dict(), assign=True)
         shapes = {key: value.shape for key, value in theirs.state_dict().items()}
         assert {key: value.shape for key, value in ours.state_dict().items()} == shapes
         assert [type(m).__name__ for m in theirs] == [type(m).__name__ for m in ours.children()]
+        index = {'vgg16': {'conv3_2': 12, 'relu4_1': 18}, 'vgg19': {'conv3_2': 12, 'relu4_1': 20}}[network]
+        x = torch.rand(1, 3, 32, 48)
+        with torch.no_grad():
+            found = ours(x)
+            for layer, last in {**index, 'pool5': len(theirs) - 1}.items():
+                torch.testing.assert_close(found[layer], theirs[: last + 1](x), msg=f'{layer} differs')
+        assert (found['conv3_2'] < 0).any()
+        assert found['pool5'].shape == (1, 512, 1, 1)
 
     def test_named_layers_are_the_right_activations(self):
         features = VGGFeatures('vgg19', ['relu2_2', 'conv2_2', 'conv1_1'])
