@@ -19,7 +19,7 @@ from basicsr.utils import check_resume
 from host import logged
 from runs import TINY_HASN, short_run, write
 
-from basicsr_effsr._loop import enlarge_ratio_for, iterations_that_run, load_resume_state
+from basicsr_effsr._loop import enlarge_ratio_for, iterations_that_run, load_resume_state, replacements
 from basicsr_effsr.data.resumable_sampler import Plan
 from basicsr_effsr.models.effsr_model import EffSRModel
 from basicsr_effsr.utils.checkpoint import CheckpointError
@@ -353,3 +353,22 @@ class TestEarlyEnd:
         opt['train']['progressive'] = {'gt_size': [64, 96], 'iters': [2, 2]}
         with pytest.raises(ValueError, match='PairedImageDataset cannot change its patches'):
             train(opt)
+
+    @pytest.mark.parametrize('progressive', [None, {'gt_size': [64, 96], 'iters': [2, 2], 'batch': [3, 1]}])
+    def test_gpus_of_one_process_take_a_batch_each(self, progressive):
+        """BasicSR's DataParallel, with and without stages."""
+
+        class Images(torch.utils.data.Dataset):
+            def __len__(self):
+                return 100
+
+            def __getitem__(self, index):
+                return int(index)
+
+        Images.__module__ = 'basicsr_effsr.data'
+        data = {'phase': 'train', 'batch_size_per_gpu': 3, 'num_worker_per_gpu': 0}
+        ours = replacements({'train': {'progressive': progressive, 'total_iter': 4}, 'manual_seed': 0})
+        sampler = ours['EnlargedSampler'](Images(), 1, 0)
+        loader = ours['build_dataloader'](Images(), data, num_gpu=2, dist=False, sampler=sampler, seed=0)
+        expected = [6, 6, 6, 6] if progressive is None else [6, 6, 2, 2]
+        assert [len(batch) for batch, _ in zip(loader, range(4), strict=False)] == expected
