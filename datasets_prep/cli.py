@@ -33,9 +33,11 @@ def _app() -> None:
 
 
 def _fail(error: BaseException) -> NoReturn:
-    text = error.args[0] if isinstance(error, KeyError) else error
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f'{error.filename}: {(error.strerror or "cannot be used")}'
     errors.print('error:', style='red', end=' ')
-    errors.print(str(text), markup=False)
+    errors.print(text, markup=False)
     raise typer.Exit(2)
 
 
@@ -46,7 +48,7 @@ def _run(command: Callable, workers: int = 0, shard: str = '1/1', dry_run: bool 
     try:
         plan = Plan(workers, parse_shard(shard), dry_run, progress=errors.is_terminal)
         summary = command(*args, plan=plan, **options)
-    except (KeyError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         _fail(error)
     except KeyboardInterrupt:
         errors.print('interrupted; run the same command again to go on')
@@ -245,7 +247,7 @@ def verify(
     hr: Annotated[Path, typer.Argument(help='HR images: a folder, an .lmdb or a .pack.')],
     lr: Annotated[Path | None, typer.Argument(help='LR images, likewise.')] = None,
     scale: Annotated[int, typer.Option(help='HR size over LR size.')] = 1,
-    filename_tmpl: Annotated[str, typer.Option(help='LR stem from the HR stem; DIV2K X4: {}x4.')] = '{}',
+    filename_tmpl: Annotated[str, typer.Option(help='LR stem from the HR stem; DIV2K: {}x{scale}.')] = '{}',
     bicubic: Annotated[bool, typer.Option(help='Compare LR with the bicubic of HR.')] = True,
     tolerance: Annotated[float, typer.Option(help='Allowed fraction of differing values.')] = 0.0,
     border: Annotated[int, typer.Option(help='LR pixels along the sides not compared; 2 for sub-images.')] = 0,

@@ -67,6 +67,8 @@ def read_sources(path: Path = SOURCES) -> dict[str, dict[str, Any]]:
         ValueError: when it is not such a table.
         FileNotFoundError: when it does not exist.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: no such file; give a table of sources like {SOURCES.name}')
     try:
         sets = json.loads(path.read_text(encoding='utf-8'))['sets']
         for name, entry in sets.items():
@@ -115,11 +117,13 @@ def download(
         What became of each archive.
 
     Raises:
-        KeyError: for a data set that is not in the table.
-        ValueError: for a bad table.
+        ValueError: for a bad table, or a data set that is not in it.
+        FileNotFoundError: when the table or the folder ``archives`` does not exist.
     """
     plan = plan or Plan()
     table = read_sources(sources)
+    if archives is not None and not archives.is_dir():
+        raise FileNotFoundError(f'download: --archives {archives}: no such folder; give the one with the archives')
     wanted = _with_needs(names, table)
     summary = Summary('download')
     todo = []
@@ -150,7 +154,7 @@ def _with_needs(names: list[str], table: dict[str, dict[str, Any]]) -> list[str]
     wanted: list[str] = []
     for name in names:
         if name not in table:
-            raise KeyError(f'download: {name!r} is not in the table; known are {", ".join(table)}')
+            raise ValueError(f'download: {name!r} is not in the table; known are {", ".join(table)}')
         wanted += [need for need in table[name].get('needs', []) if need not in wanted]
         wanted += [name] if name not in wanted else []
     return wanted

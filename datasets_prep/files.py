@@ -181,8 +181,10 @@ def refuse_image_name(command: str, path: Path) -> None:
     """Keeps a text file from being written over an image or a data set.
 
     Raises:
-        ValueError: when ``path`` has the name of one.
+        ValueError: when ``path`` has the name of one, or is a folder.
     """
+    if path.is_dir():
+        raise ValueError(f'{command}: {path}: is a folder; give the name of the text file')
     if path.suffix.lower() in (*IMAGE_SUFFIXES, '.pack', '.mdb'):
         raise ValueError(
             f'{command}: {path}: is the name of an image or a data set, not of a text file; choose another'

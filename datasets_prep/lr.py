@@ -10,6 +10,7 @@ from pathlib import Path
 from datasets_prep.bicubic import imresize, mod_crop
 from datasets_prep.files import ImageError, list_images, read_image, write_png
 from datasets_prep.jobs import Job, OutputFolders, Plan, Summary, protect_sources, run_jobs
+from datasets_prep.templates import check_file_template, check_folder_template
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,10 @@ def make_lr(
         raise ValueError(f'lr: modulus must be a multiple of every scale of {scales}, got {modulus}')
     if alpha not in ('refuse', 'drop'):
         raise ValueError(f"lr: alpha must be 'refuse' or 'drop', got {alpha!r}")
-    if len({folder_tmpl.format(scale=scale) for scale in scales}) < len(scales):
-        raise ValueError(f'lr: folder_tmpl must tell the scales apart with {{scale}}, got {folder_tmpl!r}')
+    if len(set(scales)) < len(scales):
+        raise ValueError(f'lr: scales must be different, got {", ".join(map(str, scales))}')
+    check_folder_template('lr: --folder-tmpl', folder_tmpl, several=len(scales) > 1)
+    check_file_template('lr: --filename-tmpl', filename_tmpl, scale=True)
 
     folders = {scale: out / folder_tmpl.format(scale=scale) for scale in scales}
     jobs = []

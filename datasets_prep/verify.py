@@ -13,6 +13,7 @@ from datasets_prep.bicubic import imresize
 from datasets_prep.files import ImageError, write_bytes
 from datasets_prep.jobs import Job, Plan, Summary, run_jobs
 from datasets_prep.stores import PackStore, open_store, worker_store
+from datasets_prep.templates import check_file_template
 
 _CUT_BORDER = 2  # the widened kernel reaches two LR pixels to either side
 
@@ -50,7 +51,8 @@ def verify(
         hr: HR images.
         lr: LR images, or None to check ``hr`` alone.
         scale: HR size over LR size.
-        filename_tmpl: stem of an LR file from that of its HR file; BasicSR's option of this name.
+        filename_tmpl: stem of an LR file from that of its HR file; BasicSR's option of this name, where
+            ``{scale}`` may be used too.
         bicubic: compare the pixels with the bicubic of HR.
         tolerance: allowed fraction of differing values, 0 to 1.
         border: LR pixels along each side whose values are not compared; 2 for sub-images, which were cut
@@ -70,6 +72,7 @@ def verify(
         raise ValueError(
             f'verify: scale must be positive, tolerance 0 to 1, border not negative, got {scale}, {tolerance}, {border}'
         )
+    check_file_template('verify: --filename-tmpl', filename_tmpl, scale=True)
     worker_store.cache_clear()
     hr_store = open_store(hr)
     if not hr_store.names:
@@ -78,7 +81,7 @@ def verify(
 
     summary = Summary('verify')
     present = set(lr_store.names) if lr_store else set()
-    wanted = {filename_tmpl.format(name): name for name in hr_store.names}
+    wanted = {filename_tmpl.format(name, scale=scale): name for name in hr_store.names}
     if lr_store is not None:
         for name in sorted(present - set(wanted)):
             summary.failed[lr_store.where(name)] = f'has no HR image in {hr}'

@@ -292,7 +292,7 @@ class TestLR:
             ({'scales': (0,)}, 'scales must be positive'),
             ({'scales': (2, 3), 'modulus': 4}, 'modulus must be a multiple'),
             ({'alpha': 'maybe'}, 'alpha must be'),
-            ({'folder_tmpl': 'LR'}, 'tell the scales apart'),
+            ({'folder_tmpl': 'LR'}, 'folder-tmpl must hold'),
         ],
     )
     def test_impossible_options_are_refused(self, hr, tmp_path, options, words):
@@ -738,6 +738,8 @@ class TestOriginals:
         before = tree(tmp_path)
         with pytest.raises(ValueError, match=r'0000\.png: is the name of an image'):
             make_meta_info(hr, hr / '0000.png')
+        with pytest.raises(ValueError, match='is a folder'):
+            make_meta_info(hr, tmp_path)
         result = TestCommandLine.run('verify', hr, '-j', 0, '--report', hr / '0000.png')
         assert result.exit_code != 0
         assert 'is the name of an image' in result.output
@@ -922,13 +924,43 @@ class TestCommandLine:
             (('subimages', 'absent', 'out', '--shard', '5/4'), '--shard must be i/n'),
             (('download', 'DIV3K'), 'is not in the table'),
             (('pack', 'absent', 'out.bin'), 'must end in .pack'),
+            (('lr', 'HR', 'out', '--filename-tmpl', '{1}'), 'lr: --filename-tmpl must hold {} for the HR stem'),
+            (('lr', 'HR', 'out', '--filename-tmpl', '{name}'), "may hold {scale}, got '{name}'"),
+            (('lr', 'HR', 'out', '--filename-tmpl', '{'), "may hold {scale}, got '{'"),
+            (('lr', 'HR', 'out', '--filename-tmpl', 'x'), 'lr: --filename-tmpl must hold {} for the HR stem'),
+            (('lr', 'HR', 'out', '--filename-tmpl', '../{}'), 'must give a plain file name'),
+            (('lr', 'HR', 'out', '--filename-tmpl', '{0.a}'), "may hold {scale}, got '{0.a}'"),
+            (('lr', 'HR', 'out', '--filename-tmpl', '{:d}'), "may hold {scale}, got '{:d}'"),
+            (('lr', 'HR', 'out', '--folder-tmpl', '{}'), "lr: --folder-tmpl must hold {scale}, got '{}'"),
+            (('lr', 'HR', 'out', '--folder-tmpl', '{x'), "lr: --folder-tmpl must hold {scale}, got '{x'"),
+            (('lr', 'HR', 'out', '--folder-tmpl', 'LR'), "lr: --folder-tmpl must hold {scale}, got 'LR'"),
+            (('lr', 'HR', 'out', '--folder-tmpl', '../X{scale}'), 'must stay below the folder'),
+            (('lr', 'HR', 'out', '--scales', '2,2'), 'scales must be different, got 2, 2'),
+            (('verify', 'HR', 'HR', '--filename-tmpl', '{1}'), 'verify: --filename-tmpl must hold {} for the HR stem'),
+            (('download', 'LSDIR', '--archives', 'nope'), 'download: --archives nope: no such folder'),
+            (('download', 'DIV2K', '--sources', 'nope'), 'nope: no such file'),
+            (('download', '--sources', 'nope'), 'nope: no such file'),
         ],
     )
-    def test_wrong_words_end_in_one_sentence(self, words, message):
+    def test_wrong_words_end_in_one_sentence(self, words, message, hr, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
         result = self.run(*words)
         assert result.exit_code == 2
         assert message in result.output
-        assert 'Traceback' not in result.output
+        assert result.output.count('\n') == 1
+        assert sorted(p.name for p in tmp_path.iterdir()) == ['HR']
+
+    def test_an_error_of_the_system_is_told_without_its_number(self, hr, tmp_path):
+        (tmp_path / 'out').write_text('a file')
+        result = self.run('subimages', hr, tmp_path / 'out' / 'sub', '--crop', 24, '--step', 12, '-j', 0)
+        assert result.exit_code == 2
+        assert result.output == f'error: {tmp_path / "out" / "sub"}: Not a directory\n'
+
+    def test_verify_knows_the_templates_of_lr(self, hr, tmp_path):
+        words = ('--filename-tmpl', '{}x{scale}', '-j', 0)
+        assert self.run('lr', hr, tmp_path, '--scales', 2, '--hr-out', tmp_path / 'GT', *words).exit_code == 0
+        result = self.run('verify', tmp_path / 'GT', tmp_path / 'X2', '--scale', 2, *words)
+        assert result.exit_code == 0, result.output
 
     def test_every_option_of_the_table_is_shown(self):
         result = self.run('download')

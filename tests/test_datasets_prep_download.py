@@ -332,7 +332,7 @@ class TestDownload:
         assert download(['ByHand'], tmp_path / 'd', sources=table).skipped == 1
 
     def test_an_unknown_data_set_lists_the_known(self, table, tmp_path):
-        with pytest.raises(KeyError, match='known are Mini, Both, ByHand'):
+        with pytest.raises(ValueError, match='known are Mini, Both, ByHand'):
             download(['Maxi'], tmp_path, sources=table)
 
     def test_our_table_is_complete_and_claims_no_checksum_by_accident(self):
