@@ -810,5 +810,12 @@ class TestFeatureTap:
         with tap.recording():
             net(torch.ones(1, 3, 2, 2))
         assert tap.take('0').shape == (1, 2, 2, 2)
-        with pytest.raises(KeyError):
+        with pytest.raises(KeyError, match="Sequential has a submodule '0' that gave nothing; name one"):
             tap.take('0')
+
+    def test_a_feature_is_one_tensor(self):
+        net = nn.Sequential(nn.LSTM(3, 2))
+        tap = FeatureTap(net, ['0'])
+        net(torch.ones(1, 1, 3))
+        with tap.recording(), pytest.raises(TypeError, match="submodule '0' that gives a tuple; features must be one"):
+            net(torch.ones(1, 1, 3))

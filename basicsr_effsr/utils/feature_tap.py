@@ -25,6 +25,7 @@ class FeatureTap:
     def __init__(self, net: nn.Module, names: Iterable[str]) -> None:
         modules = dict(net.named_modules())
         self._kept: dict[str, Tensor] = {}
+        self._owner = type(net).__name__
         self._recording = False
         for name in names:
             if not name or name not in modules:
@@ -44,12 +45,23 @@ class FeatureTap:
             self._recording = False
 
     def take(self, name: str) -> Tensor:
-        """Hands the output over and forgets it, so that no stale map is ever read or kept alive."""
+        """Hands the output over and forgets it, so that no stale map is ever read or kept alive.
+
+        Raises:
+            KeyError: the submodule did not run since the last time.
+        """
+        if name not in self._kept:
+            raise KeyError(f'{self._owner} has a submodule {name!r} that gave nothing; name one that its forward calls')
         return self._kept.pop(name)
 
     def _keep_as(self, name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
             if self._recording:
+                if not isinstance(output, Tensor):
+                    raise TypeError(
+                        f'{self._owner} has a submodule {name!r} that gives a {type(output).__name__}; features must '
+                        'be one tensor, name a submodule inside or behind it'
+                    )
                 self._kept[name] = output
 
         return hook
