@@ -536,8 +536,9 @@ class TestInference:
         model.validation(None, 1, None)
         assert seen[1] is None
 
-    def test_testing_leaves_the_training_mode(self, opt):
-        del opt['train']['ema_decay']
+    @pytest.mark.parametrize('off', [0, None, False])
+    def test_testing_leaves_the_training_mode(self, opt, off):
+        opt['train']['ema_decay'] = off
         model = self.model(opt)
         model.test()
         assert model.net_g.training

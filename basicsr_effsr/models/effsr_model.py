@@ -86,12 +86,12 @@ class EffSRModel(SRModel):
     """BasicSR's SRModel; with none of the keys below, its weights bit for bit.
 
     Under ``train``: ``losses`` {log name: loss}, beside the host's ``pixel_opt`` and ``perceptual_opt``;
-    ``optim_g.type`` any optimizer of torch; ``amp`` (bf16, fp16); ``channels_last``; ``compile`` (true, or
-    options of ``torch.compile``); ``grad_clip`` (largest norm); ``accumulate`` (the batch is worked off in so
-    many parts); ``max_nonfinite`` (an iteration with an infinite or NaN loss or gradient is passed over, so many
-    in a row stop the run); ``progressive`` (patch sizes in stages). Under ``val``:
-    ``self_ensemble``; ``tile`` {size, overlap, blend}; ``fuse`` (true: a network that offers ``fuse()`` is
-    validated in its deployed form). ``docs/training.md`` describes each.
+    ``optim_g.type`` any optimizer of torch that needs no closure; ``amp`` (bf16, fp16); ``channels_last``;
+    ``compile`` (true, or options of ``torch.compile``); ``grad_clip`` (largest norm); ``accumulate`` (the batch is
+    worked off in so many parts); ``max_nonfinite`` (an iteration with an infinite or NaN loss or gradient is passed
+    over, so many in a row stop the run); ``progressive`` (patch sizes in stages). Under ``val``: ``self_ensemble``;
+    ``tile`` {size, overlap, blend}; ``fuse`` (on unless false: a network that offers ``fuse()`` is validated in its
+    deployed form). ``docs/training.md`` describes each.
 
     Always: the moving average takes over buffers, logs cost no GPU synchronisation between prints, files are
     written all or nothing, a side file makes a resume exact, validation is shared among ranks, and a run that
@@ -201,7 +201,7 @@ class EffSRModel(SRModel):
     def init_training_settings(self) -> None:
         train = self.opt['train']
         self.net_g.train()
-        self.ema_decay = train.get('ema_decay', 0)
+        self.ema_decay = train.get('ema_decay') or 0
         if self.ema_decay > 0:
             self._init_ema()
         self.losses = nn.ModuleDict(self._build_losses(train)).to(self.device)
