@@ -112,6 +112,9 @@ def _show_sources(path: Path) -> None:
         how = 'needs ' + ', '.join(entry['needs']) if 'needs' in entry else f'{len(entry.get("files", []))} archives'
         table.add_row(name, entry['about'], entry['licence'], 'by hand' if 'manual' in entry else how)
     Console().print(table)
+    archives = {file['url']: file for entry in sets.values() for file in entry.get('files', [])}
+    known = sum(file.get('sha256') is not None for file in archives.values())
+    console.print(f'checksums known: {known} of {len(archives)} archives')
 
 
 @app.command()

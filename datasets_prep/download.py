@@ -138,6 +138,12 @@ def download(
             size = 'size not known' if archive.size is None else f'{archive.size} bytes'
             checksum = 'checksum not known' if archive.sha256 is None else 'checksum known'
             summary.notes.append(f'would fetch: {archive.url} ({size}, {checksum})')
+        unknown = sum(archive.sha256 is None for archive in todo)
+        if unknown:
+            summary.notes.append(
+                f'{sources} knows no checksum of {unknown} of {len(todo)} archives: they can only be checked by what '
+                'is in them'
+            )
     else:
         options = {'retries': retries, 'timeout': timeout, 'pause': pause}
         _fetch_all(todo, root / ARCHIVES, keep_archives, options, plan, summary)
@@ -406,6 +412,7 @@ def _from_hand(
         return
     if plan.dry_run:
         summary.planned += len(found)
+        summary.notes += [f'would unpack: {archive} (checksum not known)' for archive in found]
         return
     left = entry.get('first')
     for archive in found:

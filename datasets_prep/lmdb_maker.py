@@ -102,14 +102,13 @@ def make_lmdb(
     if plan.dry_run or summary.exit_code:
         return summary
     try:
-        with alone(lock, out):
-            if all(job.is_done for job in jobs):
-                _assemble(out, {key: staging / f'{key}.png' for key in files}, compression)
-                shutil.rmtree(staging)
-            elif not _is_whole(out, files, compression, changed):  # else another shard was quicker
-                summary.notes.append(
-                    f'lmdb: {out} follows when the other shards are done: run once more without --shard'
-                )
+        if all(job.is_done for job in jobs):
+            with alone(lock, out):
+                if all(job.is_done for job in jobs):  # else another shard was quicker
+                    _assemble(out, {key: staging / f'{key}.png' for key in files}, compression)
+                    shutil.rmtree(staging)
+        elif not _is_whole(out, files, compression, changed):
+            summary.notes.append(f'lmdb: {out} follows when the other shards are done: run once more without --shard')
     except BusyError:
         summary.notes.append(f'lmdb: another run is putting {out} together')
     return summary

@@ -46,8 +46,9 @@ def make_lr(
         out: folder for the LR folders.
         scales: the scales.
         modulus: both sides of HR are cropped to multiples of it; every scale must divide it.
-        hr_out: folder for the cropped HR images. Without it an image that would lose pixels is an error,
-            because it would not fit its LR images.
+        hr_out: folder for the cropped HR images, as PNG. Without it an image that would lose pixels is an error,
+            because it would not fit its LR images, and so is a file that is not ``.png``, because BasicSR
+            would look for its LR image under its own suffix.
         folder_tmpl: name of the folder of a scale; ``LRbicx{scale}`` is BasicSR's for test sets.
         filename_tmpl: stem of an LR file from the stem of its HR file, as in BasicSR's option of this
             name, where ``{scale}`` may be used too; DIV2K's own names are ``{}x{scale}``.
@@ -59,7 +60,8 @@ def make_lr(
         What became of each HR image.
 
     Raises:
-        ValueError: for impossible options, two HR files of one stem, or outputs among the originals.
+        ValueError: for impossible options, two HR files of one stem, HR files other than ``.png`` without
+            ``hr_out``, or outputs among the originals.
         FileNotFoundError: when ``hr`` does not exist.
     """
     plan = plan or Plan()
@@ -85,6 +87,8 @@ def make_lr(
     if not jobs:
         raise ValueError(f'lr: {hr} holds no image; give the folder of the HR images')
     _refuse_equal_outputs(jobs)
+    if hr_out is None:
+        _refuse_other_suffixes(jobs)
     protect_sources('lr', jobs, [*folders.values(), *([hr_out] if hr_out is not None else [])])
 
     common = {'command': 'lr', 'modulus': modulus, 'alpha': alpha}
@@ -105,6 +109,15 @@ def _refuse_equal_outputs(jobs: list[Job]) -> None:
             if path in owners:
                 raise ValueError(f'{owners[path]} and {job.name} would both be written to {path}; rename one of them')
             owners[path] = job.name
+
+
+def _refuse_other_suffixes(jobs: list[Job]) -> None:
+    others = [job for job in jobs if job.sources[0].suffix != '.png']
+    if others:
+        raise ValueError(
+            f'lr: {others[0].name}: BasicSR looks for the LR image of an HR file under the same suffix, which is '
+            f'.png for all LR images; give --hr-out for PNG copies of the HR images ({len(others)} are not .png)'
+        )
 
 
 def _make_one(task: _Task) -> None:

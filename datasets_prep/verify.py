@@ -12,7 +12,7 @@ import numpy as np
 from datasets_prep.bicubic import imresize
 from datasets_prep.files import ImageError, write_bytes
 from datasets_prep.jobs import Job, Plan, Summary, run_jobs
-from datasets_prep.stores import PackStore, open_store, worker_store
+from datasets_prep.stores import FolderStore, PackStore, open_store, worker_store
 from datasets_prep.templates import check_file_template
 
 _CUT_BORDER = 2  # the widened kernel reaches two LR pixels to either side
@@ -44,7 +44,7 @@ def verify(
     """Reads every image of ``hr`` and, when given, of ``lr``, and compares each pair.
 
     Either may be a folder, a ``.lmdb`` or a ``.pack``; of a pack the checksums are verified, too. Checked
-    of a pair: both exist and decode, both have the same depth and channels, HR is ``scale`` times LR, and
+    of a pair: both exist and decode, both have the same suffix, depth and channels, HR is ``scale`` times LR, and
     LR differs from MATLAB's bicubic of HR in at most the fraction ``tolerance`` of its values.
 
     Args:
@@ -56,7 +56,8 @@ def verify(
         bicubic: compare the pixels with the bicubic of HR.
         tolerance: allowed fraction of differing values, 0 to 1.
         border: LR pixels along each side whose values are not compared; 2 for sub-images, which were cut
-            after the resizing and so have neighbours that the bicubic of the HR sub-image does not see.
+            after the resizing and so have neighbours that the bicubic of the HR sub-image does not see. An
+            image of which nothing is left is a failure.
         plan: workers, shard, dry run, progress.
 
     Returns:
@@ -113,6 +114,13 @@ def _compare(task: _Task) -> float:
         return 0.0
     lr_store = worker_store(task.lr)
     where = lr_store.where(task.lr_name)
+    if isinstance(hr_store, FolderStore) and isinstance(lr_store, FolderStore):
+        suffixes = hr_store.files[task.hr_name].suffix, lr_store.files[task.lr_name].suffix
+        if suffixes[0] != suffixes[1]:
+            raise ImageError(
+                f'ends in {suffixes[0]}, its LR image {where} in {suffixes[1]}, but BasicSR looks for both under one '
+                'suffix; make PNG files of the HR images (lr --hr-out does)'
+            )
     lr = lr_store.read(task.lr_name)
     if hr.dtype != lr.dtype or hr.shape[2:] != lr.shape[2:]:
         raise ImageError(
@@ -128,18 +136,25 @@ def _compare(task: _Task) -> float:
         return 0.0
     different = imresize(hr, scale=Fraction(1, task.scale)) != lr
     fraction = _inside(different, task.border)
+    if fraction is None:
+        raise ImageError(
+            f'a border of {task.border} leaves nothing of the {lr.shape[0]}x{lr.shape[1]} pixels of {where} to be '
+            'compared; give a smaller --border'
+        )
     if fraction > task.tolerance:
         hint = ''
-        if task.border < _CUT_BORDER and _inside(different, _CUT_BORDER) <= task.tolerance:
+        inside = _inside(different, _CUT_BORDER)
+        if task.border < _CUT_BORDER and inside is not None and inside <= task.tolerance:
             hint = f', but only along its border, as in sub-images: if these are, give --border {_CUT_BORDER}'
         raise ImageError(f'{fraction:.4%} of the values of {where} differ from the bicubic of HR{hint}')
     return fraction
 
 
-def _inside(different: np.ndarray, border: int) -> float:
-    """Fraction of differing values that are not within ``border`` pixels of a side."""
-    inner = different[border : len(different) - border, border : different.shape[1] - border]
-    return float(inner.mean()) if inner.size else 0.0
+def _inside(different: np.ndarray, border: int) -> float | None:
+    """Fraction of differing values among those not within ``border`` pixels of a side; None if there are none."""
+    if 2 * border >= min(different.shape[:2]):
+        return None
+    return float(different[border : len(different) - border, border : different.shape[1] - border].mean())
 
 
 def _channels(img: np.ndarray) -> int:

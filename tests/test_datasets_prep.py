@@ -299,6 +299,19 @@ class TestLR:
         with pytest.raises(ValueError, match=words):
             make_lr(hr, tmp_path / 'LR', **options)
 
+    @pytest.mark.parametrize('suffix', ['.bmp', '.jpg', '.PNG'])
+    def test_hr_files_under_whose_names_the_host_finds_no_lr_need_a_copy(self, tmp_path, suffix):
+        hr = tmp_path / 'HR'
+        hr.mkdir()
+        image = hr / f'a{suffix}'
+        assert cv2.imwrite(str(image), noise(24, 36, 3))
+        with pytest.raises(ValueError, match=rf'a\{suffix}: .* give --hr-out'):
+            make_lr(hr, tmp_path / 'LR', scales=(4,))
+        assert not (tmp_path / 'LR').exists()
+        assert make_lr(hr, tmp_path / 'LR', scales=(4,), hr_out=tmp_path / 'GT').exit_code == 0
+        pair = TestForTheHost.dataset(tmp_path / 'GT', tmp_path / 'LR' / 'X4')[0]
+        assert pair['lq'].shape == (3, 6, 9)
+
     def test_two_files_of_one_stem_are_refused(self, hr, tmp_path):
         cv2.imwrite(str(hr / '0001.bmp'), noise(12, 12, 3))
         with pytest.raises(ValueError, match='would both be written'):
@@ -451,6 +464,16 @@ class TestForTheHost:
         assert tree(out) == tree(tmp_path / 'whole.lmdb')
         assert not list(tmp_path.glob('.*'))
 
+    def test_only_a_run_that_will_assemble_is_told_of_as_doing_so(self, pair, tmp_path, monkeypatch):
+        from datasets_prep import lmdb_maker
+
+        def never(*args):
+            raise AssertionError('the lock was taken with images missing')
+
+        monkeypatch.setattr(lmdb_maker, 'alone', never)
+        summary = make_lmdb(pair[0], tmp_path / 'GT.lmdb', plan=Plan(shard=(1, 2)))
+        assert 'follows when the other shards are done' in summary.lines()[0]
+
     def test_a_shard_that_comes_second_finds_the_lmdb_whole(self, pair, tmp_path, monkeypatch):
         from datasets_prep import lmdb_maker
 
@@ -514,6 +537,29 @@ class TestVerify:
         (pair[0] / 'other.png').unlink()
         write_png(pair[1] / 'alone.png', noise(9, 9, 3))
         assert self.only_failure(pair) == (str(pair[1] / 'alone.png'), f'has no HR image in {pair[0]}')
+
+    def test_suffixes_that_the_host_does_not_pair_are_named(self, pair):
+        cv2.imwrite(str(pair[0] / '0001.bmp'), read_image(pair[0] / '0001.png'))
+        (pair[0] / '0001.png').unlink()
+        name, reason = self.only_failure(pair)
+        assert name == str(pair[0] / '0001.bmp')
+        assert f'ends in .bmp, its LR image {pair[1] / "0001.png"} in .png' in reason
+
+    def test_a_border_that_leaves_nothing_is_an_error(self, pair):
+        write_png(pair[1] / '0000.png', noise(24, 30, 3, seed=7))
+        for border in (12, 500):
+            failed = verify(*pair, scale=2, border=border).failed
+            assert f'a border of {border} leaves nothing of the 24x30 pixels' in failed[str(pair[0] / '0000.png')]
+        assert len(failed) == 3
+        assert 'differ from the bicubic' in self.only_failure(pair, border=5)[1]
+        assert verify(*pair, scale=2, border=500, bicubic=False).exit_code == 0  # nothing is compared
+
+    def test_the_hint_of_a_border_needs_something_inside(self, tmp_path):
+        write_png(tmp_path / 'GT' / 'a.png', noise(8, 8, 3))
+        write_png(tmp_path / 'X2' / 'a.png', noise(4, 4, 3, seed=1))
+        reason = self.only_failure((tmp_path / 'GT', tmp_path / 'X2'))[1]
+        assert 'differ from the bicubic' in reason
+        assert '--border' not in reason
 
     def test_wrong_size_depth_and_broken_files_are_named(self, pair):
         write_png(pair[1] / '0000.png', noise(24, 29, 3))
@@ -967,6 +1013,7 @@ class TestCommandLine:
         assert result.exit_code == 0
         for name in ('DIV2K', 'Flickr2K', 'DF2K', 'LSDIR', 'Set5', 'Set14', 'B100', 'Urban100', 'Manga109'):
             assert name in result.output
+        assert 'checksums known: 0 of 10 archives' in result.output  # DIV2K 8, Flickr2K, EDSR's benchmark
 
     def test_the_start_is_light(self):
         script = "import sys, datasets_prep.cli; print({'torch', 'cv2', 'numpy', 'basicsr'} & {*sys.modules})"

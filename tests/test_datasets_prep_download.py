@@ -10,6 +10,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -306,9 +307,23 @@ class TestDownload:
 
     def test_a_dry_run_asks_nothing(self, server, table, tmp_path):
         summary = download(['Mini'], tmp_path / 'd', sources=table, plan=Plan(dry_run=True))
-        assert summary.notes == [f'would fetch: {server.url} (size not known, checksum not known)']
+        assert summary.notes == [
+            f'would fetch: {server.url} (size not known, checksum not known)',
+            f'{table} knows no checksum of 1 of 1 archives: they can only be checked by what is in them',
+        ]
         assert server.seen == []
         assert not (tmp_path / 'd').exists()
+
+    def test_a_dry_run_does_not_warn_of_what_is_known(self, server, table, tmp_path):
+        table.write_text(table.read_text().replace('"sha256": null', f'"sha256": "{"0" * 64}"'))
+        summary = download(['Mini'], tmp_path / 'd', sources=table, plan=Plan(dry_run=True))
+        assert summary.notes == [f'would fetch: {server.url} (size not known, checksum known)']
+
+    def test_the_docs_say_what_our_table_does_not_know(self):
+        files = [file for entry in read_sources(SOURCES).values() for file in entry.get('files', [])]
+        known = [file for file in files if file['size'] is not None or file['sha256'] is not None]
+        text = ' '.join((Path(__file__).parents[1] / 'docs' / 'data.md').read_text().split())
+        assert ('not a single size or checksum is known' in text) == (not known)
 
     def test_missing_images_are_an_error(self, server, table, tmp_path):
         server.data = zipped({f'Mini_HR/{i}.png': PNG for i in range(2)})

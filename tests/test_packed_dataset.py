@@ -157,6 +157,15 @@ def test_pairs_that_do_not_fit_are_refused_at_the_start(pair):
         packed(pair, scale=2)
     with pytest.raises(ValueError, match=r"'0001' of .*X3\.pack \(24x12\) must be at least 13 pixels"):
         packed(pair, gt_size=39)
+    for scale in (2, 4):
+        with pytest.raises(ValueError, match=rf"'0000' of .*HR\.pack \(60x48\) must be {scale} times"):
+            packed(pair, scale=scale, phase='val')
+    for half in ({'mean': [0.4, 0.5, 0.6]}, {'std': [0.1, 0.2, 0.3]}):
+        with pytest.raises(ValueError, match='mean and std must be given together'):
+            packed(pair, **half)
+    for template in ('{1}', '{name}', '{', 'x', '{}x{scale}'):
+        with pytest.raises(ValueError, match=r'filename_tmpl must hold \{\} for the HR stem'):
+            packed(pair, filename_tmpl=template)
     with pytest.raises(ValueError, match='uint8 cannot be combined'):
         packed(pair, uint8=True, color='y')
 
@@ -171,6 +180,20 @@ def test_absent_and_cut_packs_are_refused_at_the_start(pair):
     (pair / 'HR.pack').write_bytes(data[: len(data) // 2])
     with pytest.raises(PackError, match='it was cut off'):
         packed(pair)
+
+
+def test_validation_takes_hr_images_that_were_not_cropped(pair):
+    write_png(pair / 'HR' / '0000.png', noise(50, 61, 3))
+    make_pack(pair / 'HR', pair / 'HR.pack', overwrite=True)
+    ours = packed(pair, phase='val')[0]
+    assert ours['gt'].shape == (3, 48, 60)
+    with pytest.raises(ValueError, match=r'\(61x50\) must be 3 times the size'):
+        packed(pair)
+    for size in ((51, 60), (48, 63), (47, 60), (48, 59)):
+        write_png(pair / 'HR' / '0000.png', noise(*size, 3))
+        make_pack(pair / 'HR', pair / 'HR.pack', overwrite=True)
+        with pytest.raises(ValueError, match=r'must be 3 times the size .* or up to 2 pixels more'):
+            packed(pair, phase='val')
 
 
 OPTIONS = """

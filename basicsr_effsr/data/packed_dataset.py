@@ -16,6 +16,7 @@ from torchvision.transforms.functional import normalize
 
 from basicsr_effsr.data.draws import Draw, SampleIndex, draw
 from datasets_prep.pack_format import PACK_SUFFIX, Pack
+from datasets_prep.templates import check_file_template
 
 __all__ = ['PackedPairedImageDataset']
 
@@ -78,7 +79,8 @@ class PackedPairedImageDataset(Dataset):
 
     Raises:
         FileNotFoundError, ValueError: when a pack is missing, damaged or cut off, an HR image has no LR image,
-            or a pair is not of the given scale or smaller than a patch; the message names it.
+            a pair is not of the given scale or smaller than a patch, or an option is impossible; the message
+            names it. To validate, an HR image may be up to scale - 1 pixels larger; these are cropped off.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -88,8 +90,11 @@ class PackedPairedImageDataset(Dataset):
         self.training = opt['phase'] == 'train'
         if opt.get('uint8') and (opt.get('color') == 'y' or opt.get('mean') is not None or opt.get('std') is not None):
             raise ValueError('PackedPairedImageDataset: uint8 cannot be combined with color, mean or std; drop one')
-        self.gt, self.lq = PackSet(opt['dataroot_gt']), PackSet(opt['dataroot_lq'])
+        if (opt.get('mean') is None) != (opt.get('std') is None):
+            raise ValueError('PackedPairedImageDataset: mean and std must be given together, only one is; give both')
         template = opt.get('filename_tmpl', '{}')
+        check_file_template('PackedPairedImageDataset: filename_tmpl', template)
+        self.gt, self.lq = PackSet(opt['dataroot_gt']), PackSet(opt['dataroot_lq'])
         self.pairs = [(name, template.format(name)) for name in sorted(self.gt.where)]
         self._check()
 
@@ -109,10 +114,13 @@ class PackedPairedImageDataset(Dataset):
         for name, lq_name in self.pairs:
             (gt_pack, i), (lq_pack, j) = self.gt.find(name), self.lq.find(lq_name)
             gt, lq = gt_pack.shape(i)[1:], lq_pack.shape(j)[1:]
-            if self.training and gt != (lq[0] * self.scale, lq[1] * self.scale):
+            most = 0 if self.training else self.scale - 1  # HR images of test sets come uncropped, too
+            if not all(0 <= gt[axis] - self.scale * lq[axis] <= most for axis in (0, 1)):
                 raise ValueError(
                     f'{name!r} of {gt_pack.path} ({gt[1]}x{gt[0]}) must be {self.scale} times the size of {lq_name!r} '
-                    f'of {lq_pack.path} ({lq[1]}x{lq[0]}); check scale and dataroot_lq'
+                    f'of {lq_pack.path} ({lq[1]}x{lq[0]})'
+                    + (f', or up to {most} pixels more' if most else '')
+                    + '; check scale and dataroot_lq'
                 )
             self._check_patch(lq, patch, lq_pack, lq_name)
 
