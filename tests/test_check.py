@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from basicsr_effsr.cli import app
+from basicsr_effsr.tools import check
 from basicsr_effsr.tools.check import forecast, list_pairs, problems
 from basicsr_effsr.tools.option_schema import option_schema
 
@@ -126,6 +127,83 @@ FAULTS = [
     ('num_gpu', '2', r"num_gpu: must be auto or a whole number, got '2'"),
     ('datasets.train.dataroot_gt', 'nowhere', r'dataroot_gt: the folder nowhere does not exist'),
     ('datasets.train.filename_tmpl', '{}x4', r'0x4\.png does not exist, the partner of .*0\.png'),
+    ('datasets.train.filename_tmpl', '{}_{}', r'filename_tmpl: must be a text with {} in place of the name'),
+    ('datasets.train.filename_tmpl', 'same', r'filename_tmpl: must be a text with {} in place of the name'),
+    ('datasets.train.filename_tmpl', None, r'filename_tmpl: must be a text with {} in place of the name'),
+    ('datasets.train.io_backend', {'tyep': 'disk'}, r"io_backend\.tyep: .*did you mean 'type'"),
+    ('datasets.train.io_backend', {'type': 'dsk'}, r'io_backend\.type: must be one of disk, lmdb, memcached'),
+    ('datasets.val.io_backend', {'type': 'lmbd'}, r'val\.io_backend\.type: must be one of disk, lmdb, memcached'),
+    ('datasets.val.io_backend', {'type': 'disk', 'foo': 1}, r'io_backend\.foo: nothing reads this option'),
+    ('datasets.val.io_backend', 'disk', r"io_backend: must be a section, got 'disk'"),
+    ('datasets.train.prefetch_mode', 'cuda', r'prefetch_mode: cuda needs pin_memory: true'),
+    ('datasets.train.type', 'PairedDataset', r'there is no data set .PairedDataset.'),
+    ('datasets.train.type', [], r'there is no data set \[\]'),
+    ('datasets.train.dataset_enlarge_ratio', 0, r'dataset_enlarge_ratio: must be greater than 0, got 0'),
+    ('datasets.train.batch_size_per_gpu', 0, r'batch_size_per_gpu: must be at least 1, got 0'),
+    ('datasets.train.num_worker_per_gpu', -1, r'num_worker_per_gpu: must be at least 0, got -1'),
+    ('datasets.train.gt_size', 0, r'gt_size: must be at least 1, got 0'),
+    ('datasets.train.mean', [0.5, 0.5, 0.5], r'train\.mean: needs std beside it'),
+    ('datasets.train.std', [0.5], r'train\.std: needs mean beside it'),
+    ('datasets.train.std', [0], r'train\.std: must be greater than 0'),
+    ('datasets.train.mean', ['x'], r'train\.mean: must be a list of numbers'),
+    ('datasets.train', ..., r'datasets\.train: is missing'),
+    ('datasets', 5, r'^datasets: must be a section, got 5'),
+    ('train', ..., r'^train: is missing'),
+    ('logger', ..., r'^logger: is missing'),
+    ('scale', ..., r'^scale: is missing'),
+    ('scale', 0, r'^scale: must be at least 1, got 0'),
+    ('scale', -1, r'^scale: must be at least 1, got -1'),
+    ('num_gpu', -1, r'^num_gpu: must be at least 0'),
+    ('manual_seed', -3, r'^manual_seed: must be at least 0'),
+    ('network_g.num_feat', 0, r'network_g: HASN: num_feat'),
+    ('network_g.type', [], r'network_g: must be a section with a type, got \[\]'),
+    ('train.total_iter', 0, r'total_iter: must be at least 1, got 0'),
+    ('train.total_iter', float('inf'), r'total_iter: must be at least 1, got inf'),
+    ('train.ema_decay', 1, r'ema_decay: must be at least 0 and less than 1, got 1'),
+    ('train.ema_decay', -0.1, r'ema_decay: must be at least 0 and less than 1, got -0\.1'),
+    ('train.accumulate', 0, r'accumulate: must be at least 1, got 0'),
+    ('train.grad_clip', 0, r'grad_clip: must be greater than 0, got 0'),
+    ('train.max_nonfinite', 0, r'max_nonfinite: must be at least 1, got 0'),
+    ('train.warmup_iter', -2, r'warmup_iter: must be at least -1, got -2'),
+    ('train.compile', {'moed': 'x'}, r"compile\.moed: .*did you mean 'mode'"),
+    ('train.compile', {'mode': 'fastest'}, r'compile\.mode: must be one of default, '),
+    ('train.optim_g.lr', 0, r'optim_g\.lr: must be greater than 0, got 0'),
+    ('train.optim_g.lr', float('nan'), r'optim_g\.lr: must be greater than 0, got nan'),
+    ('train.optim_g.betas', [0.9, 1.0], r'optim_g\.betas: must be at least 0 and less than 1'),
+    ('train.optim_g.betas', [0.9], r'train\.optim_g: Adam cannot be made: '),
+    ('train.optim_g.type', ['Adam'], r'torch\.optim has no \['),
+    ('train.scheduler.type', [], r'BasicSR has no \[\]'),
+    ('train.scheduler.milestones', ['x'], r'milestones: must be a list of numbers, got \[.x.\]'),
+    ('train.scheduler.restart_weights', [1, 0.5], r'restart_weights: must be as many as restarts, got 2 and 1$'),
+    ('train.scheduler', {'type': 'CosineAnnealingRestartLR', 'periods': [5]}, r'must sum up to total_iter 20 at least'),
+    ('train.scheduler', {'type': 'CosineAnnealingRestartLR', 'periods': [20, 0]}, r'periods: must be greater than 0'),
+    (
+        'train.scheduler',
+        {'type': 'CosineAnnealingRestartLR', 'periods': [10, 10]},
+        r'restart_weights: must be as many as periods, got 1 and 2$',
+    ),
+    ('train.losses.l_pix.reduction', 'avg', r'losses\.l_pix: Unsupported reduction mode: avg'),
+    ('train.losses.l_pix.type', [], r'losses\.l_pix: must be a section with a type, got \[\]'),
+    ('train.losses.l_pix', {'type': 'FAKDLoss', 'block_size': -1}, r'train\.losses\.l_pix: '),
+    (
+        'train.progressive',
+        {'gt_size': [64, 480], 'iters': [9, 9]},
+        r'480 needs LR images of at least 120 pixels',
+    ),
+    ('train.progressive', {'gt_size': [64, 66], 'iters': [9, 9]}, r'must hold multiples of scale 4, got 66'),
+    ('train.progressive', {'gt_size': [64, 80], 'iters': [9]}, r'must be lists of one length, got 2, 1 and 2'),
+    ('train.progressive', {'gt_size': [], 'iters': []}, r'must be lists of one length, got 0'),
+    ('train.progressive', {'gt_size': None, 'iters': [9]}, r'progressive\.gt_size: is missing'),
+    ('train.progressive', {'gt_size': 'x', 'iters': [9]}, r'gt_size: must be a list of whole numbers, got x'),
+    ('train.progressive', {'gt_size': [64], 'iters': [0]}, r'progressive\.iters: must be at least 1, got \[0\]'),
+    ('val.val_freq', 0, r'val_freq: must be at least 1, got 0'),
+    ('val.tile', {'size': 16, 'overlap': 16}, r'tile\.overlap: must be less than size 16, got 16'),
+    ('val.tile', {'size': 0}, r'tile\.size: must be at least 1, got 0'),
+    ('val.metrics.psnr.crop_border', -1, r'crop_border: must be at least 0, got -1'),
+    ('val.metrics.psnr.crop_border', 40, r'crop_border: leaves nothing of an HR image of 96x80 in val, got 40'),
+    ('logger.print_freq', 0, r'print_freq: must be at least 1, got 0'),
+    ('logger.save_checkpoint_freq', 0, r'save_checkpoint_freq: must be at least 1, got 0'),
+    ('logger.wandb', {'projct': 'x'}, r"wandb\.projct: .*did you mean 'project'"),
 ]
 
 
@@ -134,6 +212,173 @@ def test_one_fault_is_one_sentence(opt, dotted, value, expected):
     texts = found(put(opt, dotted, value))
     assert [t for t in texts if re.search(expected, t)], texts
     assert all('\n' not in t for t in texts)
+
+
+def test_values_at_the_bounds_pass(opt):
+    for dotted, value in (
+        ('train.ema_decay', 0),
+        ('train.warmup_iter', -1),
+        ('train.progressive', {'gt_size': [64, 80], 'iters': [10, 10]}),
+        ('train.compile', {'mode': 'default', 'dynamic': True}),
+        ('val.tile', {'size': 16, 'overlap': 16, 'blend': 'halo'}),
+        ('val.metrics.psnr.crop_border', 39),
+        ('datasets.train.mean', [0.5]),
+        ('datasets.train.std', [0.5]),
+        ('datasets.train.filename_tmpl', '{}'),
+        ('manual_seed', 2**32 - 1),
+    ):
+        put(opt, dotted, value)
+    assert not found(opt)
+
+
+def test_a_scale_of_any_whole_number_is_fine(opt, data):
+    for i in range(5):
+        Image.new('RGB', (96, 80)).save(data / 'HR' / f'{i}.png')
+        Image.new('RGB', (16, 13)).save(data / 'LR' / f'{i}.png')
+    opt |= {'scale': 6, 'network_g': {**TINY, 'upscale': 6}}
+    opt['datasets'] = {'test_1': opt['datasets']['val']}
+    assert not [t for t in found(opt, False) if 'network_g' not in t]
+
+
+def test_one_ill_typed_section_is_reported_once(opt):
+    assert found(put(opt, 'train', 5)) == ['train: must be a section, got 5']
+
+
+def test_losses_are_built_without_fetching_and_without_drawing(opt, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', lambda *a, **k: pytest.fail('weights were fetched'))
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    percep = {'type': 'VGGFeatureLoss', 'download': True}
+    put(opt, 'train.losses.l_percep', percep)
+    put(opt, 'train.perceptual_opt', {'type': 'PerceptualLoss', 'layer_weights': {'conv5_4': 1}})
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    assert not found(opt)
+    assert torch.equal(torch.get_rng_state(), state)
+    percep['download'] = False
+    assert any(t.startswith('train.losses.l_percep: VGGFeatureLoss: the ImageNet weights') for t in found(opt))
+    percep |= {'if_missing': 'zero', 'layers': {'relu9_9': 1.0}}
+    assert any(t.startswith('train.losses.l_percep: ') and 'relu9_9' in t for t in found(opt))
+
+
+HOST_NETS = {
+    'EDSR': {'num_block': 1, 'res_scale': 1},
+    'RCAN': {'num_group': 1, 'num_block': 1, 'squeeze_factor': 4, 'res_scale': 1},
+}
+
+
+@pytest.mark.parametrize('name', HOST_NETS)
+def test_networks_of_the_host_that_need_memory_have_no_memory_figure(opt, name, capfd):
+    channels = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'img_range': 255.0, 'rgb_mean': [0.45, 0.44, 0.4]}
+    opt['network_g'] = {'type': name, **channels, **HOST_NETS[name], 'upscale': 4}
+    problems_found, will = forecast(opt, True)
+    assert not [p for p in problems_found if p.fatal]
+    assert will['network_g, parameters'] == sum(p.numel() for p in build_network(opt['network_g']).parameters())
+    assert 'Traceback' not in ''.join(capfd.readouterr())
+
+
+class TestForeignModels:
+    @pytest.fixture
+    def gan(self, opt):
+        opt['model_type'] = 'ESRGANModel'
+        opt['datasets']['train'] |= {'type': 'PairedImageDataset', 'use_rot': True}
+        opt['network_g'] = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1}
+        opt['network_d'] = {'type': 'VGGStyleDiscriminator', 'num_in_ch': 3, 'num_feat': 8, 'input_size': 128}
+        opt['train'] |= {
+            'optim_d': {'type': 'Adam', 'lr': 1e-4},
+            'pixel_opt': opt['train'].pop('losses')['l_pix'],
+            'gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.005},
+            'net_d_iters': 1,
+            'net_d_init_iters': 0,
+        }
+        return opt
+
+    def test_their_own_keys_pass(self, gan):
+        assert not found(put(gan, 'train.key_of_somebody', 1))
+
+    @pytest.mark.parametrize(
+        ('right', 'misspelt'),
+        [('train.pixel_opt', 'pixel_optt'), ('train.gan_opt', 'gan_optt'), ('train.gan_opt.gan_type', 'gan_typ')],
+    )
+    def test_misspellings_are_fatal(self, gan, right, misspelt):
+        *path, last = right.split('.')
+        section = gan
+        for key in path:
+            section = section[key]
+        section[misspelt] = section.pop(last)
+        assert any(f'{misspelt}: nothing reads this option; did you mean {last!r}?' in t for t in found(gan))
+
+    @pytest.mark.parametrize(
+        ('dotted', 'value', 'expected'),
+        [
+            ('train.gan_opt.gan_type', 'x', r'train\.gan_opt: GAN type x is not implemented'),
+            ('train.gan_opt.type', 'GANLos', r"there is no loss 'GANLos'; did you mean 'GANLoss'"),
+            ('train.ldl_opt', {'type': 'L1Loss', 'reduction': 'avg'}, r'train\.ldl_opt: Unsupported'),
+            ('train.optim_d.lr', -1, r'train\.optim_d\.lr: must be greater than 0'),
+        ],
+    )
+    def test_every_loss_and_optimizer_is_checked(self, gan, dotted, value, expected):
+        assert any(re.search(expected, t) for t in found(put(gan, dotted, value)))
+
+    def test_a_file_without_pairs_needs_no_scale(self, opt):
+        for key in ('scale', 'train', 'val'):
+            del opt[key]
+        opt['model_type'] = 'StyleGAN2Model'
+        opt['network_g'] = {'type': 'StyleGAN2Generator', 'out_size': 32, 'num_style_feat': 64, 'num_mlp': 2}
+        opt['datasets'] = {'train': {'name': 'F', 'type': 'FFHQDataset', 'batch_size_per_gpu': 4}}
+        assert not [t for t in found(opt) if 'scale' in t]
+
+
+def test_of_a_test_file_val_and_its_suffix_are_asked_for(opt):
+    del opt['train'], opt['logger']
+    opt['model_type'] = 'SRModel'
+    opt['datasets'] = {'test_1': opt['datasets']['val']}
+    put(opt, 'val', {'save_img': True})
+    assert any(t.startswith('val.suffix: is missing') for t in found(opt, False))
+    assert any(t.startswith('val: is missing') for t in found(put(opt, 'val', ...), False))
+    assert any(t.startswith('datasets.test_1: is missing') for t in found(put(opt, 'datasets', {}), False))
+
+
+def test_a_host_data_set_cannot_keep_workers_it_does_not_have(opt):
+    opt['datasets']['train'] |= {'type': 'PairedImageDataset', 'use_rot': True, 'persistent_workers': True}
+    assert any('persistent_workers: needs workers' in t for t in found(opt))
+
+
+JUNK = (None, 0, -1, 1.5, float('inf'), 'x', '{}_{}', [], [None], {}, {'type': []}, True)
+
+
+def entries(section, path=()):
+    for key, value in section.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from entries(value, (*path, key))
+
+
+def test_no_mutated_file_gives_a_traceback(opt, monkeypatch):
+    """Every entry of a file with everything in it, replaced by what is not meant there."""
+    counted = check._network_facts
+    opt['model_type'] = 'DistillationModel'
+    opt['network_t'] = dict(TINY)
+    opt['train'] |= {
+        'progressive': {'gt_size': [64, 80], 'iters': [10, 10], 'batch': [2, 2]},
+        'distill': {'alpha': 1, 'feature_pairs': {'block_1': 'block_1'}, 'feature_loss': {'type': 'L1Loss'}},
+        'compile': {'mode': 'default'},
+        'accumulate': 1,
+    }
+    opt['val']['tile'] = {'size': 16, 'overlap': 8}
+    opt['logger']['wandb'] = {'project': None}
+    opt['datasets']['train'] |= {'filename_tmpl': '{}', 'mean': [0.5], 'std': [0.5], 'meta_info_file': None}
+    opt['path'] |= {'resume_state': None, 'param_key_g': 'params', 'training_states': None}
+    broken = []
+    for number, path in enumerate(entries(opt)):
+        counts = path[0] in ('scale', 'network_g')  # what else is changed makes no difference to a network
+        monkeypatch.setattr(check, '_network_facts', counted if counts else lambda *_: {})
+        for junk in JUNK[number % 6 :: 6] if len(path) > 1 else JUNK:
+            changed = put(copy.deepcopy(opt), '.'.join(path), copy.deepcopy(junk))
+            try:
+                forecast(changed, True)
+            except Exception as error:
+                broken.append(f'{".".join(path)}: {junk!r}: {error!r}')
+    assert not broken
 
 
 @pytest.mark.parametrize(
@@ -329,6 +574,17 @@ def test_schema_accepts_our_files_and_refuses_misspellings(opt):
         assert not errors, f'{file.name}: {errors}'
     for dotted in ('network_g.num_feats', 'train.totl_iter', 'datasets.train.gtsize', 'val.tyle', 'nam'):
         assert list(validator.iter_errors(put(copy.deepcopy(opt), dotted, 1))), dotted
+    assert not list(validator.iter_errors(opt))
+    for dotted, value in (
+        ('val.val_freq', 0),
+        ('train.ema_decay', 1),
+        ('train.optim_g.lr', 0),
+        ('datasets.train.mean', ['x']),
+        ('train.compile', {'moed': 'x'}),
+        ('logger.wandb', {'projct': 'x'}),
+        ('scale', 0),
+    ):
+        assert list(validator.iter_errors(put(copy.deepcopy(opt), dotted, value))), dotted
 
 
 def test_our_models_and_the_table_name_the_same_keys():

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 
 Options = Mapping[str, Any]
 NONE: Section = MappingProxyType({})
+BUILT_LOSSES = ('basicsr.losses.', 'basicsr_effsr.losses.')  # modules of losses whose constructors are tried
 SAMPLED_PAIRS = 24  # headers read per data set when a run is about to start; all of them with --all
 
 
@@ -55,9 +61,9 @@ def problems(opt: Any, is_train: bool, *, every_image: bool = False) -> list[Pro
     """
     if not isinstance(opt, dict):
         return [Problem('option file', f'must hold sections such as network_g and datasets, found {_plain(opt)}')]
-    check = _Check(opt, is_train, every_image)
+    check = _Check(_copy(opt), is_train, every_image)
     check.run()
-    return sorted(dict.fromkeys(check.found), key=lambda p: not p.fatal)
+    return check.problems()
 
 
 def lookup(registry: str, name: Any) -> tuple[Any, list[str]]:
@@ -65,6 +71,8 @@ def lookup(registry: str, name: Any) -> tuple[Any, list[str]]:
     from basicsr.utils import registry as registries
 
     found = getattr(registries, f'{registry}_REGISTRY')
+    if not isinstance(name, str):
+        return None, list(dict(iter(found)))
     if name not in found and f'{name}_basicsr' not in found:
         from basicsr_effsr._registration import register
 
@@ -93,6 +101,10 @@ def network_on_meta(option: Options) -> nn.Module:
         return cls(**options)
 
 
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
 def _plain(value: Any) -> Any:
     return f'a {type(value).__name__}' if isinstance(value, Mapping | list | tuple) else repr(value)
 
@@ -107,6 +119,38 @@ def _kinds_in_words(key: Key) -> str:
         'dict': 'a section',
     }
     return ' or '.join(words[kind] for kind in key.kinds)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what torch writes about networks that cannot do without memory."""
+    logger = logging.getLogger('torch._subclasses.fake_tensor')
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.disabled = before
+
+
+def _copy(value: Any) -> Any:
+    """Sections and lists anew, so that what is ill-typed can be taken out; a ``dict`` for every mapping."""
+    if isinstance(value, Mapping):
+        return {key: _copy(entry) for key, entry in value.items()}
+    return [_copy(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _keys_read(model: type) -> set[str]:
+    """Options of ``train`` that the source of a model reads, as far as that can be seen."""
+    keys: set[str] = set()
+    for cls in model.__mro__[:-1]:
+        try:
+            source = inspect.getsource(cls)
+        except (OSError, TypeError):  # made without a file
+            continue
+        keys |= set(re.findall(r"""(?:train_opt|opt\[['"]train['"]\])(?:\.get\(|\[)['"](\w+)['"]""", source))
+    return keys
 
 
 def _type_fix(value: Any, key: Key) -> str:
@@ -129,9 +173,12 @@ class Images:
 
 @dataclass
 class _Check:
-    opt: Options
+    """A walk through a copy of the options; what is ill-typed is reported and taken out of it."""
+
+    opt: dict[str, Any]
     is_train: bool
     every_image: bool
+    nets: dict[str, Any] = field(default_factory=dict)
     found: list[Problem] = field(default_factory=list)
     images: dict[str, Images] = field(default_factory=dict)
 
@@ -143,30 +190,41 @@ class _Check:
     def warn(self, where: str, message: str) -> None:
         self.found.append(Problem(where, message, fatal=False))
 
-    def section(self, name: str) -> Options:
+    def missing(self, where: str, message: str) -> None:
+        """Reports what is not there, unless it was ill-typed and has been taken out."""
+        if all(problem.where != where for problem in self.found):
+            self.fatal(where, f'is missing: {message}' if message else 'is missing')
+
+    def problems(self) -> list[Problem]:
+        """All that was found, worst first."""
+        return sorted(dict.fromkeys(self.found), key=lambda p: not p.fatal)
+
+    def section(self, name: str) -> dict[str, Any]:
         value = self.opt.get(name)
-        return value if isinstance(value, Mapping) else {}
+        return value if isinstance(value, dict) else {}
 
     def keys(
         self,
         where: str,
-        given: Options,
+        given: dict[str, Any],
         known: Section,
         *,
         others: Iterable[str] = (),
         strict: bool,
         open_ended: bool = False,
-    ) -> None:
-        """Unknown, missing and ill-typed keys of a section.
+    ) -> bool:
+        """Unknown, missing and ill-typed keys of a section; ill-typed ones are taken out. True if nothing was fatal.
 
         An unknown key is fatal if it looks like a misspelling of one that is not given, or if ``strict``;
         otherwise a warning, or nothing at all if ``open_ended``.
         """
         names = [*known, *others]
         prefix = f'{where}.' if where else ''
-        for name, value in given.items():
+        before = len(self.found)
+        for name, value in list(given.items()):
             if name in known:
-                self.value(f'{prefix}{name}', value, known[name])
+                if not self.value(f'{prefix}{name}', value, known[name]):
+                    del given[name]
             elif name not in names:
                 likely = get_close_matches(str(name), [n for n in names if n not in given], 1, 0.75)
                 hint = f'did you mean {likely[0]!r}?' if likely else near(name, names)
@@ -175,19 +233,30 @@ class _Check:
                     (self.fatal if strict or likely else self.warn)(f'{prefix}{name}', message)
         for name, key in known.items():
             if key.required and given.get(name) is None and name != 'type':
-                self.fatal(f'{prefix}{name}', f'is missing{": " + key.doc[0].lower() + key.doc[1:] if key.doc else ""}')
+                self.missing(f'{prefix}{name}', key.doc[:1].lower() + key.doc[1:])
+        return not any(problem.fatal for problem in self.found[before:])
 
-    def value(self, where: str, value: Any, key: Key) -> None:
+    def value(self, where: str, value: Any, key: Key) -> bool:
+        """True if it is of the kind, one of the choices and in the range of ``key``; else a problem is noted."""
         if not spec.fits(value, key):
             fix = _type_fix(value, key)
-            self.fatal(where, f'must be {_kinds_in_words(key)}, got {_plain(value)}{fix}')
+            elements = f' of {"whole " if key.of == spec.INT else ""}numbers' if key.of else ''
+            got = value if key.of else _plain(value)
+            self.fatal(where, f'must be {_kinds_in_words(key)}{elements}, got {got}{fix}')
         elif key.choices and value is not None and value not in key.choices:
             self.fatal(where, f'must be one of {", ".join(map(str, key.choices))}, got {value!r}')
+        elif not spec.in_range(value, key):
+            shown = list(value) if isinstance(value, list | tuple) else value
+            self.fatal(where, f'must be {spec.range_in_words(key)}, got {shown!r}')
+        else:
+            return True
+        return False
 
     def built(self, where: str, registry: str, option: Any, *, extras: Section = NONE, skip: Iterable[str] = ()) -> Any:
         """Checks a section {type: ..., options}; the class or function, or None."""
-        if not isinstance(option, Mapping) or 'type' not in option:
-            self.fatal(where, f'must be a section with a type, got {_plain(option)}')
+        if not isinstance(option, dict) or not isinstance(option.get('type'), str):
+            got = repr(option['type']) if isinstance(option, dict) and 'type' in option else _plain(option)
+            self.fatal(where, f'must be a section with a type, got {got}')
             return None
         target, known = lookup(registry, option['type'])
         if target is None:
@@ -199,11 +268,11 @@ class _Check:
         return target
 
     def against_signature(
-        self, where: str, option: Options, target: Callable, *, extras: Section = NONE, skip: Iterable[str] = ()
-    ) -> None:
+        self, where: str, option: dict[str, Any], target: Callable, *, extras: Section = NONE, skip: Iterable[str] = ()
+    ) -> bool:
         keys, open_ended = spec.keys_of(target, tuple(skip))
         known = {**keys, 'type': Key(spec.STR, ''), **extras}
-        self.keys(where, option, known, strict=not open_ended, open_ended=open_ended)
+        return self.keys(where, option, known, strict=not open_ended, open_ended=open_ended)
 
     # ------------------------------------------------------------------ the whole
 
@@ -211,7 +280,7 @@ class _Check:
         opt = self.opt
         networks = [k for k in opt if str(k).startswith('network_')]
         self.keys('', opt, spec.TOP, others=[*networks, *spec.AT_RUN_TIME], strict=False)
-        nets = {key: self.network(key) for key in networks}
+        self.nets = nets = {key: self.network(key) for key in networks if key in opt}
         model = self.model()
         self.scale(nets)
         self.path()
@@ -220,6 +289,8 @@ class _Check:
         for phase, data in self.section('datasets').items():
             self.dataset(str(phase), data)
         self.phases()
+        if self.opt.get('scale') is None and any(self.is_paired(d) for d in self.section('datasets').values()):
+            self.missing('scale', 'the factor between the sizes of HR and LR images')
         if self.is_train:
             self.training(model, nets)
         self.validation(model)
@@ -241,9 +312,10 @@ class _Check:
         if self.built(key, 'ARCH', option) is None or len(self.found) > before:
             return None
         try:
-            return network_on_meta(option)
-        except (ValueError, TypeError) as error:
-            self.fatal(key, str(error))
+            with _quiet():
+                return network_on_meta(option)
+        except (ValueError, TypeError, ZeroDivisionError) as error:
+            self.fatal(key, _one_line(error))
         except Exception:  # a foreign network that cannot be built without memory is not at fault
             return None
         return None
@@ -259,8 +331,8 @@ class _Check:
 
     def gpus(self) -> None:
         number = self.opt.get('num_gpu')
-        if number == 'auto' or not isinstance(number, int) or isinstance(number, bool):
-            if number != 'auto' and number is not None and spec.fits(number, spec.TOP['num_gpu']):
+        if number == 'auto' or not isinstance(number, int):
+            if number != 'auto' and number is not None:
                 self.fatal('num_gpu', f'must be auto or a whole number, got {number!r}')
             return
         import torch
@@ -286,10 +358,11 @@ class _Check:
                 label = key.removeprefix('network_')
                 for stem in ('pretrain_network', 'param_key', 'strict_load'):
                     known[f'{stem}_{label}'] = spec.PATH[f'{stem}_g']
-        for name, value in path.items():
+        for name, value in list(path.items()):
             harmless = any(part in str(name) for part in spec.HARMLESS_IN_PATH)
             if name in known:
-                self.value(f'path.{name}', value, known[name])
+                if not self.value(f'path.{name}', value, known[name]):
+                    del path[name]
             elif name not in spec.PATH_AT_RUN_TIME:
                 match = get_close_matches(str(name), known, 1)
                 hint = f'did you mean {match[0]!r}?' if match else near(name, known)
@@ -304,7 +377,7 @@ class _Check:
         if path.get('resume_state'):
             return True
         states = path.get('training_states')
-        return bool(self.opt.get('auto_resume') and states and any(Path(states).glob('*.state')))
+        return bool(self.opt.get('auto_resume') and isinstance(states, str) and any(Path(states).glob('*.state')))
 
     def weights(self, nets: Mapping[str, Any], model: Any) -> None:
         path = self.section('path')
@@ -368,7 +441,7 @@ class _Check:
     def dataset(self, phase: str, data: Any) -> None:
         where = f'datasets.{phase}'
         training = phase.startswith('train')
-        if not isinstance(data, Mapping):
+        if not isinstance(data, dict):
             self.fatal(where, f'must be a section, got {_plain(data)}')
             return
         name = data.get('type')
@@ -376,30 +449,46 @@ class _Check:
         if cls is None:
             self.fatal(f'{where}.type', f'there is no data set {name!r}; {near(name, known)}')
             return
-        paired = str(name).removesuffix('_effsr') in spec.PAIRED
+        paired = self.is_paired(data)
+        before = len(self.found)
         if paired:
             needed = {'dataroot_gt'} | ({'gt_size', 'batch_size_per_gpu', 'num_worker_per_gpu'} if training else set())
             if 'Packed' not in str(name):
                 needed.add('io_backend')
             if training and name == 'PairedImageDataset':
                 needed |= {'use_hflip', 'use_rot'}
-            table = {k: Key(v.kinds, v.doc, v.choices, v.required or k in needed) for k, v in spec.DATASET.items()}
+            table = {k: replace(v, required=v.required or k in needed) for k, v in spec.DATASET.items()}
             self.keys(where, data, table, strict=False)
+            self.normalisation(where, data)
+        backend = data.get('io_backend')
+        if isinstance(backend, dict) and cls.__module__.split('.')[0] in ('basicsr', 'basicsr_effsr'):
+            self.keys(f'{where}.io_backend', backend, spec.IO_BACKEND, strict=True)
         if not training and data.get('persistent_workers'):
             self.fatal(f'{where}.persistent_workers', 'must be left out: validation reads without workers')
         if training:
             self.loader(where, data, ours=cls.__module__.startswith('basicsr_effsr.'))
-        if paired:
+        of_pairs = ('filename_tmpl', 'io_backend', 'dataroot_gt', 'dataroot_lq', 'meta_info_file')
+        bad = {problem.where.removeprefix(f'{where}.').split('.')[0] for problem in self.found[before:]}
+        if paired and not bad.intersection(of_pairs):
             self.pairs(phase, where, data, training)
+
+    @staticmethod
+    def is_paired(data: Any) -> bool:
+        """True for the data sets whose options we know."""
+        return isinstance(data, dict) and str(data.get('type')).removesuffix('_effsr') in spec.PAIRED
+
+    def normalisation(self, where: str, data: Options) -> None:
+        mean, std = data.get('mean'), data.get('std')
+        for name, other, value in (('mean', 'std', mean), ('std', 'mean', std)):
+            if value is not None and data.get(other) is None:
+                self.fatal(f'{where}.{name}', f'needs {other} beside it; give both or neither')
+            elif value is not None and len(value) not in (1, 3):
+                self.fatal(f'{where}.{name}', f'must hold one number per channel, got {list(value)}')
 
     def loader(self, where: str, data: Options, ours: bool) -> None:
         workers, batch = data.get('num_worker_per_gpu'), data.get('batch_size_per_gpu')
         if not isinstance(workers, int) or not isinstance(batch, int):
             return
-        if batch < 1 or workers < 0:
-            self.fatal(
-                where, f'batch_size_per_gpu must be at least 1 and num_worker_per_gpu 0, got {batch} and {workers}'
-            )
         if workers == 0 and data.get('persistent_workers') and not ours:
             self.fatal(
                 f'{where}.persistent_workers', 'needs workers; set num_worker_per_gpu to 1 or more, or leave it out'
@@ -423,10 +512,10 @@ class _Check:
             self.fatal(*_split(str(error), where))
             return
         self.images[phase] = Images(len(pairs))
-        if not isinstance(scale, int) or scale < 1:
+        if not isinstance(scale, int):
             return
         patch = side // scale if training and isinstance(side, int) else 1
-        if training and isinstance(side, int) and (side < 1 or side % scale):
+        if training and isinstance(side, int) and side % scale:
             self.fatal(f'{where}.gt_size', f'must be a multiple of scale {scale}, got {side}')
         step = 1 if self.every_image else max(1, len(pairs) // SAMPLED_PAIRS)
         sizes = []
@@ -461,31 +550,49 @@ class _Check:
     def training(self, model: Any, nets: Mapping[str, Any]) -> None:
         train = self.section('train')
         if not train:
-            self.fatal('train', 'is missing: it says how to train')
+            self.missing('train', 'it says how to train')
             return
         ours = getattr(model, 'train_keys', None)
         known = spec.TRAIN if ours is None else {k: v for k, v in spec.TRAIN.items() if k in ours}
-        if ours is None and model is not None and str(self.opt.get('model_type')) != 'SRModel':
-            known = {**spec.TRAIN, **{k: Key((), '') for k in train}}  # a foreign model knows its own keys
-        elif ours is None:
+        foreign = ours is None and model is not None and str(self.opt.get('model_type')) != 'SRModel'
+        if ours is None:
             known = {k: v for k, v in spec.TRAIN.items() if ': EffSRModel' not in v.doc and ': Distill' not in v.doc}
-        self.keys('train', train, known, others=ours or (), strict=True)
+        read = _keys_read(model) if foreign else set()
+        self.keys('train', train, known, others=ours or read, strict=not foreign, open_ended=foreign)
         if not self.section('logger'):
-            self.fatal('logger', 'is missing: BasicSR reads print_freq, save_checkpoint_freq and use_tb_logger')
+            self.missing('logger', 'BasicSR reads print_freq, save_checkpoint_freq and use_tb_logger')
         else:
             self.keys('logger', self.section('logger'), spec.LOGGER, strict=False)
-        self.losses(train)
-        self.optimizer(train, ours is not None)
+            if isinstance(self.section('logger').get('wandb'), dict):
+                self.keys('logger.wandb', self.section('logger')['wandb'], spec.WANDB, strict=False)
+        if isinstance(train.get('compile'), dict):
+            self.keys('train.compile', train['compile'], spec.COMPILE, strict=True)
+        self.losses(train, {*known, *read})
+        for key in [k for k in train if str(k).startswith('optim_')]:
+            self.optimizer(key, train[key], ours is not None)
         self.scheduler(train)
+        self.stages(train)
         self.patch(train, nets)
         self.iterations(train)
-        if isinstance(train.get('distill'), Mapping):
+        if isinstance(train.get('distill'), dict):
             self.distillation(train['distill'], nets)
         if 'debug' in str(self.opt.get('name')):
             self.warn('name', 'holds "debug", so BasicSR validates every 8 and prints every iteration')
 
-    def losses(self, train: Options) -> None:
-        named = {f'train.{k}': v for k, v in train.items() if k in ('pixel_opt', 'perceptual_opt') and v}
+    def losses(self, train: Options, known: Iterable[str]) -> None:
+        """Every loss by its signature, and built once.
+
+        Args:
+            train: the section.
+            known: its keys that the model is known to read.
+        """
+        named = {}
+        for key, option in train.items():
+            if not option or not str(key).endswith('_opt'):
+                continue
+            theirs = isinstance(option, dict) and lookup('LOSS', option.get('type'))[0] is not None
+            if key in known or theirs:  # a section of a foreign model need not be a loss
+                named[f'train.{key}'] = option
         group = train.get('losses')
         for name, option in group.items() if isinstance(group, Mapping) else ():
             named[f'train.losses.{name}'] = option
@@ -494,11 +601,42 @@ class _Check:
         if not named and not train.get('distill') and self.opt.get('model_type') in ('SRModel', 'EffSRModel'):
             self.fatal('train.losses', 'names no loss; give losses, or pixel_opt as BasicSR does')
         for where, option in named.items():
-            self.built(where, 'LOSS', option)
+            self.loss(where, option)
 
-    def optimizer(self, train: Options, ours: bool) -> None:
-        option = train.get('optim_g')
-        if not isinstance(option, Mapping):
+    def loss(self, where: str, option: Any) -> None:
+        before = len(self.found)
+        cls = self.built(where, 'LOSS', option)
+        if cls is None or any(problem.fatal for problem in self.found[before:]):
+            return
+        if not cls.__module__.startswith(BUILT_LOSSES) or cls.__name__ == 'PerceptualLoss':
+            return  # it may fetch weights
+        import torch
+
+        arguments = {key: value for key, value in option.items() if key != 'type'}
+        fetches = bool(arguments.get('download'))
+        if fetches:
+            arguments['download'] = False
+        try:
+            with torch.random.fork_rng(devices=[]):
+                cls(**arguments)
+        except FileNotFoundError as error:
+            if not fetches:
+                self.fatal(where, _one_line(error))
+        except Exception as error:  # whatever the constructor raises stops the run
+            self.fatal(where, _one_line(error))
+
+    def optimizer(self, key: str, option: Any, ours: bool) -> None:
+        """An optimizer by the signature of its class, and built once.
+
+        Args:
+            key: ``optim_g`` or another.
+            option: its section.
+            ours: the model takes any optimizer of torch.
+        """
+        where = f'train.{key}'
+        if not isinstance(option, dict):
+            if option is not None:
+                self.fatal(where, f'must be a section with a type, got {_plain(option)}')
             return
         import torch
 
@@ -507,60 +645,101 @@ class _Check:
         ]
         kind = option.get('type')
         if kind not in known:
-            self.fatal('train.optim_g.type', f'torch.optim has no {kind!r}; {near(kind, known)}')
+            self.fatal(f'{where}.type', f'torch.optim has no {kind!r}; {near(kind, known)}')
             return
-        extras = {'lr': Key(spec.NUMBER, ''), 'weight_decay': Key(spec.NUMBER, ''), 'betas': Key(spec.LIST, '')}
         accepted, _ = spec.keys_of(getattr(torch.optim, str(kind)), ('params',))
-        kinds = {k: extras.get(k, Key((), '')) for k in accepted}
-        self.keys('train.optim_g', option, {**kinds, 'type': Key(spec.STR, '')}, strict=True)
+        kinds = {k: spec.OPTIMIZER.get(k, Key((), '')) for k in accepted}
+        if self.keys(where, option, {**kinds, 'type': Key(spec.STR, '')}, strict=True):
+            arguments = {k: v for k, v in option.items() if k != 'type'}
+            try:
+                getattr(torch.optim, str(kind))([torch.nn.Parameter(torch.zeros(1))], **arguments)
+            except Exception as error:  # whatever the constructor raises stops the run
+                self.fatal(where, f'{kind} cannot be made: {_one_line(error)}')
         if not ours and kind != 'Adam':
-            self.warn('train.optim_g.type', f"{kind} works with BasicSR's head, its release 1.4.2 knows Adam only")
+            self.warn(f'{where}.type', f"{kind} works with BasicSR's head, its release 1.4.2 knows Adam only")
 
     def scheduler(self, train: Options) -> None:
         from basicsr.models import lr_scheduler
 
         option, total = train.get('scheduler'), train.get('total_iter')
-        if not isinstance(option, Mapping):
+        if not isinstance(option, dict):
             return
         kind = option.get('type')
-        if kind not in spec.SCHEDULERS:
+        if not isinstance(kind, str) or kind not in spec.SCHEDULERS:
             self.fatal('train.scheduler.type', f'BasicSR has no {kind!r}; {near(kind, spec.SCHEDULERS)}')
             return
         target = getattr(lr_scheduler, spec.SCHEDULERS[str(kind)])
-        self.against_signature('train.scheduler', option, target, skip=('optimizer', 'last_epoch'))
+        accepted, _ = spec.keys_of(target, ('optimizer', 'last_epoch'))
+        known = {k: replace(spec.SCHEDULE.get(k, key), required=key.required) for k, key in accepted.items()}
+        if not self.keys('train.scheduler', option, {**known, 'type': Key(spec.STR, '')}, strict=True):
+            return
+        before = len(self.found)
+        self.schedule(option, total)
+        if not any(problem.fatal for problem in self.found[before:]):
+            import torch
+
+            optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
+            try:
+                target(optimizer, **{k: v for k, v in option.items() if k != 'type'})
+            except Exception as error:  # whatever the constructor raises stops the run
+                self.fatal('train.scheduler', f'{kind} cannot be made: {_one_line(error)}')
+
+    def schedule(self, option: Options, total: Any) -> None:
+        """Milestones and periods against the iterations of the run, weights against restarts."""
         if not isinstance(total, int | float):
             return
         milestones, periods = option.get('milestones'), option.get('periods')
-        if isinstance(milestones, list) and [m for m in milestones if isinstance(m, int | float) and m >= total]:
+        if isinstance(milestones, list) and [m for m in milestones if m >= total]:
             self.warn('train.scheduler.milestones', f'some are never reached in {total:g} iterations: {milestones}')
-        if isinstance(periods, list) and all(isinstance(p, int | float) for p in periods) and sum(periods) < total:
+        if isinstance(periods, list) and sum(periods) < total:
             self.fatal('train.scheduler.periods', f'must sum up to total_iter {total:g} at least, got {sum(periods):g}')
-        weights = option.get('restart_weights')
-        partner = periods if periods is not None else option.get('restarts')
+        weights = option.get('restart_weights', [1])
+        partner = periods if periods is not None else option.get('restarts', [0])
         if isinstance(weights, list) and isinstance(partner, list) and len(weights) != len(partner):
             name = 'periods' if periods is not None else 'restarts'
             self.fatal(
                 'train.scheduler.restart_weights', f'must be as many as {name}, got {len(weights)} and {len(partner)}'
             )
 
+    def stages(self, train: dict[str, Any]) -> None:
+        """``train.progressive``; taken out if it cannot be followed."""
+        from basicsr_effsr.data.resumable_sampler import Plan
+
+        progressive = train.get('progressive')
+        if not isinstance(progressive, dict):
+            return
+        fine = self.keys('train.progressive', progressive, spec.PROGRESSIVE, strict=True)
+        try:
+            if fine:
+                Plan(1, progressive or {'gt_size': [], 'iters': []})
+        except (ValueError, TypeError) as error:
+            self.fatal('train.progressive', _one_line(error).removeprefix('train.progressive').lstrip(': '))
+            fine = False
+        if not fine:
+            del train['progressive']
+
     def patch(self, train: Options, nets: Mapping[str, Any]) -> None:
         """Patches against the networks' least input, and against ``accumulate``."""
         data, scale = self.section('datasets').get('train'), self.opt.get('scale')
-        if not isinstance(data, Mapping) or not isinstance(scale, int):
+        if not isinstance(data, dict) or not isinstance(scale, int):
             return
-        sides, batches = [data.get('gt_size')], [data.get('batch_size_per_gpu')]
+        sides: list[Any] = [data.get('gt_size')]
+        batches = [data.get('batch_size_per_gpu')]
         where = 'datasets.train.gt_size'
         progressive = train.get('progressive')
-        if isinstance(progressive, Mapping):
-            before = len(self.found)
-            self.keys('train.progressive', progressive, spec.PROGRESSIVE, strict=True)
-            if len(self.found) > before:
-                return
+        if isinstance(progressive, dict):
             where, sides = 'train.progressive.gt_size', progressive['gt_size']
             batches = progressive.get('batch') or batches
-        for side in sides:
-            if isinstance(side, int) and side % scale and where.startswith('train'):
+        images = self.images.get('train')
+        for side in sides if where.startswith('train') else ():
+            if side % scale:
                 self.fatal(where, f'must hold multiples of scale {scale}, got {side}')
+            elif images and images.smallest_lq and min(images.smallest_lq) < side // scale:
+                self.fatal(
+                    where,
+                    f'{side} needs LR images of at least {side // scale} pixels a side, the smallest is '
+                    f'{images.smallest_lq[1]}x{images.smallest_lq[0]}; lower it or leave the image out',
+                )
         smallest = min((s for s in sides if isinstance(s, int)), default=0) // scale
         for key, net in nets.items():
             least = getattr(net, 'min_size', 1)
@@ -572,7 +751,7 @@ class _Check:
                 )
         parts = train.get('accumulate')
         for batch in batches:
-            if isinstance(parts, int) and isinstance(batch, int) and parts > 0 and batch % parts:
+            if isinstance(parts, int) and isinstance(batch, int) and batch % parts:
                 self.fatal('train.accumulate', f'must divide the batch of {batch}, got {parts}')
 
     def plan(self) -> tuple[int, int, int] | None:
@@ -582,19 +761,17 @@ class _Check:
         if not isinstance(data, Mapping) or images is None or not images.count or not isinstance(total, int | float):
             return None
         batch, ratio = data.get('batch_size_per_gpu'), data.get('dataset_enlarge_ratio', 1)
-        if not isinstance(batch, int) or batch < 1 or not isinstance(ratio, int | float) or ratio <= 0:
+        if not isinstance(batch, int) or not isinstance(ratio, int | float):
             return None
         from basicsr_effsr._loop import enlarge_ratio_for, iterations_that_run
         from basicsr_effsr.data.resumable_sampler import Plan
 
         number = self.opt.get('num_gpu')
         multiplier = number if isinstance(number, int) and number > 1 and not self.opt.get('dist') else 1
-        try:
-            plan = Plan(batch * multiplier, train.get('progressive'))
-        except (ValueError, TypeError) as error:
-            self.fatal('train.progressive', str(error).removeprefix('train.progressive').lstrip(': '))
-            return None
-        arguments = (plan, images.count, ratio, self.opt.get('world_size', 1), batch, int(total))
+        plan = Plan(batch * multiplier, train.get('progressive'))
+        world = self.opt.get('world_size')
+        world = world if isinstance(world, int) and world > 0 else 1
+        arguments = (plan, images.count, ratio, world, batch, int(total))
         runs = iterations_that_run(*arguments)
         return runs, int(total), (int(ratio) if runs >= total else enlarge_ratio_for(*arguments))
 
@@ -611,15 +788,15 @@ class _Check:
                 f'incomplete batch of every epoch is dropped; set it to {ratio}',
             )
         progressive = train.get('progressive')
-        if isinstance(progressive, Mapping) and sum(progressive['iters']) > total:
+        if isinstance(progressive, dict) and sum(progressive['iters']) > total:
             self.warn('train.progressive.iters', f'sum up to {sum(progressive["iters"])}, the run ends after {total}')
 
-    def distillation(self, distill: Options, nets: Mapping[str, Any]) -> None:
+    def distillation(self, distill: dict[str, Any], nets: Mapping[str, Any]) -> None:
         self.keys('train.distill', distill, spec.DISTILL, strict=True)
         if self.opt.get('network_t') is None:
-            self.fatal('network_t', 'is missing: train.distill needs a teacher')
+            self.missing('network_t', 'train.distill needs a teacher')
         if distill.get('feature_loss') is not None:
-            self.built('train.distill.feature_loss', 'LOSS', distill['feature_loss'])
+            self.loss('train.distill.feature_loss', distill['feature_loss'])
         pairs = distill.get('feature_pairs')
         if not isinstance(pairs, Mapping):
             return
@@ -640,9 +817,9 @@ class _Check:
     def validation(self, model: Any) -> None:
         val = self.opt.get('val')
         phases = [str(phase) for phase in self.section('datasets') if not str(phase).startswith('train')]
-        if not isinstance(val, Mapping):
+        if not isinstance(val, dict):
             if not self.is_train:
-                self.fatal('val', 'is missing: it says what to measure and whether to save images')
+                self.missing('val', 'it says what to measure and whether to save images')
             elif phases:
                 self.warn('val', f'is missing, so {phases[0]} is never used')
             return
@@ -650,20 +827,43 @@ class _Check:
         known = {k: v for k, v in spec.VAL.items() if ours is None or k in ours}
         self.keys('val', val, known, others=ours or (), strict=ours is not None)
         if self.is_train and val.get('val_freq') is None:
-            self.fatal('val.val_freq', 'is missing: iterations between validations')
+            self.missing('val.val_freq', 'iterations between validations')
         if 'save_img' not in val:
-            self.fatal('val.save_img', 'is missing: true or false')
+            self.missing('val.save_img', 'true or false')
         if not self.is_train and val.get('save_img') and 'suffix' not in val and ours is None:
-            self.fatal('val.suffix', 'is missing: BasicSR reads it when it saves images; null is a value')
-        if isinstance(val.get('tile'), Mapping):
-            self.keys('val.tile', val['tile'], spec.TILE, strict=True)
+            self.missing('val.suffix', 'BasicSR reads it when it saves images; null is a value')
+        tile = val.get('tile')
+        if isinstance(tile, dict) and self.keys('val.tile', tile, spec.TILE, strict=True):
+            overlap = tile.get('overlap') or 0
+            if overlap >= tile['size'] and tile.get('blend') != 'halo':
+                self.fatal('val.tile.overlap', f'must be less than size {tile["size"]}, got {overlap}')
         metrics = val.get('metrics')
-        for name, option in metrics.items() if isinstance(metrics, Mapping) else ():
+        for name, option in metrics.items() if isinstance(metrics, dict) else ():
             where = f'val.metrics.{name}'
-            self.built(where, 'METRIC', option, extras=spec.METRIC_EXTRAS, skip=('img', 'img2'))
-            border, scale = option.get('crop_border') if isinstance(option, Mapping) else None, self.opt.get('scale')
-            if isinstance(border, int) and border != scale:
-                self.warn(f'{where}.crop_border', f'is {border}; papers crop {scale} pixels, the scale')
+            extras = dict(spec.METRIC_EXTRAS)
+            function = lookup('METRIC', option.get('type'))[0] if isinstance(option, dict) else None
+            if function is not None and 'crop_border' in spec.keys_of(function)[0]:
+                extras['crop_border'] = Key(spec.INT, 'pixels left out at every side', required=True, least=0)
+            self.built(where, 'METRIC', option, extras=extras, skip=('img', 'img2'))
+            if isinstance(option, dict) and isinstance(option.get('crop_border'), int):
+                self.border(f'{where}.crop_border', option['crop_border'], phases)
+
+    def border(self, where: str, border: int, phases: Iterable[str]) -> None:
+        scale = self.opt.get('scale')
+        if not isinstance(scale, int):
+            return
+        for phase in phases:
+            images = self.images.get(phase)
+            smallest = images.smallest_lq if images else None
+            if smallest and 2 * border >= min(smallest) * scale:
+                self.fatal(
+                    where,
+                    f'leaves nothing of an HR image of {smallest[1] * scale}x{smallest[0] * scale} in {phase}, got '
+                    f'{border}; papers crop {scale} pixels, the scale',
+                )
+                return
+        if border != scale:
+            self.warn(where, f'is {border}; papers crop {scale} pixels, the scale')
 
 
 def _split(message: str, where: str) -> tuple[str, str]:
@@ -718,6 +918,19 @@ def _names_in(where: str, data: Options, key: str) -> list[str]:
         return sorted(e.name for e in entries if not e.name.startswith('.') and e.is_file())
 
 
+def _template(where: str, data: Options) -> str:
+    template = data.get('filename_tmpl', '{}')
+    try:
+        if template.format('a') != template.format('b'):
+            return template
+    except (AttributeError, IndexError, KeyError, ValueError):
+        pass
+    raise ValueError(
+        f'{where}.filename_tmpl: must be a text with {{}} in place of the name of the HR image, got {template!r}; '
+        'leave it out where both have the same name'
+    )
+
+
 def list_pairs(where: str, data: Options) -> list[Pair]:
     """The pairs of a data set, from folders, a meta-info file, LMDBs or packs.
 
@@ -728,12 +941,13 @@ def list_pairs(where: str, data: Options) -> list[Pair]:
     Raises:
         OSError, ValueError: something is missing; the message says what and where.
     """
-    backend = (data.get('io_backend') or {}).get('type')
+    stored = data.get('io_backend')
+    backend = stored.get('type') if isinstance(stored, Mapping) else None
     if 'Packed' in str(data.get('type')):
         return _pairs_in_packs(where, data)
     if backend == 'lmdb':
         return _pairs_in_lmdb(where, data)
-    template = data.get('filename_tmpl', '{}')
+    template = _template(where, data)
     gt_folder, lq_folder = (Path(str(data.get(k))).expanduser() for k in ('dataroot_gt', 'dataroot_lq'))
     lq_names = set(_names_in(where, data, 'dataroot_lq'))
     gt_names = _names_in(where, data, 'dataroot_gt')
@@ -792,7 +1006,7 @@ def _pairs_in_lmdb(where: str, data: Options) -> list[Pair]:
 def _pairs_in_packs(where: str, data: Options) -> list[Pair]:
     from basicsr_effsr.data.packed_dataset import PackSet
 
-    template, sets = data.get('filename_tmpl', '{}'), []
+    template, sets = _template(where, data), []
     for key in ('dataroot_gt', 'dataroot_lq'):
         try:
             sets.append(PackSet(str(Path(str(data.get(key))).expanduser())))
@@ -825,28 +1039,27 @@ def forecast(opt: Options, is_train: bool, *, every_image: bool = False) -> tupl
     Returns:
         the problems, and name -> value; what the problems make unknowable is left out.
     """
-    found = problems(opt, is_train, every_image=every_image)
     if not isinstance(opt, dict):
-        return found, {}
-    check = _Check(opt, is_train, every_image)
-    nets = {key: check.network(key) for key in opt if str(key).startswith('network_') and opt[key]}
-    for phase, data in check.section('datasets').items():
-        check.dataset(str(phase), data)
+        return problems(opt, is_train), {}
+    check = _Check(_copy(opt), is_train, every_image)
+    check.run()
+    opt = check.opt
     will: dict[str, Any] = {'option file for': 'training' if is_train else 'testing'}
-    for key, net in nets.items():
+    for key, net in check.nets.items():
         if net is not None:
-            will |= _network_facts(key, net, opt)
+            with _quiet():
+                will |= _network_facts(key, net, opt)
     for phase, images in check.images.items():
         will[f'images, {phase}'] = images.count
     if is_train:
-        will |= _training_facts(check, nets.get('network_g'))
+        will |= _training_facts(check, check.nets.get('network_g'))
     name = opt.get('name')
     folder = Path('experiments' if is_train else 'results') / str(name)
     if folder.exists():
         will['output'] = f'{folder} (exists: it will be renamed to {folder}_archived_..., unless the run is resumed)'
     else:
         will['output'] = str(folder)
-    return found, will
+    return check.problems(), will
 
 
 def _network_facts(key: str, net: nn.Module, opt: Options) -> dict[str, Any]:
@@ -860,7 +1073,7 @@ def _network_facts(key: str, net: nn.Module, opt: Options) -> dict[str, Any]:
         try:
             macs = count_macs(net, (height, width), num_in_ch=channels).total
             facts[f'{key}, multiply-adds at {width}x{height}'] = macs
-        except (ValueError, RuntimeError):  # a foreign network that cannot be counted
+        except Exception:  # a foreign network that cannot be counted
             return facts
     return facts
 
@@ -870,7 +1083,7 @@ def _training_facts(check: _Check, net: nn.Module | None) -> dict[str, Any]:
     data = check.section('datasets').get('train')
     plan = check.plan()
     facts: dict[str, Any] = {}
-    if not isinstance(data, Mapping):
+    if not isinstance(data, dict):
         return facts
     batch, ratio, side = (data.get(k) for k in ('batch_size_per_gpu', 'dataset_enlarge_ratio', 'gt_size'))
     if plan is not None and isinstance(batch, int):
@@ -888,7 +1101,10 @@ def _training_facts(check: _Check, net: nn.Module | None) -> dict[str, Any]:
                 facts[label] = int(runs // freq)
     scale = opt.get('scale')
     if net is not None and isinstance(batch, int) and isinstance(side, int) and isinstance(scale, int):
-        facts['estimated memory per GPU, MiB'] = round(_training_memory(opt, train, net, batch, side // scale) / 2**20)
+        # a foreign network may make constants in its constructor or compute with values, and says nothing then
+        with suppress(Exception), _quiet():
+            needed = _training_memory(opt, train, net, batch, side // scale)
+            facts['estimated memory per GPU, MiB'] = round(needed / 2**20)
     return facts
 
 
@@ -901,7 +1117,7 @@ def _training_memory(opt: Options, train: Options, net: nn.Module, batch: int, p
     channels = opt['network_g'].get('num_in_ch', 3)
     stages = [(batch, patch)]
     progressive = train.get('progressive')
-    if isinstance(progressive, Mapping):
+    if isinstance(progressive, dict):
         sides = progressive['gt_size']
         batches = progressive.get('batch') or [batch] * len(sides)
         stages = [(b, s // opt['scale']) for b, s in zip(batches, sides, strict=True)]
@@ -937,7 +1153,8 @@ def command(
         options = read_options(opt)
     except UserError as error:
         raise stop('check', error) from error
-    is_train = 'train' in (options.get('datasets') or {}) or bool(options.get('train'))
+    datasets = options.get('datasets')
+    is_train = bool(options.get('train')) or (isinstance(datasets, dict) and 'train' in datasets)
     found, will = forecast(options, is_train, every_image=every_image)
     fatal = any(problem.fatal for problem in found)
     if as_json:

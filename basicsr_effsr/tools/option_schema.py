@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from basicsr_effsr.tools import option_spec as spec
@@ -20,6 +21,12 @@ def _value(key: Key) -> dict[str, Any]:
     elif key.kinds:
         types = [TYPES[kind] for kind in key.kinds]
         schema['type'] = sorted({*types, *([] if key.required else ['null'])})
+    bounds = {'minimum': key.least, 'exclusiveMinimum': key.above, 'exclusiveMaximum': key.below}
+    limits: dict[str, Any] = {name: bound for name, bound in bounds.items() if bound is not None}
+    if key.of:
+        schema['items'] = {'type': [TYPES[kind] for kind in key.of], **limits}
+    else:
+        schema |= limits
     return schema
 
 
@@ -81,10 +88,13 @@ def option_schema() -> dict[str, Any]:
         'progressive': _object(spec.PROGRESSIVE),
         'distill': _object(spec.DISTILL),
     }
+    compiled = _object(spec.COMPILE)
+    train['properties']['compile'] |= {key: compiled[key] for key in ('properties', 'additionalProperties')}
     train['properties']['distill']['properties']['feature_loss'] = loss
     schedulers = Key(spec.STR, 'Scheduler of BasicSR.', tuple(spec.SCHEDULERS), True)
-    train['properties']['scheduler'] = _object({'type': schedulers}, closed=False)
-    train['properties']['optim_g'] = _object({'type': Key(spec.STR, 'Optimizer.', required=True)}, closed=False)
+    schedule = {name: replace(key, required=False) for name, key in spec.SCHEDULE.items()}
+    train['properties']['scheduler'] = _object({**schedule, 'type': schedulers}, closed=False)
+    train['properties']['optim_g'] = _object(spec.OPTIMIZER, closed=False)
     val = _object(spec.VAL)
     val['properties']['tile'] = _object(spec.TILE)
     val['properties']['metrics'] = {
@@ -99,6 +109,7 @@ def option_schema() -> dict[str, Any]:
         'val': val,
         'logger': _object(spec.LOGGER),
     }
+    schema['properties']['logger']['properties']['wandb'] |= _object(spec.WANDB) | {'type': ['object', 'null']}
     schema['patternProperties'] = {'^network_.+$': {'$ref': '#/definitions/network'}}
     for name in ('network_g', 'network_t'):
         schema['properties'][name] = {'$ref': '#/definitions/network'}

@@ -6,6 +6,7 @@ Networks, losses, schedulers and metrics are not listed here: their options are 
 from __future__ import annotations
 
 import inspect
+import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +23,20 @@ class Key:
         doc: one line for people.
         choices: the only values, if not empty.
         required: it must be there.
+        least: smallest number, or smallest element of a list of numbers.
+        above: numbers must be greater.
+        below: numbers must be smaller.
+        of: kinds of the elements of a list; empty says nothing about them.
     """
 
     kinds: tuple[str, ...]
     doc: str
     choices: tuple[Any, ...] = ()
     required: bool = False
+    least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    of: tuple[str, ...] = ()
 
 
 Section = Mapping[str, Key]
@@ -39,9 +48,9 @@ TOP: Section = {
     'model_type': Key(
         STR, 'Class that trains and tests: EffSRModel, DistillationModel, or one of BasicSR.', required=True
     ),
-    'scale': Key(INT, 'Scale factor of the data sets; must be network_g.upscale.', (1, 2, 3, 4, 8), True),
-    'num_gpu': Key(('int', 'str'), 'Number of GPUs without a launcher; auto = all visible, 0 = CPU.', required=True),
-    'manual_seed': Key(INT, 'Seed of weights and draws; left out, one is drawn.'),
+    'scale': Key(INT, 'Scale factor of paired data sets; must be network_g.upscale.', least=1),
+    'num_gpu': Key(('int', 'str'), 'GPUs without a launcher; auto = all visible, 0 = CPU.', required=True, least=0),
+    'manual_seed': Key(INT, 'Seed of weights and draws; left out, one is drawn.', least=0, below=2**32),
     'datasets': Key(DICT, 'Data sets by phase: train, val, val_2, test_1 ...', required=True),
     'network_g': Key(DICT, 'The network that is trained or tested.', required=True),
     'network_t': Key(DICT, 'The frozen teacher of DistillationModel.'),
@@ -64,18 +73,18 @@ DATASET: Section = {
     'filename_tmpl': Key(STR, 'Name of the LR image made from that of the HR image, such as {}x4.'),
     'io_backend': Key(DICT, 'Where the images lie.'),
     'color': Key(STR, 'y: train on the luma channel only.', ('y', 'rgb')),
-    'mean': Key(LIST, 'Subtracted from every channel.'),
-    'std': Key(LIST, 'Every channel is divided by it.'),
-    'gt_size': Key(INT, 'Side of the HR patch, a multiple of scale.'),
+    'mean': Key(LIST, 'Subtracted from every channel; needs std.', of=NUMBER),
+    'std': Key(LIST, 'Every channel is divided by it; needs mean.', above=0, of=NUMBER),
+    'gt_size': Key(INT, 'Side of the HR patch, a multiple of scale.', least=1),
     'use_hflip': Key(BOOL, 'Flip patches at random.'),
     'use_rot': Key(BOOL, 'Turn patches by 90 degrees at random.'),
     'uint8': Key(BOOL, 'Hand over bytes; the model converts them on the device (data sets of this package).'),
-    'num_worker_per_gpu': Key(INT, 'Processes that read data.'),
-    'batch_size_per_gpu': Key(INT, 'Patches per GPU and iteration.'),
-    'dataset_enlarge_ratio': Key(NUMBER, 'The data set is repeated so often in an epoch.'),
+    'num_worker_per_gpu': Key(INT, 'Processes that read data.', least=0),
+    'batch_size_per_gpu': Key(INT, 'Patches per GPU and iteration.', least=1),
+    'dataset_enlarge_ratio': Key(NUMBER, 'The data set is repeated so often in an epoch.', above=0),
     'use_shuffle': Key(BOOL, 'Read by nobody; BasicSR templates carry it.'),
     'prefetch_mode': Key(STR, 'Null, cpu or cuda (needs pin_memory).', ('cpu', 'cuda')),
-    'num_prefetch_queue': Key(INT, 'Length of the queue of prefetch_mode cpu.'),
+    'num_prefetch_queue': Key(INT, 'Length of the queue of prefetch_mode cpu.', least=1),
     'pin_memory': Key(BOOL, 'Put batches in page-locked memory.'),
     'persistent_workers': Key(BOOL, 'Keep the reading processes from epoch to epoch.'),
     'phase': Key(STR, 'Set by the host.'),
@@ -105,9 +114,9 @@ PATH_AT_RUN_TIME = ('models', 'training_states', 'log', 'visualization')
 HARMLESS_IN_PATH = ('strict_load', 'pretrain_network', 'resume', 'param_key')  # the host makes folders of all others
 
 TRAIN: Section = {
-    'total_iter': Key(('int', 'number'), 'Iterations of the run.', required=True),
-    'warmup_iter': Key(INT, 'Iterations of linear warm-up; -1 = none.'),
-    'ema_decay': Key(NUMBER, 'Decay of the moving average of the weights; 0 = none.'),
+    'total_iter': Key(('int', 'number'), 'Iterations of the run.', required=True, least=1),
+    'warmup_iter': Key(INT, 'Iterations of linear warm-up; -1 = none.', least=-1),
+    'ema_decay': Key(NUMBER, 'Decay of the moving average of the weights; 0 = none.', least=0, below=1),
     'optim_g': Key(DICT, 'Optimizer: type and its options.', required=True),
     'scheduler': Key(DICT, 'Learning rate: type and its options.', required=True),
     'pixel_opt': Key(DICT, 'Loss on pixels, logged as l_pix.'),
@@ -116,16 +125,16 @@ TRAIN: Section = {
     'amp': Key(('str', 'bool'), 'Half precision: EffSRModel.', ('bf16', 'fp16', False)),
     'channels_last': Key(BOOL, 'Memory format of images and weights: EffSRModel.'),
     'compile': Key(('bool', 'dict'), 'torch.compile, or its options: EffSRModel.'),
-    'grad_clip': Key(NUMBER, 'Largest norm of the gradient: EffSRModel.'),
-    'accumulate': Key(INT, 'The batch is worked off in so many parts: EffSRModel.'),
-    'max_nonfinite': Key(INT, 'So many infinite or NaN iterations in a row are passed over: EffSRModel.'),
+    'grad_clip': Key(NUMBER, 'Largest norm of the gradient: EffSRModel.', above=0),
+    'accumulate': Key(INT, 'The batch is worked off in so many parts: EffSRModel.', least=1),
+    'max_nonfinite': Key(INT, 'So many infinite or NaN iterations in a row are passed over: EffSRModel.', least=1),
     'progressive': Key(DICT, 'Patch sizes in stages: EffSRModel.'),
     'distill': Key(DICT, 'Teacher terms: DistillationModel.'),
 }
 PROGRESSIVE: Section = {
-    'gt_size': Key(LIST, 'Side of the HR patch of each stage.', required=True),
-    'iters': Key(LIST, 'Iterations of each stage.', required=True),
-    'batch': Key(LIST, 'Patches per GPU of each stage.'),
+    'gt_size': Key(LIST, 'Side of the HR patch of each stage.', required=True, least=1, of=INT),
+    'iters': Key(LIST, 'Iterations of each stage.', required=True, least=1, of=INT),
+    'batch': Key(LIST, 'Patches per GPU of each stage.', least=1, of=INT),
 }
 DISTILL: Section = {
     'alpha': Key(NUMBER, "Weight of L1 to the teacher's image."),
@@ -136,8 +145,30 @@ DISTILL: Section = {
     'adapter': Key(STR, "From the student's channels to the teacher's.", ('none', 'conv1x1')),
     'teacher_dtype': Key(STR, 'Precision of the teacher.', ('fp32', 'bf16', 'fp16')),
 }
+COMPILE: Section = {
+    'mode': Key(STR, 'Of torch.compile.', ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs')),
+    'backend': Key(STR, 'Of torch.compile.'),
+    'fullgraph': Key(BOOL, 'Refuse graph breaks.'),
+    'dynamic': Key(BOOL, 'Make kernels for any size.'),
+    'options': Key(DICT, 'Of the backend.'),
+    'disable': Key(BOOL, 'Compile nothing.'),
+}
+OPTIMIZER: Section = {
+    'type': Key(STR, 'Optimizer.', required=True),
+    'lr': Key(NUMBER, 'Learning rate.', above=0),
+    'weight_decay': Key(NUMBER, 'Decay of the weights.', least=0),
+    'betas': Key(LIST, 'Decay of the moments.', least=0, below=1, of=NUMBER),
+}
+SCHEDULE: Section = {
+    'milestones': Key(LIST, 'Iterations at which the learning rate falls.', required=True, of=NUMBER),
+    'gamma': Key(NUMBER, 'To this part.'),
+    'restarts': Key(LIST, 'Iterations of restarts.', of=NUMBER),
+    'periods': Key(LIST, 'Iterations of each period.', required=True, above=0, of=NUMBER),
+    'restart_weights': Key(LIST, 'Factor of the learning rate after each restart.', of=NUMBER),
+    'eta_min': Key(NUMBER, 'Least learning rate.', least=0),
+}
 VAL: Section = {
-    'val_freq': Key(('int', 'number'), 'Iterations between validations.'),
+    'val_freq': Key(('int', 'number'), 'Iterations between validations.', least=1),
     'save_img': Key(BOOL, 'Save the images.'),
     'suffix': Key(STR, 'Put behind the names of saved images.'),
     'pbar': Key(BOOL, 'Progress bar.'),
@@ -147,15 +178,19 @@ VAL: Section = {
     'fuse': Key(BOOL, 'Validate the deployed form of nets that have one: EffSRModel.'),
 }
 TILE: Section = {
-    'size': Key(INT, 'Side of a tile in LR pixels.', required=True),
-    'overlap': Key(INT, 'LR pixels that neighbours share.'),
+    'size': Key(INT, 'Side of a tile in LR pixels.', required=True, least=1),
+    'overlap': Key(INT, 'LR pixels that neighbours share.', least=0),
     'blend': Key(STR, 'How they are joined.', ('mean', 'feather', 'halo')),
 }
 LOGGER: Section = {
-    'print_freq': Key(('int', 'number'), 'Iterations between lines of the log.', required=True),
-    'save_checkpoint_freq': Key(('int', 'number'), 'Iterations between checkpoints.', required=True),
+    'print_freq': Key(('int', 'number'), 'Iterations between lines of the log.', required=True, least=1),
+    'save_checkpoint_freq': Key(('int', 'number'), 'Iterations between checkpoints.', required=True, least=1),
     'use_tb_logger': Key(BOOL, 'Write tensorboard files.', required=True),
     'wandb': Key(DICT, 'project and resume_id of Weights & Biases.'),
+}
+WANDB: Section = {
+    'project': Key(STR, 'Name of the project; null = no Weights & Biases.'),
+    'resume_id': Key(STR, 'Run to go on with.'),
 }
 METRIC_EXTRAS: Section = {
     'type': Key(STR, 'Function that computes it.', required=True),
@@ -230,4 +265,31 @@ def fits(value: Any, key: Key) -> bool:
         return 'str' in key.kinds
     if isinstance(value, Mapping):
         return 'dict' in key.kinds
-    return 'list' in key.kinds and isinstance(value, Sequence)
+    if 'list' not in key.kinds or not isinstance(value, Sequence):
+        return False
+    return all(item is not None and fits(item, Key(key.of, '')) for item in value) if key.of else True
+
+
+def in_range(value: Any, key: Key) -> bool:
+    """True if the numbers of ``value``, which fits ``key``, keep to its bounds; infinity and NaN keep to none."""
+    if key.least is None and key.above is None and key.below is None:
+        return True
+    numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    return all(
+        math.isfinite(n)
+        and (key.least is None or n >= key.least)
+        and (key.above is None or n > key.above)
+        and (key.below is None or n < key.below)
+        for n in numbers
+        if isinstance(n, int | float) and not isinstance(n, bool)
+    )
+
+
+def range_in_words(key: Key) -> str:
+    """The bounds of ``key``, which has some."""
+    words = [
+        *([f'at least {key.least:g}'] if key.least is not None else []),
+        *([f'greater than {key.above:g}'] if key.above is not None else []),
+        *([f'less than {key.below:.10g}'] if key.below is not None else []),
+    ]
+    return ' and '.join(words)
