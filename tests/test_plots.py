@@ -89,6 +89,31 @@ def test_pictures_and_points_are_written(tmp_path):
 
 
 @pytest.mark.parametrize(
+    'text',
+    [
+        '{"costs":[{}],"latencies":[]}',
+        '{"costs":[]}',
+        '{"costs":5,"latencies":[]}',
+        '{"costs":[{"form":"deployed","model":"A","params":"x","multi_adds":1}],"latencies":[]}',
+        '{"costs":[],"latencies":[{"model":"A"}]}',
+        '{"network":"A"}',
+        '{"network":"A","means":{"Urban100":{}}}',
+        '{"network":[],"means":{"Urban100":{"psnr":30}}}',
+        '{"network":"A","means":5}',
+        '[]',
+        '5',
+        'null',
+    ],
+)
+def test_a_file_that_is_no_report_is_named(tmp_path, text):
+    (tmp_path / 'a.json').write_text(text)
+    out = call('--measured', str(tmp_path / 'a.json'), '--out', str(tmp_path / 'p.png'))
+    assert (out.exit_code, isinstance(out.exception, SystemExit)) == (2, True)
+    assert 'a.json must be a report of effsr benchmark or effsr evaluate' in out.stderr
+    assert not (tmp_path / 'p.png').exists()
+
+
+@pytest.mark.parametrize(
     ('words', 'sentence'),
     [
         (['--against', 'beauty'], '--against must be one of'),

@@ -67,25 +67,27 @@ def points_of_files(files: Iterable[Path], dataset: str, against: str) -> list[P
     Raises:
         UserError: a file is neither, or no network is in both kinds.
     """
-    costs: dict[str, dict[str, Any]] = {}
+    costs: dict[str, dict[str, int]] = {}
     times: dict[str, float] = {}
     scores: dict[str, tuple[float, str]] = {}
     for file in files:
         try:
             report = json.loads(file.read_text(encoding='utf-8'))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f'--measured: {file} cannot be read as JSON ({error})') from error
-        if isinstance(report, dict) and 'costs' in report:
-            for row in report['costs']:
-                if row['form'] != 'yardstick':
-                    costs[row['model']] = row
-            for row in report['latencies']:
-                times.setdefault(row['model'], row['median'])
-        elif isinstance(report, dict) and 'network' in report and 'means' in report:
-            if dataset in report['means']:
-                scores[report['network']] = (report['means'][dataset]['psnr'], str(file))
-        else:
-            raise UserError(f'--measured: {file} must be a report of effsr benchmark or effsr evaluate')
+        try:
+            if 'costs' in report:
+                for row in report['costs']:
+                    if row['form'] != 'yardstick':
+                        costs[row['model']] = {key: int(row[key]) for key in ('params', 'multi_adds')}
+                for row in report['latencies']:
+                    times.setdefault(row['model'], float(row['median']))
+            else:
+                means = report['means']
+                if dataset in means:
+                    scores[report['network']] = (float(means[dataset]['psnr']), str(file))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f'--measured: {file} must be a report of effsr benchmark or effsr evaluate') from error
     points = []
     for name, (psnr, source) in scores.items():
         if name not in costs:
