@@ -294,6 +294,7 @@ class TestForeignModels:
 
     def test_their_own_keys_pass(self, gan):
         assert not found(put(gan, 'train.key_of_somebody', 1))
+        assert not found(put(gan, 'train.blur_opt', {'type': 'no loss at all'}))
 
     @pytest.mark.parametrize(
         ('right', 'misspelt'),
@@ -313,6 +314,7 @@ class TestForeignModels:
             ('train.gan_opt.gan_type', 'x', r'train\.gan_opt: GAN type x is not implemented'),
             ('train.gan_opt.type', 'GANLos', r"there is no loss 'GANLos'; did you mean 'GANLoss'"),
             ('train.ldl_opt', {'type': 'L1Loss', 'reduction': 'avg'}, r'train\.ldl_opt: Unsupported'),
+            ('train.my_opt', {'type': 'L1Loss', 'reduction': 'avg'}, r'train\.my_opt: Unsupported'),
             ('train.optim_d.lr', -1, r'train\.optim_d\.lr: must be greater than 0'),
         ],
     )
