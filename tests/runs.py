@@ -58,7 +58,7 @@ def short_run(photos: Path, net: dict, *, scale: int = 4, iters: int = 20, **cha
     return opt
 
 
-def tested(opt: dict, weights: Path | str) -> dict:
+def twin_of(opt: dict, weights: Path | str) -> dict:
     """The test twin of a training option file."""
     opt = {key: value for key, value in opt.items() if key not in ('train', 'logger')}
     opt['datasets'] = {'test_1': opt['datasets']['val']}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -102,5 +103,18 @@ def test_bad_input_is_one_sentence_and_exit_code_2(option_file, tmp_path):
     (tmp_path / 'LR' / 'noise.png').unlink()
     done = run('-opt', option_file, '--out', tmp_path / 'sheet.png')
     assert done.exit_code == 2
-    assert 'has no partner' in done.output
-    assert not (tmp_path / 'sheet.png').exists()
+    assert 'noise.png does not exist, the partner of' in done.output
+    assert run('-opt', option_file, '--out', tmp_path / 'sheet.bmp').exit_code == 2
+    option_file.write_text(option_file.read_text().replace(str(tmp_path / 'net.pth'), str(tmp_path / 'no.pth')))
+    done = run('-opt', option_file, '--out', tmp_path / 'sheet.png')
+    assert done.exit_code == 2
+    assert 'no.pth' in done.output
+    assert not list(tmp_path.glob('sheet*'))
+
+
+def test_pictures_of_16_bits_score_as_those_of_8(option_file, tmp_path):
+    expected = json.loads(run('-opt', option_file, '--out', tmp_path / 'a.png', '--json').output)
+    for folder in ('HR', 'LR'):
+        file = str(tmp_path / folder / 'noise.png')
+        cv2.imwrite(file, cv2.imread(file).astype(np.uint16) * 257)
+    assert json.loads(run('-opt', option_file, '--out', tmp_path / 'b.png', '--json').output) == expected

@@ -13,7 +13,7 @@ import torch
 import yaml
 from host import logged, run
 from nets import CASES
-from runs import TINY_HASN, break_option, losses, short_run, tested, write
+from runs import TINY_HASN, break_option, losses, short_run, twin_of, write
 
 HOST = Path(basicsr.__file__).parent
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +48,7 @@ def test_train_resume_and_test_leave_everything_where_the_user_stands(photos, tm
     assert len(losses(out)) == 4
     assert [p.name for p in (tmp_path / 'experiments').iterdir()] == ['short'], 'the first run must not be archived'
 
-    twin = tested(opt, experiment / 'models' / 'net_g_latest.pth')
+    twin = twin_of(opt, experiment / 'models' / 'net_g_latest.pth')
     out = logged('-m', 'basicsr.test', '-opt', write(twin, tmp_path / 'test.yml'), cwd=tmp_path)
     assert re.search(r'psnr: \d\d\.\d+', out)
     assert len(list((tmp_path / 'results' / 'short' / 'visualization' / 'photos').glob('*.png'))) == 4
@@ -65,7 +65,7 @@ def test_our_own_commands_need_no_hook(photos, tmp_path):
     words = ('-m', 'basicsr_effsr.train', '-opt', file, '--launcher', 'pytorch', '--local-rank=0')
     out = logged(*launcher, *words, cwd=tmp_path, **off)
     assert len(losses(out)) == 2
-    twin = tested(opt, tmp_path / 'experiments' / 'short' / 'models' / 'net_g_latest.pth')
+    twin = twin_of(opt, tmp_path / 'experiments' / 'short' / 'models' / 'net_g_latest.pth')
     out = logged('-m', 'basicsr_effsr.test', '-opt', write(twin, tmp_path / 'test.yml'), cwd=tmp_path, **off)
     assert (tmp_path / 'results' / 'short').is_dir()
     assert 'psnr' in out

@@ -22,6 +22,7 @@ from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.cli import app
 from basicsr_effsr.tools import evaluate
 from basicsr_effsr.tools.benchmarks_on_disk import canonical, find_sets, pairs_of
+from basicsr_effsr.tools.image_files import read_rgb
 from basicsr_effsr.tools.networks import UserError
 from basicsr_effsr.utils.metrics import score_y
 from datasets_prep.bicubic import imresize
@@ -197,20 +198,20 @@ class TestReading:
         deep = np.array([[[0, 128, 129], [256, 257, 65535], [32768, 385, 386]]], np.uint16)
         cv2.imwrite(str(tmp_path / f'a.{suffix}'), deep[..., ::-1])
         expected = [[[0, 0, 1], [1, 1, 255], [128, 1, 2]]]
-        assert evaluate.read_rgb(tmp_path / f'a.{suffix}').tolist() == expected
+        assert read_rgb(tmp_path / f'a.{suffix}').tolist() == expected
         cv2.imwrite(str(tmp_path / f'g.{suffix}'), deep[..., 0])
-        assert evaluate.read_rgb(tmp_path / f'g.{suffix}').tolist() == [[[0] * 3, [1] * 3, [128] * 3]]
+        assert read_rgb(tmp_path / f'g.{suffix}').tolist() == [[[0] * 3, [1] * 3, [128] * 3]]
 
     def test_gray_and_alpha_become_rgb(self, tmp_path):
         Image.fromarray(np.array([[3, 250]], np.uint8)).save(tmp_path / 'g.png')
-        assert evaluate.read_rgb(tmp_path / 'g.png').tolist() == [[[3] * 3, [250] * 3]]
+        assert read_rgb(tmp_path / 'g.png').tolist() == [[[3] * 3, [250] * 3]]
         Image.fromarray(np.array([[[1, 2, 3, 0]]], np.uint8)).save(tmp_path / 'a.png')
-        assert evaluate.read_rgb(tmp_path / 'a.png').tolist() == [[[1, 2, 3]]]
+        assert read_rgb(tmp_path / 'a.png').tolist() == [[[1, 2, 3]]]
 
     def test_pixels_of_other_kinds_are_refused(self, tmp_path):
         Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / 'f.tif')
         with pytest.raises(UserError, match=r'f\.tif cannot be read as an image'):
-            evaluate.read_rgb(tmp_path / 'f.tif')
+            read_rgb(tmp_path / 'f.tif')
 
 
 def test_scale_comes_from_the_network_the_file_or_the_default():

@@ -20,7 +20,8 @@ import numpy as np
 import typer
 
 from basicsr_effsr.tools import networks
-from basicsr_effsr.tools.evaluate import read_rgb, scale_of
+from basicsr_effsr.tools.evaluate import scale_of
+from basicsr_effsr.tools.image_files import read_rgb
 from basicsr_effsr.tools.networks import UserError
 
 if TYPE_CHECKING:

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
-import yaml
 from PIL import Image, ImageDraw, ImageFont
+
+from basicsr_effsr.tools.check import list_pairs
+from basicsr_effsr.tools.image_files import read_rgb
+from basicsr_effsr.tools.networks import UserError, build, pick_device, read_options, stop
+from basicsr_effsr.utils.checkpoint import write_atomic
 
 if TYPE_CHECKING:
     from torch import nn
@@ -106,40 +110,27 @@ def picture(rows: list[tuple[str, list[tuple[str, np.ndarray]]]]) -> Image.Image
     return sheet
 
 
-def load_network(opt: dict[str, Any]) -> nn.Module:
-    """``network_g`` of the options with the weights that ``path`` names, in eval mode."""
-    import torch
-    from basicsr.archs import build_network
-
-    from basicsr_effsr.utils.checkpoint import load_into
-
-    path = opt['path']
-    net = build_network(opt['network_g'])
-    load_into(net, path['pretrain_network_g'], param_key=path.get('param_key_g', 'params'))
-    device = 'cuda' if torch.cuda.is_available() and opt.get('num_gpu') != 0 else 'cpu'
-    return net.to(device).eval()
-
-
 def compare(opt: dict[str, Any]) -> tuple[list[Row], Image.Image]:
     """Scores and picture of every test image of ``opt``.
 
     Raises:
-        FileNotFoundError: an image of dataroot_gt has no partner in dataroot_lq.
+        UserError, ValueError, OSError: an image has no partner or cannot be read, or the weights do not fit.
     """
-    scale = opt['scale']
-    net = load_network(opt)
+    scale, path = opt['scale'], opt.get('path') or {}
+    if not path.get('pretrain_network_g'):
+        raise UserError('path.pretrain_network_g must name the weights to compare with')
+    device = pick_device('cpu' if opt.get('num_gpu') == 0 else None)
+    net = build(opt['network_g'], Path(path['pretrain_network_g']), path.get('param_key_g', 'params')).to(device)
     rows, panels = [], []
-    for data in opt['datasets'].values():
-        template = data.get('filename_tmpl', '{}')
-        for gt_path in sorted(p for p in Path(data['dataroot_gt']).iterdir() if p.suffix.lower() == '.png'):
-            lq_path = Path(data['dataroot_lq']) / f'{template.format(gt_path.stem)}{gt_path.suffix}'
-            if not lq_path.is_file():
-                raise FileNotFoundError(f'effsr compare: {gt_path} has no partner {lq_path}; check filename_tmpl')
-            lq = np.asarray(Image.open(lq_path).convert('RGB'))
-            gt = np.asarray(Image.open(gt_path).convert('RGB'))[: lq.shape[0] * scale, : lq.shape[1] * scale]
+    for phase, data in opt['datasets'].items():
+        if (data.get('io_backend') or {}).get('type', 'disk') != 'disk' or 'Packed' in str(data.get('type')):
+            raise UserError(f'datasets.{phase}: image files are read, not LMDBs or packs; name folders')
+        for pair in list_pairs(f'datasets.{phase}', data):
+            lq, name = read_rgb(Path(pair.lq)), Path(pair.gt).stem
+            gt = read_rgb(Path(pair.gt))[: lq.shape[0] * scale, : lq.shape[1] * scale]
             nearest = lq.repeat(scale, axis=0).repeat(scale, axis=1)
             cubic, ours = bicubic(lq, scale), super_resolve(net, lq)
-            row = Row(gt_path.stem, *score(cubic, gt, scale), *score(ours, gt, scale))
+            row = Row(name, *score(cubic, gt, scale), *score(ours, gt, scale))
             rows.append(row)
             captions = (
                 'LR, pixels repeated',
@@ -148,7 +139,7 @@ def compare(opt: dict[str, Any]) -> tuple[list[Row], Image.Image]:
                 'HR',
             )
             images = (nearest, cubic, ours, gt)
-            panels.append((f'{gt_path.stem}, x{scale}', list(zip(captions, images, strict=True))))
+            panels.append((f'{name}, x{scale}', list(zip(captions, images, strict=True))))
     return rows, picture(panels)
 
 
@@ -158,23 +149,21 @@ def command(
     as_json: Annotated[bool, typer.Option('--json', help='Print the scores as JSON.')] = False,
 ) -> None:
     """Compare bicubic with the network of an option file on its test images; a table and one picture."""
-    if not opt.is_file():
-        typer.echo(f'effsr compare: no option file {opt}; give one of options/test/', err=True)
-        raise typer.Exit(2)
     try:
-        rows, sheet = compare(yaml.safe_load(opt.read_text()))
+        if out.suffix != '.png':
+            raise UserError(f'--out must end in .png, got {out}')
+        rows, sheet = compare(read_options(opt))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, lambda path: sheet.save(path, format='png'))
     except (KeyError, OSError, ValueError) as error:
-        typer.echo(f'effsr compare: {error}', err=True)
-        raise typer.Exit(2) from error
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out)
+        raise stop('compare', error) from error
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table('image', 'bicubic', 'network', 'gain', title='PSNR-Y [dB] / SSIM-Y', title_justify='left')
+    table = Table('image', 'bicubic', 'network', 'gain', title='PSNR-Y in dB / SSIM-Y', title_justify='left')
     for row in rows:
         table.add_row(
             row.image,

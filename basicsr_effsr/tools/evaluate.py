@@ -19,6 +19,7 @@ import typer
 
 from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.benchmarks_on_disk import Pair, find_sets, pairs_of
+from basicsr_effsr.tools.image_files import read_rgb
 from basicsr_effsr.tools.networks import UserError
 from basicsr_effsr.utils.metrics import score_y
 
@@ -78,20 +79,6 @@ class Report:
         # + 0.0: a difference that rounds to zero has no sign
         psnr, ssim = round(mean['psnr'] - paper[0], 2) + 0.0, round(mean['ssim'] - paper[1], 4) + 0.0
         return f'{psnr:+.2f} / {ssim:+.4f}'
-
-
-def read_rgb(file: Path) -> np.ndarray:
-    """An image as (H, W, 3) uint8 RGB; 16 bits are rounded to 8, alpha is dropped.
-
-    Raises:
-        UserError: it cannot be read, or its pixels are not of 8 or 16 bits.
-    """
-    from basicsr_effsr.tools.image_files import read
-
-    pixels = read(file).pixels
-    if pixels.dtype == np.uint16:
-        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return pixels if pixels.shape[2] == 3 else pixels.repeat(3, axis=2)
 
 
 def read_pair(pair: Pair, scale: int) -> tuple[np.ndarray, np.ndarray]:

@@ -211,6 +211,18 @@ def read(file: Path) -> Picture:
 # ---------------------------------------------------------------------- writing
 
 
+def read_rgb(file: Path) -> np.ndarray:
+    """An image as (H, W, 3) uint8 RGB; 16 bits are rounded to 8, alpha is dropped.
+
+    Raises:
+        UserError: it cannot be read, or its pixels are not of 8 or 16 bits.
+    """
+    pixels = read(file).pixels
+    if pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return pixels if pixels.shape[2] == 3 else pixels.repeat(3, axis=2)
+
+
 def check_size(kind: str, height: int, width: int) -> None:
     """Refuses sizes that a format cannot count.
 
