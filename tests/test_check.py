@@ -440,6 +440,9 @@ def test_a_host_data_set_ends_early_too(opt):
 def test_pairs_of_another_scale_and_unreadable_images_are_named(opt, data):
     Image.new('RGB', (48, 40)).save(data / 'LR' / '3.png')
     assert any('3.png (96x80) must be 4 times the size of' in t and 'it is 2 times' in t for t in found(opt))
+    whole = (data / 'LR' / '2.png').read_bytes()
+    (data / 'LR' / '3.png').write_bytes(whole[:-20])
+    assert any('LR/3.png is cut off' in t for t in found(opt))
     (data / 'LR' / '3.png').write_bytes(b'no image')
     assert any('LR/3.png cannot be read as an image' in t for t in found(opt))
     (data / 'LR' / '3.png').unlink()
@@ -451,11 +454,13 @@ def test_surplus_images_are_refused(opt, data):
     assert any('5 HR and' in t and '6 LR images' in t for t in found(opt))
 
 
-def test_every_header_is_read_only_when_asked_for(opt, data):
+def test_every_header_is_read_of_validation_and_of_training_when_asked_for(opt, data):
     for i in range(60):
         Image.new('RGB', (96, 80)).save(data / 'HR' / f'x{i:02}.png')
         Image.new('RGB', (24, 20)).save(data / 'LR' / f'x{i:02}.png')
     (data / 'LR' / 'x02.png').write_bytes(b'no image')  # not among the sample
+    assert [t.partition(':')[0] for t in found(opt)] == ['datasets.val']
+    opt['datasets'].pop('val')
     assert not found(opt)
     assert any('x02.png' in str(p) for p in problems(opt, True, every_image=True))
 

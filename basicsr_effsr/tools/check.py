@@ -517,7 +517,7 @@ class _Check:
         patch = side // scale if training and isinstance(side, int) else 1
         if training and isinstance(side, int) and side % scale:
             self.fatal(f'{where}.gt_size', f'must be a multiple of scale {scale}, got {side}')
-        step = 1 if self.every_image else max(1, len(pairs) // SAMPLED_PAIRS)
+        step = 1 if self.every_image or not training else max(1, len(pairs) // SAMPLED_PAIRS)
         sizes = []
         for pair in pairs[::step]:
             try:
@@ -892,20 +892,28 @@ class Pair:
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """(H, W) from the header of an image.
+    """(H, W) from the header of an image; of a PNG the end is looked at, too.
 
     Raises:
-        ValueError: the file is missing or no image.
+        ValueError: the file is missing, cut off or no image.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
+            if image.format == 'PNG' and b'IEND' not in _last_bytes(path, 64):
+                raise ValueError(f'{path} is cut off: a PNG ends with IEND; replace it')
             return image.height, image.width
     except UnidentifiedImageError as error:
         raise ValueError(f'{path} cannot be read as an image; replace it') from error
     except FileNotFoundError as error:
         raise ValueError(f'{path} does not exist; check meta_info_file and filename_tmpl') from error
+
+
+def _last_bytes(path: str, count: int) -> bytes:
+    with open(path, 'rb') as file:
+        file.seek(max(os.path.getsize(path) - count, 0))
+        return file.read()
 
 
 def _names_in(where: str, data: Options, key: str) -> list[str]:

@@ -127,7 +127,7 @@ TRAIN: Section = {
     'compile': Key(('bool', 'dict'), 'torch.compile, or its options: EffSRModel.'),
     'grad_clip': Key(NUMBER, 'Largest norm of the gradient: EffSRModel.', above=0),
     'accumulate': Key(INT, 'The batch is worked off in so many parts: EffSRModel.', least=1),
-    'max_nonfinite': Key(INT, 'So many infinite or NaN iterations in a row are passed over: EffSRModel.', least=1),
+    'max_nonfinite': Key(INT, 'So many infinite or NaN iterations in a row stop the run: EffSRModel.', least=1),
     'progressive': Key(DICT, 'Patch sizes in stages: EffSRModel.'),
     'distill': Key(DICT, 'Teacher terms: DistillationModel.'),
 }
