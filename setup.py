@@ -39,6 +39,7 @@ setup(
             'adjustText',
             'build',
             'fvcore',
+            'jsonschema',
             'matplotlib',
             'mypy',
             'onnx',
