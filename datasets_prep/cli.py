@@ -101,7 +101,7 @@ def download(
 def _show_sources(path: Path) -> None:
     from rich.table import Table
 
-    from datasets_prep.download import read_sources
+    from datasets_prep.download import checksum_of, read_sources
 
     try:
         sets = read_sources(path)
@@ -113,7 +113,7 @@ def _show_sources(path: Path) -> None:
         table.add_row(name, entry['about'], entry['licence'], 'by hand' if 'manual' in entry else how)
     Console().print(table)
     archives = {file['url']: file for entry in sets.values() for file in entry.get('files', [])}
-    known = sum(file.get('sha256') is not None for file in archives.values())
+    known = sum(checksum_of(file) is not None for file in archives.values())
     console.print(f'checksums known: {known} of {len(archives)} archives')
 
 

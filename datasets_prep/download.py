@@ -47,7 +47,7 @@ class _Archive:
 
     url: str
     size: int | None
-    sha256: str | None
+    checksum: str | None  # sha256:... or md5:..., in hexadecimal
     into: Path
     folders: tuple[tuple[Path, int | None], ...]
 
@@ -136,9 +136,9 @@ def download(
         summary.planned = len(todo)
         for archive in todo:
             size = 'size not known' if archive.size is None else f'{archive.size} bytes'
-            checksum = 'checksum not known' if archive.sha256 is None else 'checksum known'
+            checksum = 'checksum not known' if archive.checksum is None else 'checksum known'
             summary.notes.append(f'would fetch: {archive.url} ({size}, {checksum})')
-        unknown = sum(archive.sha256 is None for archive in todo)
+        unknown = sum(archive.checksum is None for archive in todo)
         if unknown:
             summary.notes.append(
                 f'{sources} knows no checksum of {unknown} of {len(todo)} archives: they can only be checked by what '
@@ -166,6 +166,11 @@ def _with_needs(names: list[str], table: dict[str, dict[str, Any]]) -> list[str]
     return wanted
 
 
+def checksum_of(file: dict[str, Any]) -> str | None:
+    """``algorithm:digest`` of a row of the table, the stronger of those that are known; None if none is."""
+    return next((f'{name}:{file[name]}' for name in ('sha256', 'md5') if file.get(name)), None)
+
+
 def _archives(wanted: list[str], table: dict[str, dict[str, Any]], root: Path) -> list[_Archive]:
     """One per URL, although several data sets may lie in one archive."""
     found: dict[str, _Archive] = {}
@@ -175,7 +180,7 @@ def _archives(wanted: list[str], table: dict[str, dict[str, Any]], root: Path) -
             folder = into / file['folder'] if file.get('folder') else into
             before = found[url].folders if url in found else ()
             found[url] = _Archive(
-                url, file.get('size'), file.get('sha256'), into, (*before, (folder, file.get('images')))
+                url, file.get('size'), checksum_of(file), into, (*before, (folder, file.get('images')))
             )
     return list(found.values())
 
@@ -194,7 +199,7 @@ def _fetch_all(
             archive.url,
             target,
             size=archive.size,
-            sha256=archive.sha256,
+            checksum=archive.checksum,
             stop=stop,
             report=lambda have, total: progress.update(task, completed=have, total=total),
             **options,
@@ -232,7 +237,7 @@ def _unpack(archive: _Archive, target: Path, keep: bool) -> list[str]:
             )
     if not keep:
         target.unlink()
-    return [f'{archive.name}: checksum not known, so not verified'] if archive.sha256 is None else []
+    return [f'{archive.name}: checksum not known, so not verified'] if archive.checksum is None else []
 
 
 def fetch(
@@ -240,7 +245,7 @@ def fetch(
     target: Path,
     *,
     size: int | None = None,
-    sha256: str | None = None,
+    checksum: str | None = None,
     retries: int = 5,
     timeout: float = 30,
     pause: float = 1,
@@ -253,7 +258,7 @@ def fetch(
         url: http or https.
         target: the file; it appears only when it is complete and verified.
         size: bytes it must have, if known.
-        sha256: its SHA-256 in hexadecimal, if known.
+        checksum: ``sha256:`` or ``md5:`` and the digest in hexadecimal, if known.
         retries: attempts in a row that bring no new byte before giving up.
         timeout: seconds without a byte before an attempt counts as failed.
         pause: seconds before the first retry; doubled each time.
@@ -267,7 +272,7 @@ def fetch(
     if urlsplit(url).scheme not in ('http', 'https'):
         raise DownloadError(f'{url}: must begin with http:// or https://')
     if target.is_file():
-        _check(target, url, size, sha256)
+        _check(target, url, size, checksum)
         return
     part = target.with_name(f'.{target.name}.download')
     with alone(target.with_name(f'.{target.name}.lock'), target):
@@ -297,7 +302,7 @@ def fetch(
                     f'from {before} bytes, or put the file at {target} by hand'
                 )
             stop.wait(min(pause * 2**failures, 60))
-        _check(part, url, size, sha256)
+        _check(part, url, size, checksum)
         os.replace(part, target)
         _state_of(part).unlink(missing_ok=True)
 
@@ -376,17 +381,18 @@ def _content_range(text: str) -> tuple[int, int | None]:
         raise _IncompleteError(f'the server sends the range {text!r}') from None
 
 
-def _check(file: Path, url: str, size: int | None, sha256: str | None) -> None:
+def _check(file: Path, url: str, size: int | None, checksum: str | None) -> None:
     found = str(file.stat().st_size)
     if size is not None and found != str(size):
         _refuse(file, url, f'{found} bytes', f'{size} bytes')
-    if sha256 is not None:
-        digest = hashlib.sha256()
+    if checksum is not None:
+        algorithm, _, expected = checksum.partition(':')
         with file.open('rb') as stream:
+            digest = hashlib.new(algorithm, usedforsecurity=algorithm != 'md5')
             while chunk := stream.read(2**20):
                 digest.update(chunk)
-        if digest.hexdigest() != sha256:
-            _refuse(file, url, f'the SHA-256 {digest.hexdigest()}', f'the SHA-256 {sha256}')
+        if digest.hexdigest() != expected:
+            _refuse(file, url, f'the {algorithm} {digest.hexdigest()}', f'the {algorithm} {expected}')
 
 
 def _refuse(file: Path, url: str, found: str, expected: str) -> NoReturn:

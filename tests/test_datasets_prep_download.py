@@ -10,13 +10,12 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datasets_prep.archives import ArchiveError, extract
-from datasets_prep.download import SOURCES, DownloadError, count_images, download, fetch, read_sources
+from datasets_prep.download import SOURCES, DownloadError, checksum_of, count_images, download, fetch, read_sources
 from datasets_prep.files import encode_png
 from datasets_prep.jobs import Plan
 
@@ -167,14 +166,17 @@ class TestFetch:
         assert len(server.seen) == 4
 
     def test_a_wrong_checksum_or_size_leaves_nothing(self, server, tmp_path):
-        with pytest.raises(DownloadError, match='has the SHA-256'):
-            fetch(server.url, tmp_path / 'a.zip', sha256='0' * 64, **FAST)
+        with pytest.raises(DownloadError, match='has the sha256'):
+            fetch(server.url, tmp_path / 'a.zip', checksum='sha256:' + '0' * 64, **FAST)
         with pytest.raises(DownloadError, match='has 1000000 bytes, the table says 7'):
             fetch(server.url, tmp_path / 'a.zip', size=7, **FAST)
         assert list(tmp_path.iterdir()) == []
-        right = hashlib.sha256(server.data).hexdigest()
-        fetch(server.url, tmp_path / 'a.zip', sha256=right, size=1_000_000, **FAST)
-        assert (tmp_path / 'a.zip').is_file()
+        with pytest.raises(DownloadError, match='has the md5'):
+            fetch(server.url, tmp_path / 'a.zip', checksum='md5:' + '0' * 32, **FAST)
+        for name in ('sha256', 'md5'):
+            right = f'{name}:{hashlib.new(name, server.data).hexdigest()}'
+            fetch(server.url, tmp_path / f'{name}.zip', checksum=right, size=1_000_000, **FAST)
+            assert (tmp_path / f'{name}.zip').is_file()
 
     def test_a_short_file_without_a_length_is_caught_by_its_known_size(self, server, tmp_path):
         server.hide_length = True
@@ -319,11 +321,14 @@ class TestDownload:
         summary = download(['Mini'], tmp_path / 'd', sources=table, plan=Plan(dry_run=True))
         assert summary.notes == [f'would fetch: {server.url} (size not known, checksum known)']
 
-    def test_the_docs_say_what_our_table_does_not_know(self):
-        files = [file for entry in read_sources(SOURCES).values() for file in entry.get('files', [])]
-        known = [file for file in files if file['size'] is not None or file['sha256'] is not None]
-        text = ' '.join((Path(__file__).parents[1] / 'docs' / 'data.md').read_text().split())
-        assert ('not a single size or checksum is known' in text) == (not known)
+    def test_the_table_knows_the_archives_that_others_have_recorded(self):
+        """The docs name them; nothing was downloaded to make the table."""
+        sets = read_sources(SOURCES)
+        for file in sets['DIV2K']['files']:
+            assert checksum_of(file).startswith('sha256:')
+            assert file['size'] > 1_000_000
+        for name in ('Flickr2K', 'Set5', 'Set14', 'B100', 'Urban100'):
+            assert [checksum_of(file).partition(':')[0] for file in sets[name]['files']] == ['md5']
 
     def test_missing_images_are_an_error(self, server, table, tmp_path):
         server.data = zipped({f'Mini_HR/{i}.png': PNG for i in range(2)})
@@ -357,8 +362,9 @@ class TestDownload:
         }
         for entry in table.values():
             for file in entry.get('files', []):
-                assert {'url', 'size', 'sha256', 'into', 'folder', 'images'} == {*file}
+                assert {'url', 'size', 'sha256', 'into', 'folder', 'images'} == {*file} - {'md5'}
                 assert file['sha256'] is None or len(file['sha256']) == 64
+                assert len(file.get('md5', '0' * 32)) == 32
 
     def test_a_broken_table_is_refused(self, tmp_path):
         (tmp_path / 't.json').write_text('{"sets": {"A": {}}}')
