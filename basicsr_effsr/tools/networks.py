@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,17 +37,40 @@ def read_options(file: Path) -> dict[str, Any]:
     """An option file as a dictionary.
 
     Raises:
-        UserError: it does not exist or holds no options.
+        UserError: it does not exist, holds no options, or a section that the tools read is of another kind.
     """
     if not file.is_file():
         raise UserError(f'no option file {file}; give one of options/test/')
     try:
         opt = yaml.safe_load(file.read_text(encoding='utf-8'))
-    except yaml.YAMLError as error:
-        raise UserError(f'{file} is not YAML: {" ".join(str(error).split())}') from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f'{file} is not YAML in UTF-8: {" ".join(str(error).split())}') from error
     if not isinstance(opt, dict) or 'network_g' not in opt:
         raise UserError(f'{file} must hold options with network_g')
+    network = opt['network_g']
+    if not isinstance(network, dict) or not isinstance(network.get('type'), str):
+        raise UserError(f'{file}: network_g must be a section with type, the name of a network, got {network!r}')
+    for name in ('path', 'datasets', 'val'):
+        if not isinstance(opt.get(name), dict | None):
+            raise UserError(f'{file}: {name} must be a section of options, got {opt[name]!r}')
+    path = opt.get('path') or {}
+    for name in ('pretrain_network_g', 'param_key_g'):
+        if not isinstance(path.get(name), str | None):
+            raise UserError(f'{file}: path.{name} must be a text, got {path[name]!r}')
     return opt
+
+
+def check_folder(folder: Path) -> None:
+    """That results can be written into a folder, asked before the work that leads to them; creates nothing.
+
+    Raises:
+        UserError: it, or what of its path exists, is no folder or cannot be written.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f'{there} is a file, must be a folder to write into; give another --out')
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f'the folder {there} cannot be written; give another --out')
 
 
 def describe(
@@ -79,7 +103,10 @@ def describe(
         key, found, value = entry.partition('=')
         if not found:
             raise UserError(f'--set must be key=value, got {entry!r}')
-        network[key] = yaml.safe_load(value)
+        try:
+            network[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f'--set {key} must be a value as in an option file, got {value!r}') from error
     return network, weights, param_key
 
 
