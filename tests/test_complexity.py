@@ -119,6 +119,45 @@ def test_a_pass_that_needs_values_is_refused_in_words():
         count_macs(Peeks(), (2, 2))
 
 
+HOST_NETS = {
+    'EDSR': {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1},
+    'RCAN': {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_group': 1, 'num_block': 1},
+    'SwinIR': {
+        **{'upscale': 4, 'img_size': (64, 64), 'window_size': 8, 'depths': [2], 'embed_dim': 12, 'num_heads': [2]},
+        **{'upsampler': 'pixelshuffledirect'},
+    },
+}
+
+
+@pytest.mark.parametrize('name', HOST_NETS)
+def test_nets_of_the_host_that_hold_tensors_as_plain_attributes_are_counted(name, capfd):
+    """Their mean is no buffer; SwinIR also makes a mask in its pass, here at another size than its own."""
+    net = build_network({'type': name, **HOST_NETS[name]}).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as flops:
+        net(torch.rand(1, 3, 32, 40))
+    before = net.mean.clone()
+    assert 2 * count_macs(net, (32, 40)).total == flops.get_total_flops() > 0
+    assert peak_memory(net, (32, 40)) > 4 * count_params(net)
+    assert type(net.mean) is Tensor
+    assert torch.equal(net.mean, before)
+    assert capfd.readouterr().err == ''
+
+
+def test_a_net_that_does_not_take_the_input_is_refused_in_one_sentence(capfd):
+    class Asks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError
+
+    net = nn.Conv2d(3, 3, 1)
+    for count in (count_macs, peak_memory):
+        with pytest.raises(ValueError, match='Conv2d: its cost cannot be counted: .*channels') as caught:
+            count(net, (4, 4), num_in_ch=2)
+        assert len(str(caught.value).splitlines()) == 1
+        with pytest.raises(ValueError, match='Asks: its cost cannot be counted: AssertionError; see'):
+            count(Asks(), (4, 4))
+    assert capfd.readouterr().err == ''
+
+
 def test_peak_memory_by_hand():
     """A linear layer: weights, bias, input and output, nothing twice; its transposed weight is no new memory."""
     net = nn.Sequential(nn.Flatten(2), nn.Linear(20, 1000))

@@ -8,15 +8,21 @@ autocast does not know the latter, and networks may use it.
 from __future__ import annotations
 
 import copy
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -82,14 +88,43 @@ def lr_size_of_720p(scale: int) -> tuple[int, int]:
     return round(height / scale), round(width / scale)
 
 
+def fake_mode() -> FakeTensorMode:
+    """Where tensors without content are made; it takes the real ones that a network holds besides its weights."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
 def without_content(net: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A copy of ``net`` in eval mode whose tensors have shapes and no content; ``net`` keeps its weights."""
+    """A copy of ``net`` in eval mode whose weights and buffers have shapes and no content; ``net`` keeps its own."""
     memo: dict[int, Any] = {}
     with mode:
         for tensor in [*net.parameters(), *net.buffers()]:
             empty = torch.empty(tensor.shape, dtype=tensor.dtype)
             memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-        return copy.deepcopy(net, memo).eval()
+    # outside the mode, because it cannot copy a tensor that is a plain attribute (the mean of BasicSR's EDSR)
+    return copy.deepcopy(net, memo).eval()
+
+
+@contextmanager
+def _counting(net: nn.Module) -> Iterator[None]:
+    """One sentence for every way in which a foreign network can fail on tensors without content.
+
+    Raises:
+        ValueError: it cannot be counted; the message says why.
+    """
+    logger = logging.getLogger('torch._subclasses.fake_tensor')  # writes a traceback before torch raises
+    before, logger.disabled = logger.disabled, True
+    refused = f'{type(net).__name__}: its cost cannot be counted'
+    try:
+        yield
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise ValueError(f'{refused}, because its forward pass depends on values ({error})') from error
+    except ValueError:
+        raise  # the network's own sentence about its input
+    except Exception as error:  # whatever a foreign forward pass may raise
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise ValueError(f'{refused}: {reason[0]}; see whether it takes this input size and channels') from error
+    finally:
+        logger.disabled = before
 
 
 def count_macs(net: nn.Module, lr_size: tuple[int, int], *, num_in_ch: int = 3, batch: int = 1) -> Macs:
@@ -102,18 +137,15 @@ def count_macs(net: nn.Module, lr_size: tuple[int, int], *, num_in_ch: int = 3, 
         batch: images per pass; all counts are proportional to it.
 
     Raises:
-        ValueError: the forward pass needs values, which tensors without content do not have.
+        ValueError: the forward pass needs values, which tensors without content do not have, or does not take
+            such an input.
     """
-    mode, counter = FakeTensorMode(), _Counter()
-    empty = without_content(net, mode)
+    mode, counter = fake_mode(), _Counter()
     dtype = next((p.dtype for p in net.parameters()), torch.float32)
-    try:
+    with _counting(net):
+        empty = without_content(net, mode)
         with torch.no_grad(), mode, counter:
             empty(torch.empty(batch, num_in_ch, *lr_size, dtype=dtype))
-    except DataDependentOutputException as error:
-        raise ValueError(
-            f'{type(net).__name__}: its cost cannot be counted, because its forward pass depends on values ({error})'
-        ) from error
     return Macs(
         lr_size=lr_size,
         **{name: counter.sums[name] for name in _KINDS},
@@ -136,7 +168,7 @@ def saved_for_backward(
         num_in_ch: channels of the input.
         amp: bf16 or fp16 under autocast; None for float32.
     """
-    mode = FakeTensorMode()
+    mode = fake_mode()
     empty = without_content(net, mode).train()
     kept: dict[int, Any] = {}  # storages by identity, alive as long as they are counted
 
@@ -253,12 +285,16 @@ def peak_memory(net: nn.Module, lr_size: tuple[int, int], *, num_in_ch: int = 3)
         net: the bare network; its dtype is that of the pass.
         lr_size: H, W of the input.
         num_in_ch: channels of the input.
+
+    Raises:
+        ValueError: as ``count_macs``.
     """
-    mode = FakeTensorMode()
-    empty = without_content(net, mode)
+    mode = fake_mode()
     dtype = next((p.dtype for p in net.parameters()), torch.float32)
-    with torch.no_grad(), mode:
-        image = torch.empty(1, num_in_ch, *lr_size, dtype=dtype)
-        with _Peak([*empty.parameters(), *empty.buffers(), image]) as found:
-            empty(image)
+    with _counting(net):
+        empty = without_content(net, mode)
+        with torch.no_grad(), mode:
+            image = torch.empty(1, num_in_ch, *lr_size, dtype=dtype)
+            with _Peak([*empty.parameters(), *empty.buffers(), image]) as found:
+                empty(image)
     return found.peak
