@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 import torch
 import yaml
+from basicsr.metrics import calculate_psnr, calculate_ssim
 from PIL import Image
 from typer.testing import CliRunner
 
 from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.cli import app
-from basicsr_effsr.tools.compare import busiest_crop, picture, score, super_resolve
+from basicsr_effsr.tools.compare import busiest_crop, picture
+from basicsr_effsr.utils.self_ensemble import self_ensemble
+from basicsr_effsr.utils.tiling import tiled_forward
 from datasets_prep.bicubic import imresize
 
 TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
@@ -41,6 +45,19 @@ def option_file(tmp_path):
     return file
 
 
+def score(image, gt):
+    """The host's own functions."""
+    options = {'crop_border': 2, 'test_y_channel': True}
+    pair = image[..., ::-1], gt[..., ::-1]
+    return calculate_psnr(*pair, **options), calculate_ssim(*pair, **options)
+
+
+def enlarged(forward, lq):
+    with torch.no_grad():
+        out = forward(torch.from_numpy(lq.transpose(2, 0, 1).copy())[None].float() / 255)
+    return out[0].clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
 def run(*arguments):
     return CliRunner().invoke(app, ['compare', *map(str, arguments)])
 
@@ -53,23 +70,10 @@ def test_scores_and_picture(option_file, tmp_path):
     lq = np.asarray(Image.open(tmp_path / 'LR' / 'noise.png'))
     net = HASN(**TINY).eval()
     net.load_state_dict(torch.load(tmp_path / 'net.pth', weights_only=True)['params'])
-    assert (row['net_psnr'], row['net_ssim']) == pytest.approx(score(super_resolve(net, lq), gt, 2))
-    assert (row['bicubic_psnr'], row['bicubic_ssim']) == pytest.approx(score(imresize(lq, scale=2), gt, 2))
+    assert (row['net_psnr'], row['net_ssim']) == pytest.approx(score(enlarged(net, lq), gt))
+    assert (row['bicubic_psnr'], row['bicubic_ssim']) == pytest.approx(score(imresize(lq, scale=2), gt))
     assert row['bicubic_psnr'] > row['net_psnr'] + 1, 'an untrained network must lose'
     assert Image.open(tmp_path / 'new' / 'sheet.png').width > 4 * 288
-
-
-def test_super_resolve_rounds_and_clamps():
-    class Twice(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.anchor = torch.nn.Parameter(torch.zeros(1))
-
-        def forward(self, x):
-            return x * 2 - 0.1
-
-    out = super_resolve(Twice(), np.array([[[0, 100, 200]]], dtype=np.uint8))
-    assert out.tolist() == [[[0, round(200 - 25.5), 255]]]
 
 
 def test_detail_is_where_the_picture_is_busy():
@@ -118,3 +122,56 @@ def test_pictures_of_16_bits_score_as_those_of_8(option_file, tmp_path):
         file = str(tmp_path / folder / 'noise.png')
         cv2.imwrite(file, cv2.imread(file).astype(np.uint16) * 257)
     assert json.loads(run('-opt', option_file, '--out', tmp_path / 'b.png', '--json').output) == expected
+
+
+def test_the_protocol_of_the_option_file_is_followed(option_file, tmp_path):
+    opt = yaml.safe_load(option_file.read_text())
+    opt['val'] = {'self_ensemble': True, 'tile': {'size': 16, 'overlap': 8}}
+    option_file.write_text(yaml.safe_dump(opt))
+    (row,) = json.loads(run('-opt', option_file, '--out', tmp_path / 'a.png', '--json').output)
+    gt, lq = (np.asarray(Image.open(tmp_path / folder / 'noise.png')) for folder in ('HR', 'LR'))
+    net = HASN(**TINY).eval()
+    net.load_state_dict(torch.load(tmp_path / 'net.pth', weights_only=True)['params'])
+    tiles = partial(tiled_forward, net, upscale=2, tile=16, overlap=8, blend='mean')
+    assert (row['net_psnr'], row['net_ssim']) == pytest.approx(score(enlarged(partial(self_ensemble, tiles), lq), gt))
+    assert row['net_psnr'] != pytest.approx(score(enlarged(net, lq), gt)[0])
+    told = run('-opt', option_file, '--out', tmp_path / 'a.png').output
+    assert 'tiles 16, overlap 8, mean, self-ensemble' in ' '.join(told.split())
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        ({'scale': 3, 'network_g': {'type': 'HASN', **TINY, 'upscale': 3}}, 'of another scale'),
+        ({'datasets': None}, 'names no images'),
+        ({'datasets': {}}, 'names no images'),
+        ({'datasets': 'abc'}, "datasets must be a section of options, got 'abc'"),
+        ({'datasets': {'test_1': None}}, 'datasets.test_1 must be a section of options, got None'),
+        ({'path': None}, 'path.pretrain_network_g must name the weights'),
+    ],
+)
+def test_odd_sections_are_one_sentence(option_file, tmp_path, change, words):
+    option_file.write_text(yaml.safe_dump(yaml.safe_load(option_file.read_text()) | change))
+    done = run('-opt', option_file, '--out', tmp_path / 'sheet.png')
+    assert done.exit_code == 2
+    assert words in done.output, done.output
+    assert len(done.output.splitlines()) == 1
+
+
+def test_images_of_another_scale_are_named(option_file, tmp_path):
+    Image.fromarray(np.zeros((20, 24, 3), np.uint8)).save(tmp_path / 'LR' / 'noise.png')
+    done = run('-opt', option_file, '--out', tmp_path / 'sheet.png')
+    assert done.exit_code == 2
+    assert 'HR/noise.png (96x80) must be 2 times' in done.output
+    option_file.write_text(
+        yaml.safe_dump({k: v for k, v in yaml.safe_load(option_file.read_text()).items() if k != 'scale'})
+    )
+    assert 'must be 2 times' in run('-opt', option_file, '--out', tmp_path / 'sheet.png').output
+
+
+def test_a_result_that_cannot_be_written_is_said_before_the_work(option_file, tmp_path):
+    (tmp_path / 'taken').touch()
+    (tmp_path / 'net.pth').unlink()
+    done = run('-opt', option_file, '--out', tmp_path / 'taken' / 'sheet.png')
+    assert done.exit_code == 2
+    assert 'taken is a file, must be a folder' in done.output

@@ -93,6 +93,12 @@ class TestLayouts:
         lq, gt = evaluate.read_pair(pair, 2)
         assert np.array_equal(lq, imresize(gt, scale=0.5))
 
+    def test_endings_in_capitals_are_found(self, root):
+        for file in [*(root / 'Set5').rglob('*.png'), *(root / 'Set14').rglob('*.png')]:
+            file.rename(file.with_suffix('.PNG'))
+        for name in ('Set5', 'Set14'):
+            assert [pair.lq.suffix for pair in pairs_of(root / name, 2)] == ['.PNG', '.PNG']
+
     def test_what_is_not_there_is_named(self, root, tmp_path):
         with pytest.raises(UserError, match='has no B100; it has'):
             find_sets(root, ['B100'], 2)
@@ -190,6 +196,36 @@ class TestCommand:
         done = run(*SETTINGS, '--weights', weights, '--data', root, '--sets', 'Set5', '--out', tmp_path / 'out')
         assert done.exit_code == 2
         assert 'must be 2 times' in done.output
+
+    def test_a_network_that_gives_nan_has_no_score(self, root, weights, tmp_path):
+        state = torch.load(weights, weights_only=True)['params']
+        next(iter(state.values())).fill_(float('nan'))
+        torch.save({'params': state}, weights)
+        done = run(*SETTINGS, '--weights', weights, '--data', root, '--out', tmp_path / 'out')
+        assert done.exit_code == 2
+        assert '0.png: HASN gave not-a-number or infinity' in done.output
+        assert not (tmp_path / 'out').exists()
+
+    def test_memory_that_runs_out_is_one_sentence_and_a_bug_is_not(self, root, weights, tmp_path, monkeypatch):
+        arguments = [*SETTINGS, '--weights', weights, '--data', root, '--out', tmp_path / 'out']
+        for text in ("DefaultCPUAllocator: can't allocate memory", 'shapes cannot be multiplied'):
+
+            def fail(self, x, text=text):
+                raise RuntimeError(text)
+
+            monkeypatch.setattr(HASN, 'forward', fail)
+            done = run(*arguments)
+            if text.startswith('Default'):
+                assert done.exit_code == 2
+                assert 'an image of 30x24 needs more memory than there is; give tiles' in done.output
+            else:
+                assert isinstance(done.exception, RuntimeError)
+
+    def test_a_folder_that_cannot_be_made_is_said_before_the_work(self, root, weights, tmp_path):
+        weights.unlink()
+        done = run(*SETTINGS, '--weights', weights, '--data', root, '--out', root / 'Set5' / 'GTmod12' / '0.png')
+        assert done.exit_code == 2
+        assert '0.png is a file, must be a folder' in done.output
 
 
 class TestReading:

@@ -31,16 +31,6 @@ def _images(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGES) if folder.is_dir() else []
 
 
-def _partner(folders: list[Path], stem: str, scale: int) -> Path | None:
-    for folder in folders:
-        for name in (stem, f'{stem}x{scale}'):
-            for suffix in sorted(IMAGES):
-                file = folder / f'{name}{suffix}'
-                if file.is_file():
-                    return file
-    return None
-
-
 def pairs_of(folder: Path, scale: int, make_lr: bool = False) -> list[Pair]:
     """The pairs of one benchmark set.
 
@@ -51,8 +41,8 @@ def pairs_of(folder: Path, scale: int, make_lr: bool = False) -> list[Pair]:
         UserError: no layout fits, or an HR image has no partner.
     """
     selfex = folder / f'image_SRF_{scale}'
+    pairs = []
     if selfex.is_dir():
-        pairs = []
         for gt in _images(selfex):
             if re.search(r'_HR$', gt.stem):
                 lq = gt.with_name(re.sub(r'_HR$', '_LR', gt.stem) + gt.suffix)
@@ -64,7 +54,11 @@ def pairs_of(folder: Path, scale: int, make_lr: bool = False) -> list[Pair]:
             folder / name
             for name in (f'LRbicx{scale}', f'LR_bicubic/X{scale}', f'LR/X{scale}', f'X{scale}', 'LR_bicubic')
         ]
-        pairs = [Pair(gt.stem, gt, _partner(lq_folders, gt.stem, scale)) for gt in _images(gt_folder)]
+        shelves = [{file.stem: file for file in reversed(_images(f))} for f in lq_folders]
+        for gt in _images(gt_folder):
+            names = (gt.stem, f'{gt.stem}x{scale}')
+            partner = next((shelf[name] for shelf in shelves for name in names if name in shelf), None)
+            pairs.append(Pair(gt.stem, gt, partner))
     if not pairs:
         raise UserError(
             f'{folder} holds no images in a known layout (GTmod12 + LRbicx{scale}, HR + LR_bicubic/X{scale}, '

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
 from PIL import Image, ImageDraw, ImageFont
 
+from basicsr_effsr.tools import networks
+from basicsr_effsr.tools.benchmarks_on_disk import Pair
 from basicsr_effsr.tools.check import list_pairs
-from basicsr_effsr.tools.image_files import read_rgb
-from basicsr_effsr.tools.networks import UserError, build, pick_device, read_options, stop
+from basicsr_effsr.tools.evaluate import forward_function, measure, protocol_of, scale_of
+from basicsr_effsr.tools.networks import UserError
 from basicsr_effsr.utils.checkpoint import write_atomic
-
-if TYPE_CHECKING:
-    from torch import nn
 
 MARGIN, CAPTION, CROP, PANEL = 12, 26, 72, 288  # pixels; CROP is the side of the enlarged detail in HR pixels
 
@@ -31,35 +30,6 @@ class Row:
     bicubic_ssim: float
     net_psnr: float
     net_ssim: float
-
-
-def super_resolve(net: nn.Module, lq: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 RGB through ``net`` to (rH, rW, 3) uint8 RGB."""
-    import torch
-
-    device = next(net.parameters()).device
-    batch = torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1))).to(device)[None].float() / 255
-    with torch.no_grad():
-        out = net(batch)[0].clamp(0, 1).mul(255).round()
-    return out.permute(1, 2, 0).to('cpu', torch.uint8).numpy()
-
-
-def bicubic(lq: np.ndarray, scale: int) -> np.ndarray:
-    """(H, W, 3) uint8 to (rH, rW, 3) uint8 as MATLAB's ``imresize`` enlarges."""
-    from datasets_prep.bicubic import imresize
-
-    return imresize(lq, scale=scale)
-
-
-def score(image: np.ndarray, gt: np.ndarray, border: int) -> tuple[float, float]:
-    """The host's PSNR and SSIM on Y; both images (H, W, 3) uint8 RGB."""
-    from basicsr.metrics import calculate_psnr, calculate_ssim
-
-    a, b = image[..., ::-1], gt[..., ::-1]
-    return (
-        float(calculate_psnr(a, b, crop_border=border, test_y_channel=True)),
-        float(calculate_ssim(a, b, crop_border=border, test_y_channel=True)),
-    )
 
 
 def busiest_crop(gt: np.ndarray, side: int) -> tuple[int, int]:
@@ -110,37 +80,48 @@ def picture(rows: list[tuple[str, list[tuple[str, np.ndarray]]]]) -> Image.Image
     return sheet
 
 
-def compare(opt: dict[str, Any]) -> tuple[list[Row], Image.Image]:
-    """Scores and picture of every test image of ``opt``.
+def compare(opt_file: Path) -> tuple[list[Row], Image.Image, str]:
+    """Scores and picture of every test image of an option file, run as its section ``val`` says.
+
+    Returns:
+        The scores, the picture, and the protocol in words.
 
     Raises:
         UserError, ValueError, OSError: an image has no partner or cannot be read, or the weights do not fit.
     """
-    scale, path = opt['scale'], opt.get('path') or {}
-    if not path.get('pretrain_network_g'):
-        raise UserError('path.pretrain_network_g must name the weights to compare with')
-    device = pick_device('cpu' if opt.get('num_gpu') == 0 else None)
-    net = build(opt['network_g'], Path(path['pretrain_network_g']), path.get('param_key_g', 'params')).to(device)
+    opt = networks.read_options(opt_file)
+    network, weights, key = networks.describe(opt_file, None, None, None, None, None)
+    if weights is None:
+        raise UserError(f'{opt_file}: path.pretrain_network_g must name the weights to compare with')
+    how = protocol_of(opt.get('val') or {}, None, None, None, None)
+    net = networks.build(network, weights, key, fuse=how.fuse)
+    scale = scale_of(net, network, opt.get('scale'))
+    device = networks.pick_device('cpu' if opt.get('num_gpu') == 0 else None)
+    run, protocol, _ = forward_function(net, scale, device, how)
     rows, panels = [], []
-    for phase, data in opt['datasets'].items():
-        if (data.get('io_backend') or {}).get('type', 'disk') != 'disk' or 'Packed' in str(data.get('type')):
+    for phase, data in (opt.get('datasets') or {}).items():
+        if not isinstance(data, dict):
+            raise UserError(f'{opt_file}: datasets.{phase} must be a section of options, got {data!r}')
+        stored = data.get('io_backend')
+        kind = stored.get('type', 'disk') if isinstance(stored, dict) else 'disk'
+        if kind != 'disk' or 'Packed' in str(data.get('type')):
             raise UserError(f'datasets.{phase}: image files are read, not LMDBs or packs; name folders')
-        for pair in list_pairs(f'datasets.{phase}', data):
-            lq, name = read_rgb(Path(pair.lq)), Path(pair.gt).stem
-            gt = read_rgb(Path(pair.gt))[: lq.shape[0] * scale, : lq.shape[1] * scale]
-            nearest = lq.repeat(scale, axis=0).repeat(scale, axis=1)
-            cubic, ours = bicubic(lq, scale), super_resolve(net, lq)
-            row = Row(name, *score(cubic, gt, scale), *score(ours, gt, scale))
-            rows.append(row)
+        for files in list_pairs(f'datasets.{phase}', data):
+            name = Path(files.gt).stem
+            found = measure(Pair(name, Path(files.gt), Path(files.lq)), scale, run)
+            rows.append(Row(name, found.bicubic_psnr, found.bicubic_ssim, found.psnr, found.ssim))
             captions = (
                 'LR, pixels repeated',
-                f'bicubic  {row.bicubic_psnr:.2f} dB / {row.bicubic_ssim:.4f}',
-                f'{type(net).__name__}  {row.net_psnr:.2f} dB / {row.net_ssim:.4f}',
+                f'bicubic  {found.bicubic_psnr:.2f} dB / {found.bicubic_ssim:.4f}',
+                f'{type(net).__name__}  {found.psnr:.2f} dB / {found.ssim:.4f}',
                 'HR',
             )
-            images = (nearest, cubic, ours, gt)
+            nearest = found.lq.repeat(scale, axis=0).repeat(scale, axis=1)
+            images = (nearest, found.bicubic, found.net, found.gt)
             panels.append((f'{name}, x{scale}', list(zip(captions, images, strict=True))))
-    return rows, picture(panels)
+    if not rows:
+        raise UserError(f'{opt_file} names no images; give it a section datasets')
+    return rows, picture(panels), protocol
 
 
 def command(
@@ -152,18 +133,19 @@ def command(
     try:
         if out.suffix != '.png':
             raise UserError(f'--out must end in .png, got {out}')
-        rows, sheet = compare(read_options(opt))
+        networks.check_folder(out.parent)
+        rows, sheet, protocol = compare(opt)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, lambda path: sheet.save(path, format='png'))
     except (KeyError, OSError, ValueError) as error:
-        raise stop('compare', error) from error
+        raise networks.stop('compare', error) from error
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table('image', 'bicubic', 'network', 'gain', title='PSNR-Y in dB / SSIM-Y', title_justify='left')
+    table = Table('image', 'bicubic', 'network', 'gain', title=f'PSNR in dB / SSIM, {protocol}', title_justify='left')
     for row in rows:
         table.add_row(
             row.image,

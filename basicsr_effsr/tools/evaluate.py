@@ -81,6 +81,24 @@ class Report:
         return f'{psnr:+.2f} / {ssim:+.4f}'
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One image: PSNR [dB] and SSIM on Y of the network and of bicubic, seconds, and the images themselves.
+
+    ``lq``, ``bicubic``, ``net`` and ``gt`` are (H, W, 3) uint8 RGB.
+    """
+
+    psnr: float
+    ssim: float
+    bicubic_psnr: float
+    bicubic_ssim: float
+    seconds: float
+    lq: np.ndarray
+    bicubic: np.ndarray
+    net: np.ndarray
+    gt: np.ndarray
+
+
 def read_pair(pair: Pair, scale: int) -> tuple[np.ndarray, np.ndarray]:
     """(lq, gt) as (H, W, 3) uint8 RGB, gt cut to ``scale`` times lq; a missing lq is made as MATLAB does.
 
@@ -196,6 +214,7 @@ def forward_function(
     """
     import torch
 
+    from basicsr_effsr.utils.memory import out_of_memory
     from basicsr_effsr.utils.self_ensemble import self_ensemble as ensemble
     from basicsr_effsr.utils.tiling import tiled_forward
 
@@ -210,11 +229,19 @@ def forward_function(
     def run(lq: np.ndarray) -> tuple[np.ndarray, float]:
         batch = torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1))).to(device)[None].float() / 255
         start = time.perf_counter()
-        with torch.no_grad():
-            out = ensemble(once, batch) if protocol.self_ensemble else once(batch)
-        if device.type == 'cuda':
-            torch.cuda.synchronize(device)
+        try:
+            with torch.no_grad():
+                out = ensemble(once, batch) if protocol.self_ensemble else once(batch)
+            finite = bool(torch.isfinite(out).all())  # on a GPU this waits for the result
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(
+                f'an image of {lq.shape[1]}x{lq.shape[0]} needs more memory than there is; give tiles'
+            ) from error
         seconds = time.perf_counter() - start
+        if not finite:
+            raise UserError(f'{type(net).__name__} gave not-a-number or infinity; the weights are damaged or diverged')
         image = (out[0].clamp(0, 1) * 255.0).permute(1, 2, 0).cpu().numpy().round().astype(np.uint8)
         return image, seconds
 
@@ -222,9 +249,24 @@ def forward_function(
     return run, f'Y channel, border {scale}, {protocol}', f'{machine}, torch {torch.__version__}'
 
 
-def _score(image: np.ndarray, gt: np.ndarray, border: int, pair: Pair) -> tuple[float, float]:
+def measure(pair: Pair, scale: int, run: Callable[[np.ndarray], tuple[np.ndarray, float]]) -> Measured:
+    """One image through the network and through bicubic, both scored on Y with a border of ``scale`` pixels.
+
+    Args:
+        pair: the files.
+        scale: of the network.
+        run: image -> (enlarged image, seconds), as :func:`forward_function` gives it.
+
+    Raises:
+        UserError: a file cannot be read, is too small or of another scale, or the network fails on it.
+    """
+    from datasets_prep.bicubic import imresize
+
+    lq, gt = read_pair(pair, scale)
+    cubic = imresize(np.ascontiguousarray(lq), scale=scale)
     try:
-        return score_y(image, gt, border)
+        image, seconds = run(lq)
+        return Measured(*score_y(image, gt, scale), *score_y(cubic, gt, scale), seconds, lq, cubic, image, gt)
     except ValueError as error:
         raise UserError(f'{pair.gt}: {error}') from error
 
@@ -338,23 +380,16 @@ def evaluate(
     from rich.console import Console
     from rich.progress import track
 
-    from datasets_prep.bicubic import imresize
-
-    def measure(name: str, pair: Pair) -> tuple[ImageScore, dict[str, np.ndarray]]:
-        lq, gt = read_pair(pair, report.scale)
-        image, seconds = run(lq)
-        cubic = imresize(np.ascontiguousarray(lq), scale=report.scale)
-        scores = (*_score(image, gt, report.scale, pair), *_score(cubic, gt, report.scale, pair))
-        panels = {'bicubic': cubic, 'net': image, 'gt': gt, 'error': error_map(image, gt)}
-        return ImageScore(name, pair.name, *scores, seconds), panels
-
     console = Console(stderr=True)
     for name, pair in track(work, description='images', console=console, transient=True):
-        report.images.append(measure(name, pair)[0])
+        found = measure(pair, report.scale, run)
+        scores = (found.psnr, found.ssim, found.bicubic_psnr, found.bicubic_ssim, found.seconds)
+        report.images.append(ImageScore(name, pair.name, *scores))
     by_name = {(name, pair.name): pair for name, pair in work}
     shown = []
     for row in worst(report, show):  # measured again, so that no more than one image is ever in memory
-        panels = measure(row.set, by_name[row.set, row.image])[1]
+        found = measure(by_name[row.set, row.image], report.scale, run)
+        panels = {'bicubic': found.bicubic, 'net': found.net, 'gt': found.gt, 'error': error_map(found.net, found.gt)}
         shown.append({'score': row, **{key: _data_uri(panel) for key, panel in panels.items()}})
     return {
         'report.md': markdown(report),
@@ -415,6 +450,7 @@ def command(
     from rich.markdown import Markdown
 
     try:
+        networks.check_folder(out)
         options = networks.read_options(opt) if opt is not None and arch is None else {}
         val = options.get('val')
         how = protocol_of(val if isinstance(val, Mapping) else {}, self_ensemble, tile, overlap, blend)
