@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import cv2
@@ -32,6 +34,11 @@ from datasets_prep.verify import verify
 
 def noise(*shape, seed=0, dtype=np.uint8):
     return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
+
+
+def chunk(kind, content):
+    """A chunk of a PNG."""
+    return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
 
 
 def tree(folder):
@@ -101,6 +108,77 @@ class TestFiles:
         Image.fromarray(noise(9, 12, 3)).save(tmp_path / 'a.jpg', exif=exif)
         with pytest.raises(ImageError, match=r'a\.jpg: has the EXIF orientation 6'):
             read_image(tmp_path / 'a.jpg')
+
+    @pytest.mark.parametrize('suffix', ['.png', '.jpg', '.webp', '.tiff'])
+    def test_what_the_loaders_would_turn_is_refused(self, tmp_path, suffix):
+        """OpenCV heeds the orientation of these formats when it decodes to colours, as the loaders let it do."""
+        for orientation in range(10):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            path = tmp_path / f'{orientation}{suffix}'
+            img = Image.fromarray(noise(9, 12, 3))
+            img.save(path, exif=exif)
+            img.save(tmp_path / f'plain{suffix}')
+            loaded, plain = (cv2.imread(str(p), cv2.IMREAD_COLOR) for p in (path, tmp_path / f'plain{suffix}'))
+            if np.array_equal(loaded, plain):
+                assert read_image(path).shape == (9, 12, 3)
+            else:
+                assert orientation in range(2, 9)
+                with pytest.raises(ImageError, match=rf'{orientation}\{suffix}: has the EXIF orientation'):
+                    read_image(path)
+
+    def test_a_png_that_would_be_turned_is_refused_by_lr_and_verify(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        (tmp_path / 'HR').mkdir()
+        Image.fromarray(noise(24, 24, 3)).save(tmp_path / 'HR' / 'a.png', exif=exif)
+        for failed in (make_lr(tmp_path / 'HR', tmp_path / 'LR').failed, verify(tmp_path / 'HR').failed):
+            assert 'has the EXIF orientation 6' in failed[str(tmp_path / 'HR' / 'a.png')]
+
+    @pytest.mark.parametrize('place', ['before', 'behind', 'misnamed'])
+    def test_the_orientation_is_found_wherever_it_stands(self, tmp_path, place):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        path = tmp_path / 'a.png'
+        if place == 'misnamed':
+            Image.fromarray(noise(9, 12, 3)).save(path, 'jpeg', exif=exif)
+        else:
+            Image.fromarray(noise(9, 12, 3)).save(path)
+            data = path.read_bytes()
+            at = {'before': 33, 'behind': len(data) - 12}[place]
+            path.write_bytes(data[:at] + chunk(b'eXIf', exif.tobytes()[6:]) + data[at:])
+        with pytest.raises(ImageError, match='has the EXIF orientation 6'):
+            read_image(path)
+
+    @pytest.mark.parametrize('exif', [b'', b'garbage', b'MM\0*\0\0\0\x08\0\1'])
+    def test_damaged_exif_asks_for_nothing(self, tmp_path, exif):
+        write_png(tmp_path / 'a.png', noise(9, 12, 3))
+        data = (tmp_path / 'a.png').read_bytes()
+        (tmp_path / 'a.png').write_bytes(data[:33] + chunk(b'eXIf', exif) + data[33:])
+        assert read_image(tmp_path / 'a.png').shape == (9, 12, 3)
+
+    @pytest.mark.parametrize(
+        ('depth', 'value', 'stored'), [(1, 1, 255), (2, 1, 85), (4, 3, 51), (8, 7, 7), (16, 1000, 1000)]
+    )
+    def test_gray_with_a_transparent_value_has_an_alpha_channel(self, tmp_path, depth, value, stored):
+        rows = [np.full(depth, 0, np.uint8) for _ in range(8)]  # 8 pixels of depth bits
+        rows[2][:] = np.frombuffer((sum(value << depth * i for i in range(8))).to_bytes(depth, 'big'), np.uint8)
+        head = chunk(b'IHDR', struct.pack('>IIBBBBB', 8, 8, depth, 0, 0, 0, 0))
+        pixels = chunk(b'IDAT', zlib.compress(b''.join(b'\0' + row.tobytes() for row in rows)))
+        path = tmp_path / 'HR' / 'a.png'
+        path.parent.mkdir()
+        path.write_bytes(
+            b'\x89PNG\r\n\x1a\n' + head + chunk(b'tRNS', value.to_bytes(2, 'big')) + pixels + chunk(b'IEND', b'')
+        )
+        img = read_image(path)
+        most = np.iinfo(img.dtype).max
+        assert image_shape(path) == img.shape == (8, 8, 4)
+        assert set(img[2].reshape(-1)) == {stored, 0}
+        np.testing.assert_array_equal(img[:, :, 3], most * (np.arange(8) != 2)[:, None].repeat(8, 1))
+        refused = make_lr(path.parent, tmp_path / 'LR', scales=(2,))
+        assert 'has an alpha channel' in refused.failed[str(path)]
+        assert 'got 4 channels' in make_pack(path.parent, tmp_path / 'a.pack').failed[str(path)]
+        assert make_lr(path.parent, tmp_path / 'LR2', scales=(2,), alpha='drop').exit_code == 0
 
     def test_floats_are_refused(self, tmp_path):
         cv2.imwrite(str(tmp_path / 'a.tiff'), np.zeros((4, 4, 3), np.float32))
