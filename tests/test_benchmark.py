@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,6 +127,7 @@ def test_report_holds_both_forms_and_ratios_to_rlfn(tmp_path):
         assert row['ratio'] == pytest.approx(row['median'] / times['RLFN']['median'])
         assert 0 < row['p5'] <= row['median'] <= row['p95']
     assert report['environment']['torch'] == torch.__version__
+    assert report['scale'] == 4
     assert {p.name for p in tmp_path.iterdir()} == {'benchmark.md', 'benchmark.json', 'cost.csv', 'latency.csv'}
     assert json.loads((tmp_path / 'benchmark.json').read_text()) == report
     written = list(csv.DictReader((tmp_path / 'latency.csv').open()))
@@ -186,7 +188,8 @@ def test_folder_of_images_is_timed_and_scored(tmp_path):
     calls: list[str] = []
     nets = {'net': Counting('net', calls), 'base': Counting('base', calls)}
     files = benchmark.images_of(tmp_path / 'lq')
-    times, psnr = benchmark.over_images(nets, files[1:], tmp_path / 'gt', CPU, warmup=False)
+    times, psnr, peak = benchmark.over_images(nets, files[1:], tmp_path / 'gt', CPU, warmup=False)
+    assert peak is None, 'a CPU does not say'
     assert psnr == pytest.approx(10 * math.log10(255**2)), 'every byte is off by one'
     assert calls == ['net', 'base', 'net'], 'timed once each, in turns, then scored'
     assert set(times) == {'net', 'base'}
@@ -216,6 +219,8 @@ def test_folder_of_images_is_timed_and_scored(tmp_path):
         (['--data', 'nowhere'], 'nowhere does not exist'),
         (['--device', 'tpu7'], "device 'tpu7' cannot be used"),
         (['--set', 'num_feet=3'], 'num_feet'),
+        (['--arch', 'DPARNN'], "there is no network 'DPARNN'; did you mean 'DPARN'?"),
+        (['--protocol', 'ntire2024', '--set', 'num_in_ch=1'], '--protocol is for RGB'),
     ],
 )
 def test_bad_input_is_one_sentence(words, sentence):
@@ -229,3 +234,193 @@ def test_below_the_gate_is_exit_code_1():
     out = call(*TINY, '--size', '16x16', '--runs', '1', '--warmup', '0', '--protocol', 'ntire2026', '--psnr', '26.1')
     assert out.exit_code == 1
     assert 'below the gate' in out.stderr
+
+
+@pytest.mark.parametrize('dtype', ['bf16', 'fp16'])
+def test_half_precision_leaves_the_weights_as_they_are(dtype):
+    net = tiny_dparn()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    (row,) = benchmark.latencies(
+        {'net': net}, (16, 16), CPU, dtype=dtype, channels_last=True, compiled=False, warmup=0, runs=1
+    )
+    assert row.dtype == dtype
+    after = net.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
+
+
+def test_every_compiled_setting_starts_from_an_empty_cache(monkeypatch):
+    """After eight variants of one network torch.compile gives up and runs it as it is, without a word."""
+    order = []
+    monkeypatch.setattr(torch.compiler, 'reset', lambda: order.append('reset'))
+    monkeypatch.setattr(torch, 'compile', lambda net, dynamic: order.append('compile') or net)
+    nets = {'a': nn.Identity(), 'b': nn.Identity()}
+    for _ in range(2):
+        benchmark.latencies(nets, (4, 4), CPU, dtype='fp32', channels_last=False, compiled=True, warmup=0, runs=1)
+    assert order == ['reset', 'compile', 'compile'] * 2
+
+
+MIB = 2**20
+
+
+def fake_memory(monkeypatch, peaks):
+    """``benchmark`` sees a GPU on which every network takes 30 MiB, and these peaks [MiB], one per measured pass."""
+    held = iter(range(10_000))
+    left = list(peaks)
+    monkeypatch.setattr(benchmark, 'allocated', lambda device: 30 * ((next(held) + 1) // 2) * MIB)
+    monkeypatch.setattr(benchmark, 'at_most', lambda device, work: (work(), left.pop(0) * MIB))
+    return left
+
+
+def test_memory_over_images_is_the_largest_peak_of_the_network_alone(monkeypatch, tmp_path):
+    for name in 'ab':
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / f'{name}.png')
+    calls: list[str] = []
+    nets = {name: Counting(name, calls) for name in ('net', 'base', 'third')}
+    left = fake_memory(monkeypatch, [100, 900, 950, 300, 800, 850])
+    files = benchmark.images_of(tmp_path)
+    _, _, peak = benchmark.over_images(nets, files, None, CPU, warmup=False)
+    assert peak == 300 - 2 * 30, 'the two others lie on the GPU, too, and are no part of what it needs'
+    assert left == []
+
+
+@pytest.mark.parametrize('with_data', [False, True])
+def test_memory_of_the_row_is_measured_on_a_gpu(monkeypatch, tmp_path, with_data):
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / 'a.png')
+    fake_times(monkeypatch, [30.0] * 10)
+    fake_memory(monkeypatch, [500, 900])
+    data = tmp_path if with_data else None
+    row = benchmark.ntire(tiny_dparn(), 'it', 'ntire2024', CPU, data=data, strict=True, runs=1)
+    assert row['Mem [M]'] == 500 - 30
+
+
+def test_memory_of_the_row_is_left_out_on_a_cpu_and_counted_under_its_own_name(monkeypatch):
+    fake_times(monkeypatch, [30.0] * 10)
+    net = tiny_dparn()
+    row = benchmark.ntire(net, 'it', 'ntire2024', CPU, strict=True, runs=1)
+    assert row['Mem [M]'] is None
+    assert row['counted mem [M]'] == benchmark.cost(net, 'it', 'deployed', (256, 256)).memory / MIB
+
+
+def test_the_peak_is_that_of_the_pass_alone(monkeypatch):
+    order = []
+    monkeypatch.setattr(torch.cuda, 'reset_peak_memory_stats', lambda device: order.append('reset'))
+    monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda device: order.append('read') or 7)
+    assert benchmark.at_most(torch.device('cuda'), lambda: order.append('work')) == (None, 7)
+    assert order == ['reset', 'work', 'read']
+    assert benchmark.at_most(CPU, lambda: 5) == (5, None)
+
+
+def test_networks_of_one_channel_stand_beside_yardsticks_of_one_channel():
+    out = call(
+        *(*TINY, '--set', 'num_in_ch=1', '--set', 'num_out_ch=1', '--size', '16x16'),
+        *('--runs', '1', '--warmup', '0', '--json'),
+    )
+    assert out.exit_code == 0, out.output
+    report = json.loads(out.stdout)
+    assert [row['model'] for row in report['latencies']] == ['DPARN', 'SPAN', 'RLFN']
+    params = {row['model']: row['params'] for row in report['costs']}
+    assert params['RLFN'] == 317_218 - 2 * 46 * 9 - 32 * (46 * 9 + 1), 'two channels less in, 32 less before shuffling'
+
+
+def test_channels_as_the_network_its_options_or_its_defaults_say():
+    class Told(nn.Module):
+        def __init__(self, in_channels: int = 4, out_channels: int = 5) -> None:
+            super().__init__()
+
+    class Window(nn.Module):
+        def __init__(self, in_chans: int = 3) -> None:
+            super().__init__()
+
+    assert benchmark.channels_of(Told(), {'type': 'Told', 'in_channels': 2}) == (2, 5)
+    assert benchmark.channels_of(Window(), {'in_chans': 1}) == (1, 1)
+    assert benchmark.channels_of(nn.Identity(), {}) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ('arch', 'settings'),
+    [('SRVGGNetCompact', ['num_feat=8', 'num_conv=1']), ('EDSR', ['num_in_ch=3', 'num_out_ch=3', 'num_feat=8'])],
+)
+def test_nets_of_the_host_are_counted_and_timed(arch, settings, capfd):
+    """The host's look-up prints a line where a name has a suffix; the mean of its EDSR is no buffer."""
+    words = [word for setting in settings for word in ('--set', setting)]
+    out = call('--arch', arch, *words, '--size', '16x16', '--runs', '1', '--warmup', '0', '--json')
+    assert out.exit_code == 0, out.output
+    report = json.loads(out.stdout)
+    assert [row['model'] for row in report['latencies']] == [arch, 'SPAN', 'RLFN']
+    assert report['costs'][0]['multi_adds'] > 0
+    assert (out.stderr, *capfd.readouterr()) == ('', '', '')
+
+
+def test_a_network_called_as_a_yardstick_is_measured_itself(monkeypatch):
+    net = tiny_dparn()
+    report = benchmark.run({'as trained': net}, 'RLFN', 4, CPU, sizes=[(16, 16)], warmup=0, runs=1)
+    assert [row.model for row in report.latencies] == ['RLFN', 'SPAN', 'RLFN (yardstick)']
+    fake_times(monkeypatch, [30.0, 10.0])
+    row = benchmark.ntire(net, 'RLFN', 'ntire2024', CPU, strict=True, runs=1)
+    assert (row['Val Time [ms]'], row['baseline time [ms]']) == (30.0, 10.0)
+
+
+TWO_GPUS = 'GPU-aa-1, 570.1, 97, 1980\nGPU-bb-2, 570.1, 3, 345\n'
+
+
+@pytest.mark.parametrize(
+    ('said', 'identity', 'expected'),
+    [
+        (TWO_GPUS, 'bb-2', {'driver': '570.1', 'GPU load [%]': 3, 'SM clock [MHz]': 345}),
+        (TWO_GPUS, 'cc-3', {'driver': '570.1'}),
+        ('GPU-aa-1, 550.2, [N/A], 1200\n', '', {'driver': '550.2', 'SM clock [MHz]': 1200}),
+        ('No devices were found\n', 'bb-2', {}),
+        (None, 'bb-2', {}),
+    ],
+)
+def test_state_of_the_gpu_that_is_measured(monkeypatch, said, identity, expected):
+    def answer(words, **_):
+        if said is None:
+            raise FileNotFoundError(words[0])
+        return SimpleNamespace(stdout=said)
+
+    monkeypatch.setattr(benchmark.subprocess, 'run', answer)
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: SimpleNamespace(uuid=identity))
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'a GPU')
+    cuda = torch.device('cuda')
+    assert benchmark.gpu_state(cuda) == expected
+    facts = benchmark.environment(cuda)
+    assert expected.items() <= facts.items()
+    assert facts['device'] == 'a GPU'
+    assert 'load average' in facts
+
+
+def test_the_clock_is_read_again_after_the_work(monkeypatch):
+    """An idle GPU lowers it, so that the clock before says little."""
+    monkeypatch.setattr(benchmark, 'environment', lambda device: {'SM clock [MHz]': 345})
+    monkeypatch.setattr(benchmark, 'gpu_state', lambda device: {'SM clock [MHz]': 1980})
+    monkeypatch.setattr(benchmark, 'latencies', lambda *_, **__: ['a row'])
+    cuda = torch.device('cuda')
+    facts = benchmark.run({'as trained': tiny_dparn()}, 'it', 4, cuda, sizes=[(16, 16)]).environment
+    assert (facts['SM clock [MHz]'], facts['SM clock after [MHz]']) == (345, 1980)
+    idle = benchmark.run({'as trained': tiny_dparn()}, 'it', 4, cuda, sizes=[(16, 16)], dtypes=()).environment
+    assert 'SM clock after [MHz]' not in idle
+
+
+def test_running_out_of_memory_is_one_sentence():
+    out = call(*TINY, '--size', '4000000x4000000', '--runs', '1', '--warmup', '0')
+    assert (out.exit_code, out.stdout) == (2, '')
+    assert 'an input of 4000000x4000000 in fp32 needs more memory than there is; take smaller' in out.stderr
+    assert len(out.stderr.strip().splitlines()) == 1
+
+
+def test_errors_that_are_not_of_memory_stay_what_they_are():
+    with pytest.raises(RuntimeError, match='a bug'), benchmark.enough_memory('it'):
+        raise RuntimeError('a bug')
+    with pytest.raises(UserError, match='it needs more memory'), benchmark.enough_memory('it'):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark, 'run', lambda *_, **__: pytest.fail('worked first'))
+    (tmp_path / 'file').write_text('mine')
+    out = call(*TINY, '--out', str(tmp_path / 'file' / 'new'))
+    assert out.exit_code == 2
+    assert 'is a file, must be a folder' in out.stderr
+    assert (tmp_path / 'file').read_text() == 'mine'

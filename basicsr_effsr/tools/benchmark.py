@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import inspect
 import io
 import json
 import math
 import os
 import platform
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,9 +76,10 @@ class Latency:
 
 @dataclass
 class Report:
-    """Everything a benchmark has found."""
+    """Everything a benchmark has found, of networks of one scale factor."""
 
     environment: dict[str, Any]
+    scale: int
     costs: list[Cost] = field(default_factory=list)
     latencies: list[Latency] = field(default_factory=list)
     ntire: dict[str, Any] | None = None
@@ -83,11 +88,15 @@ class Report:
 # ---------------------------------------------------------------------- counting
 
 
-def cost(net: nn.Module, model: str, form: str, lr_size: tuple[int, int]) -> Cost:
-    """Counts one network."""
+def cost(net: nn.Module, model: str, form: str, lr_size: tuple[int, int], num_in_ch: int = 3) -> Cost:
+    """Counts one network.
+
+    Raises:
+        ValueError: it cannot be counted, or does not take such an input.
+    """
     from basicsr_effsr.utils.complexity import count_macs, count_params, peak_memory
 
-    macs = count_macs(net, lr_size)
+    macs = count_macs(net, lr_size, num_in_ch=num_in_ch)
     return Cost(
         model,
         form,
@@ -97,9 +106,30 @@ def cost(net: nn.Module, model: str, form: str, lr_size: tuple[int, int]) -> Cos
         macs.fvcore,
         macs.activations,
         macs.convolutions,
-        peak_memory(net, lr_size),
+        peak_memory(net, lr_size, num_in_ch=num_in_ch),
         macs.uncounted,
     )
+
+
+def channels_of(net: nn.Module, network: Mapping[str, Any]) -> tuple[int, int]:
+    """Channels of input and output, as the network, its options or their defaults say; 3 where nothing does.
+
+    Args:
+        net: the network.
+        network: its options.
+    """
+    parameters = inspect.signature(type(net)).parameters
+
+    def told(*names: str) -> int | None:
+        for name in names:
+            default = parameters[name].default if name in parameters else None
+            for value in (getattr(net, name, None), network.get(name), default):
+                if isinstance(value, int) and not isinstance(value, bool):
+                    return value
+        return None
+
+    taken = told('num_in_ch', 'in_chans', 'in_channels') or 3
+    return taken, told('num_out_ch', 'out_channels') or taken
 
 
 def lr_size(text: str, scale: int) -> tuple[int, int]:
@@ -158,16 +188,70 @@ def interleaved(nets: dict[str, Callable], image: Tensor, warmup: int, runs: int
     return found
 
 
-def measured_peak(net: Callable, image: Tensor) -> float | None:
-    """MiB that a forward pass allocates at most; None on a CPU, which does not say."""
+def allocated(device: torch.device) -> int | None:
+    """Bytes that tensors hold on a GPU; None on a CPU, which does not say."""
     import torch
 
-    if image.device.type != 'cuda':
-        return None
-    torch.cuda.reset_peak_memory_stats(image.device)
+    return torch.cuda.memory_allocated(device) if device.type == 'cuda' else None
+
+
+def at_most(device: torch.device, work: Callable[[], Any]) -> tuple[Any, int | None]:
+    """What ``work`` returns, and the bytes that tensors held at most on a GPU meanwhile; None on a CPU."""
+    import torch
+
+    if device.type != 'cuda':
+        return work(), None
+    torch.cuda.reset_peak_memory_stats(device)
+    return work(), torch.cuda.max_memory_allocated(device)
+
+
+def place(
+    nets: Mapping[str, nn.Module], move: Callable[[nn.Module], nn.Module], device: torch.device
+) -> dict[str, int]:
+    """Moves every network to ``device``.
+
+    Args:
+        nets: by name.
+        move: brings one there.
+        device: a GPU, or the CPU, of which no memory is known.
+
+    Returns:
+        Name -> bytes there of all the other networks, which share the GPU and are no part of what this one needs.
+    """
+    own: dict[str, int] = {}
+    for name, net in nets.items():
+        before = allocated(device)
+        move(net)
+        own[name] = (allocated(device) or 0) - (before or 0)
+    return {name: sum(own.values()) - size for name, size in own.items()}
+
+
+def measured_peak(net: Callable, image: Tensor, others: int = 0) -> float | None:
+    """MiB that a forward pass allocates at most, less ``others`` bytes; None on a CPU, which does not say."""
+    import torch
+
+    if allocated(image.device) is None:
+        return None  # without a pass that would say nothing
     with torch.no_grad():
-        net(image)
-    return torch.cuda.max_memory_allocated(image.device) / 2**20
+        _, peak = at_most(image.device, lambda: net(image))
+    return None if peak is None else (peak - others) / 2**20
+
+
+@contextmanager
+def enough_memory(what: str) -> Iterator[None]:
+    """One sentence where memory runs out.
+
+    Raises:
+        UserError: it did.
+    """
+    from basicsr_effsr.utils.memory import out_of_memory
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f'{what} needs more memory than there is; take smaller images, or --no-latency') from error
 
 
 def latencies(
@@ -180,22 +264,26 @@ def latencies(
     compiled: bool,
     warmup: int,
     runs: int,
+    num_in_ch: int = 3,
 ) -> list[Latency]:
-    """One row per network, the ratio being that of the medians to the last network, the reference."""
+    """One row per network, the ratio being that of the medians to the last network, the reference.
+
+    The networks keep their weights as they are: copies are measured, as a way to bf16 and back would round them.
+    """
     import torch
 
     kind = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}[dtype]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     torch.manual_seed(0)
-    image = torch.rand(1, 3, *size).to(device, kind).contiguous(memory_format=layout)
-    ready: dict[str, Callable] = {}
-    for name, net in nets.items():
-        placed = net.to(device, kind).to(memory_format=layout)
-        ready[name] = torch.compile(placed, dynamic=False) if compiled else placed
+    image = torch.rand(1, num_in_ch, *size).to(device, kind).contiguous(memory_format=layout)
+    placed = {name: copy.deepcopy(net) for name, net in nets.items()}
+    others = place(placed, lambda net: net.to(device, kind).to(memory_format=layout), device)
+    ready: dict[str, Callable] = dict(placed)
+    if compiled:
+        torch.compiler.reset()  # after a handful of variants of one network torch would go on without compiling
+        ready = {name: torch.compile(net, dynamic=False) for name, net in placed.items()}
     times = interleaved(ready, image, warmup, runs)
-    peaks = {name: measured_peak(net, image) for name, net in ready.items()}
-    for net in nets.values():
-        net.to('cpu', torch.float32).to(memory_format=torch.contiguous_format)
+    peaks = {name: measured_peak(net, image, others[name]) for name, net in ready.items()}
     reference = statistics.median(times[list(nets)[-1]][warmup:])
     rows = []
     for name, values in times.items():
@@ -221,8 +309,35 @@ def latencies(
     return rows
 
 
+def gpu_state(device: torch.device) -> dict[str, str | int]:
+    """Driver, load and clock of a GPU at this moment; what nvidia-smi does not tell is left out."""
+    import torch
+
+    fields = 'uuid,driver_version,utilization.gpu,clocks.sm'
+    try:
+        said = subprocess.run(
+            ['nvidia-smi', f'--query-gpu={fields}', '--format=csv,noheader,nounits'],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    rows = [row for row in ([cell.strip() for cell in line.split(',')] for line in said.splitlines()) if len(row) == 4]
+    # by its identity, since CUDA_VISIBLE_DEVICES gives GPUs other numbers than nvidia-smi has
+    identity = str(getattr(torch.cuda.get_device_properties(device), 'uuid', '')).removeprefix('GPU-')
+    own = next((row for row in rows if identity and row[0].removeprefix('GPU-') == identity), None)
+    own = rows[0] if own is None and len(rows) == 1 else own
+    state: dict[str, str | int] = {'driver': rows[0][1]} if rows else {}
+    for name, text in zip(('GPU load [%]', 'SM clock [MHz]'), own[2:] if own else (), strict=False):
+        if text.isdigit():  # else it is N/A
+            state[name] = int(text)
+    return state
+
+
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a latency depends on."""
+    """What a latency depends on, before anything is measured."""
     import torch
 
     facts: dict[str, Any] = {
@@ -235,12 +350,13 @@ def environment(device: torch.device) -> dict[str, Any]:
         facts |= {'CUDA': torch.version.cuda, 'cuDNN': torch.backends.cudnn.version()}
         facts['TF32 convolutions'] = torch.backends.cudnn.allow_tf32
         facts['cudnn.benchmark'] = torch.backends.cudnn.benchmark
+        facts |= gpu_state(device)
     else:
         with suppress(OSError):
             lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
             facts['device'] = next(line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
-        with suppress(OSError, AttributeError):
-            facts['load average'] = round(os.getloadavg()[0], 2)
+    with suppress(OSError, AttributeError):
+        facts['load average'] = round(os.getloadavg()[0], 2)
     return facts
 
 
@@ -299,8 +415,8 @@ def psnr_rgb(output: Tensor, gt: Tensor, border: int = BORDER) -> float:
 
 def over_images(
     nets: dict[str, nn.Module], files: list[Path], gt: Path | None, device: torch.device, *, warmup: bool
-) -> tuple[dict[str, float], float | None]:
-    """Mean milliseconds per whole image of every network, in turns, and the PSNR of the first one.
+) -> tuple[dict[str, float], float | None, float | None]:
+    """Mean milliseconds per whole image of every network, in turns; PSNR and peak of memory [MiB] of the first one.
 
     Args:
         nets: by name, the one to be judged first.
@@ -308,6 +424,10 @@ def over_images(
         gt: folder of their HR partners (same name, or with the ending x4 dropped); None scores nothing.
         device: where.
         warmup: run every image once before it counts; False is the challenge's own way.
+
+    Returns:
+        Name -> milliseconds; PSNR, None without ``gt``; what tensors held at most over the timed passes, None on a
+        CPU, which does not say.
 
     Raises:
         UserError: an image has no partner.
@@ -318,17 +438,19 @@ def over_images(
         return torch.from_numpy(read_rgb(path).transpose(2, 0, 1).copy())
 
     total = dict.fromkeys(nets, 0.0)
-    scores = []
+    scores, peaks = [], []
     first = next(iter(nets))
-    for net in nets.values():
-        net.to(device)
+    others = place(nets, lambda net: net.to(device), device)[first]
     with torch.no_grad():
         for file in files:
             image = read(file)[None].to(device).float() / 255
             for name, net in nets.items():
                 if warmup:
                     net(image)
-                total[name] += once(net, image)
+                spent, peak = at_most(device, partial(once, net, image))
+                total[name] += spent
+                if name == first and peak is not None:
+                    peaks.append((peak - others) / 2**20)
             if gt is None:
                 continue
             partner = next((p for s in (file.stem, file.stem.removesuffix('x4')) for p in gt.glob(f'{s}.*')), None)
@@ -341,10 +463,16 @@ def over_images(
             scores.append(psnr_rgb(output, target))
     for net in nets.values():
         net.to('cpu')
-    return {name: value / len(files) for name, value in total.items()}, sum(scores) / len(scores) if scores else None
+    psnr = sum(scores) / len(scores) if scores else None
+    return {name: value / len(files) for name, value in total.items()}, psnr, max(peaks, default=None)
 
 
 # ---------------------------------------------------------------------- the whole
+
+
+def _other_than(model: str, yardstick: str) -> str:
+    """The name of a yardstick beside a network that may be called the same."""
+    return yardstick if yardstick != model else f'{yardstick} (yardstick)'
 
 
 def run(
@@ -360,6 +488,7 @@ def run(
     warmup: int = 3,
     runs: int = 10,
     yardsticks: Sequence[str] = ('SPAN', 'RLFN'),
+    channels: tuple[int, int] = (3, 3),
 ) -> Report:
     """Counts every form and measures the last one against the yardsticks.
 
@@ -375,30 +504,41 @@ def run(
         warmup: runs before those that count.
         runs: runs that count.
         yardsticks: names of ``tools.yardsticks``; ratios are to the last.
+        channels: of input and output, also of the yardsticks.
+
+    Raises:
+        UserError: memory runs out.
+        ValueError: a network cannot be counted.
     """
     from basicsr_effsr.tools.yardsticks import YARDSTICKS
 
-    references = {name: YARDSTICKS[name](upscale=scale).eval() for name in yardsticks}
-    report = Report(environment(device) | {'warm-up': warmup, 'runs': runs})
+    taken, given = channels
+    built = {name: YARDSTICKS[name](upscale=scale, num_in_ch=taken, num_out_ch=given) for name in yardsticks}
+    references = {_other_than(model, name): net.eval() for name, net in built.items()}
+    report = Report(environment(device) | {'warm-up': warmup, 'runs': runs}, scale)
     for size in sizes:
         for form, net in forms.items():
-            report.costs.append(cost(net, model, form, size))
-        report.costs += [cost(net, name, 'yardstick', size) for name, net in references.items()]
+            report.costs.append(cost(net, model, form, size, taken))
+        report.costs += [cost(net, name, 'yardstick', size, taken) for name, net in references.items()]
     nets = {model: list(forms.values())[-1], **references}
     for size in sizes:
         for dtype in dtypes:
             for last in (False, True)[: 1 + channels_last]:
                 for fast in (False, True)[: 1 + compiled]:
-                    report.latencies += latencies(
-                        nets,
-                        size,
-                        device,
-                        dtype=dtype,
-                        channels_last=last,
-                        compiled=fast,
-                        warmup=warmup,
-                        runs=runs,
-                    )
+                    with enough_memory(f'an input of {size[0]}x{size[1]} in {dtype}'):
+                        report.latencies += latencies(
+                            nets,
+                            size,
+                            device,
+                            dtype=dtype,
+                            channels_last=last,
+                            compiled=fast,
+                            warmup=warmup,
+                            runs=runs,
+                            num_in_ch=taken,
+                        )
+    if report.latencies and device.type == 'cuda' and 'SM clock [MHz]' in (state := gpu_state(device)):
+        report.environment['SM clock after [MHz]'] = state['SM clock [MHz]']  # an idle GPU lowers its clock
     return report
 
 
@@ -435,22 +575,25 @@ def ntire(
     """
     protocol = protocol_of(year)
     baseline = baseline_of(protocol)
-    nets = {model: net} | ({protocol['baseline']: baseline} if baseline is not None else {})
+    beside = _other_than(model, protocol['baseline'])
+    nets = {model: net} | ({beside: baseline} if baseline is not None else {})
     found = cost(net, model, 'deployed', NTIRE_SIZE)
     mean: dict[str, float] = {}
+    peak: float | None = None
     how = ''
     if data is not None:
-        mean, measured = over_images(nets, images_of(data), gt, device, warmup=not strict)
+        with enough_memory(f'--data: an image of {data}'):
+            mean, measured, peak = over_images(nets, images_of(data), gt, device, warmup=not strict)
         psnr = measured if measured is not None else psnr
         how = f'mean of {len(images_of(data))} images of {data}'
     elif timed:
         import torch
 
-        for one in nets.values():
-            one.to(device)
+        others = place(nets, lambda one: one.to(device), device)[model]
         image = torch.rand(1, 3, *NTIRE_SIZE, device=device)
         before = 0 if strict else warmup
         times = interleaved(dict(nets), image, before, runs)
+        peak = measured_peak(net, image, others)
         mean = {n: statistics.fmean(values[before:]) for n, values in times.items()}
         how = f'mean of {runs} runs on a random 256x256 image'
         for one in nets.values():
@@ -460,7 +603,7 @@ def ntire(
         how = 'counted, not timed'
     else:
         how += ' in fp32, ' + ('no warm-up' if strict or (data is None and not warmup) else 'after warm-up')
-    reference = mean.get(protocol['baseline']) if baseline_ms is None else baseline_ms
+    reference = mean.get(beside) if baseline_ms is None else baseline_ms
     row: dict[str, Any] = {
         'Model': model,
         'Val PSNR': None if psnr is None else round(psnr, 2),
@@ -468,8 +611,9 @@ def ntire(
         'Params [M]': found.params / 1e6,
         'FLOPs [G]': found.fvcore / 1e9,
         'Acts [M]': found.activations / 1e6,
-        'Mem [M]': found.memory / 2**20,
+        'Mem [M]': peak,
         'Conv': found.convolutions,
+        'counted mem [M]': found.memory / 2**20,
         'protocol': year,
         'baseline': protocol['baseline'],
         'baseline time [ms]': reference,
@@ -548,6 +692,11 @@ def notes(report: Report) -> list[str]:
         "biases and element-wise work are not counted. fvcore: the same plus fvcore's rates for norms, resizing, pools "
         '(the column FLOPs of the NTIRE challenges). memory: weights and live tensors of one pass in fp32, counted.'
     ]
+    if report.ntire:
+        lines.append(
+            'Mem: the most that tensors held on the GPU during a timed pass, weights and image included, in MiB; a CPU '
+            'does not say. counted mem: the column memory of the table above, at 256x256.'
+        )
     seen: dict[str, int] = {}
     for found in report.costs:
         if found.form != 'yardstick':
@@ -603,6 +752,20 @@ def _print(report: Report) -> None:
         console.print(table)
     for line in notes(report):
         console.print(line, markup=False, highlight=False)
+
+
+def registered(name: Any) -> str:
+    """The name under which a network is registered; BasicSR's own look-up prints, which would break JSON.
+
+    Raises:
+        UserError: there is none.
+    """
+    from basicsr_effsr.tools.check import lookup, near
+
+    found, known = lookup('ARCH', name)
+    if found is None:
+        raise UserError(f'there is no network {name!r}; {near(name, known)}')
+    return name if name in known else f'{name}_basicsr'
 
 
 def _refuse_idle(given: Mapping[str, Any], protocol: str | None, no_latency: bool) -> None:
@@ -670,6 +833,8 @@ def command(
     import torch
 
     try:
+        if out is not None:
+            networks.check_folder(out)
         unknown = set(dtype or ()) - {'fp32', 'fp16', 'bf16'}
         if unknown:
             raise UserError(f'--dtype must be fp32, fp16 or bf16, got {sorted(unknown)[0]!r}')
@@ -682,15 +847,18 @@ def command(
         if data is not None:
             images_of(data)
         network, checkpoint, key = networks.describe(opt, arch, scale, weights, settings, param_key)
+        network['type'] = registered(network['type'])
         if checkpoint is not None and not checkpoint.is_file() and weights is None:
             checkpoint = None  # cost does not depend on weights; a test file may name some that are not there
         net = networks.build(network, checkpoint, key, fuse=False)
         told = networks.read_options(opt).get('scale') if opt is not None and scale is None else None
-        factor = scale_of(net, network, told)
+        factor, channels = scale_of(net, network, told), channels_of(net, network)
         if protocol is not None:
             protocol_of(protocol)
             if factor != 4:
                 raise UserError(f'--protocol is for x4, the network has upscale {factor}')
+            if channels != (3, 3):
+                raise UserError(f'--protocol is for RGB, the network takes and gives {channels} channels')
         where = networks.pick_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
@@ -716,6 +884,7 @@ def command(
             compiled=compiled,
             warmup=before,
             runs=rounds,
+            channels=channels,
         )
         if protocol is not None:
             report.ntire = ntire(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr_effsr.archs.effsr_blocks import ESA, RGB_MEAN, pixelshuffle_upsampler
+from basicsr_effsr.archs.effsr_blocks import ESA, pixelshuffle_upsampler, rgb_mean
 
 
 class RLFB(nn.Module):
@@ -42,6 +42,8 @@ class RLFN(nn.Module):
 
     Args:
         upscale: scale factor r.
+        num_in_ch: channels of the input, to stand beside a network that has other than 3.
+        num_out_ch: channels of the output.
         num_feat: channels of the trunk.
         hidden: channels inside a block.
         num_block: number of blocks.
@@ -51,14 +53,22 @@ class RLFN(nn.Module):
     min_size = ESA.min_size
 
     def __init__(
-        self, *, upscale: int = 4, num_feat: int = 46, hidden: int = 48, num_block: int = 4, esa_channels: int = 16
+        self,
+        *,
+        upscale: int = 4,
+        num_in_ch: int = 3,
+        num_out_ch: int = 3,
+        num_feat: int = 46,
+        hidden: int = 48,
+        num_block: int = 4,
+        esa_channels: int = 16,
     ) -> None:
         super().__init__()
         self.upscale = upscale
-        self.conv_1 = nn.Conv2d(3, num_feat, 3, padding=1)
+        self.conv_1 = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         self.blocks = nn.Sequential(*(RLFB(num_feat, hidden, esa_channels) for _ in range(num_block)))
         self.conv_2 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
-        self.upsampler = pixelshuffle_upsampler(num_feat, 3, upscale)
+        self.upsampler = pixelshuffle_upsampler(num_feat, num_out_ch, upscale)
 
     def forward(self, x: Tensor) -> Tensor:
         shallow = self.conv_1(x)
@@ -87,6 +97,8 @@ class SPAN(nn.Module):
 
     Args:
         upscale: scale factor r.
+        num_in_ch: channels of the input, to stand beside a network that has other than 3.
+        num_out_ch: channels of the output.
         num_feat: channels of the trunk.
         num_block: number of blocks.
     """
@@ -94,15 +106,17 @@ class SPAN(nn.Module):
     min_size = 1
     mean: Tensor
 
-    def __init__(self, *, upscale: int = 4, num_feat: int = 52, num_block: int = 6) -> None:
+    def __init__(
+        self, *, upscale: int = 4, num_in_ch: int = 3, num_out_ch: int = 3, num_feat: int = 52, num_block: int = 6
+    ) -> None:
         super().__init__()
         self.upscale = upscale
-        self.register_buffer('mean', torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.conv_1 = nn.Conv2d(3, num_feat, 3, padding=1)
+        self.register_buffer('mean', rgb_mean(num_in_ch), persistent=False)
+        self.conv_1 = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         self.blocks = nn.ModuleList(SPAB(num_feat) for _ in range(num_block))
         self.conv_2 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
         self.conv_cat = nn.Conv2d(4 * num_feat, num_feat, 1)
-        self.upsampler = pixelshuffle_upsampler(num_feat, 3, upscale)
+        self.upsampler = pixelshuffle_upsampler(num_feat, num_out_ch, upscale)
 
     def forward(self, x: Tensor) -> Tensor:
         shallow = self.conv_1((x - self.mean) * 255)
