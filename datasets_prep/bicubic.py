@@ -6,8 +6,10 @@ scale first (rows when equal), and for integer images a rounding, half away from
 two passes.
 
 For a scale that is a small ratio (2, 1/2, 1/3, 1/4, 1/8, 3/4 ...) all weights are multiples of a common
-fraction. They are then kept as integers, so that every sum is exact in floating point: the result does
-not depend on the order of summation, on the BLAS library or on the processor, and ties round as they should.
+fraction. For integer images they are then kept as integers, so that every sum is exact in floating point: the
+result does not depend on the order of summation, on the BLAS library or on the processor, and ties round as
+they should. A few ratios (23 of those up to 16/16 for 8 bits, 5/12 and 7/16 among them) have too large a common
+denominator for that; they are added up tap after tap, in double precision, as is every other scale.
 """
 
 from __future__ import annotations
@@ -105,12 +107,12 @@ def _cubic(x):
 
 
 @lru_cache(maxsize=64)
-def _exact_taps(ratio: Fraction, antialiasing: bool) -> tuple[np.ndarray, np.ndarray, int]:
-    """One period of the weights as integers.
+def _exact_taps(ratio: Fraction, antialiasing: bool) -> tuple[np.ndarray, list[list[int]], int]:
+    """One period of the weights as integers, of any size.
 
     Returns:
         For each of the q outputs of a period (ratio q / p): its first input, relative to the first input
-        of the period, (q,); its integer weights, (q, taps); and their common sum.
+        of the period, (q,); its integer weights, q rows of as many taps; and their common sum, which is even.
     """
     shrink = ratio if antialiasing and ratio < 1 else Fraction(1)
     taps = ceil(2 * _SUPPORT / shrink) + 1
@@ -124,9 +126,14 @@ def _exact_taps(ratio: Fraction, antialiasing: bool) -> tuple[np.ndarray, np.nda
         rows.append([weight / total for weight in row])
     if all(row[-1] == 0 for row in rows):
         rows = [row[:-1] for row in rows]
-    denominator = lcm(*(weight.denominator for row in rows for weight in row))
-    weights = np.array([[int(weight * denominator) for weight in row] for row in rows], dtype=np.int64)
-    return np.array(first), weights, denominator
+    denominator = lcm(2, *(weight.denominator for row in rows for weight in row))  # even: half of it is added, too
+    return np.array(first), [[int(weight * denominator) for weight in row] for row in rows], denominator
+
+
+def _exact_dtype(weights: list[list[int]], denominator: int, dtype: np.dtype) -> np.dtype | None:
+    """The narrowest floating-point type that holds every sum over an image of ``dtype`` exactly, None without one."""
+    largest = max(sum(map(abs, row)) for row in weights) * int(np.iinfo(dtype).max) + denominator // 2
+    return np.dtype(np.float32) if largest < 2**24 else np.dtype(np.float64) if largest < 2**53 else None
 
 
 def _general_taps(ratio: float, out_length: int, antialiasing: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +160,10 @@ def _mirrored(rows: np.ndarray, start: int, stop: int) -> np.ndarray:
 def _resize_rows(rows: np.ndarray, ratio: float | Fraction, out_length: int, antialiasing: bool) -> np.ndarray:
     """(in, N) -> (out_length, N), resized along the first axis and rounded when integer."""
     if isinstance(ratio, Fraction) and max(ratio.numerator, ratio.denominator) <= _MAX_PERIOD:
-        return _resize_rows_exactly(rows, ratio, out_length, antialiasing)
+        taps = _exact_taps(ratio, antialiasing)
+        dtype = np.dtype(np.float64) if rows.dtype.kind == 'f' else _exact_dtype(*taps[1:], rows.dtype)
+        if dtype is not None:
+            return _resize_rows_by_period(rows, ratio, out_length, *taps, dtype)
     first, weights = _general_taps(float(ratio), out_length, antialiasing)
     start = int(first.min())
     padded = _mirrored(rows, start, int(first.max()) + weights.shape[1])
@@ -163,28 +173,35 @@ def _resize_rows(rows: np.ndarray, ratio: float | Fraction, out_length: int, ant
     return out if rows.dtype.kind == 'f' else _rounded(out, 1, rows.dtype)
 
 
-def _resize_rows_exactly(rows: np.ndarray, ratio: Fraction, out_length: int, antialiasing: bool) -> np.ndarray:
-    """As banded matrix products over a few periods at a time."""
-    first, weights, denominator = _exact_taps(ratio, antialiasing)
+def _resize_rows_by_period(
+    rows: np.ndarray,
+    ratio: Fraction,
+    out_length: int,
+    first: np.ndarray,
+    weights: list[list[int]],
+    denominator: int,
+    dtype: np.dtype,
+) -> np.ndarray:
+    """As banded matrix products over a few periods at a time, in ``dtype``; integer images exactly."""
+    taps = len(weights[0])
     period_out, period_in = ratio.numerator, ratio.denominator
     per_block = max(1, _ROWS_PER_BLOCK // period_out)
     block_out, block_in = per_block * period_out, per_block * period_in
     blocks = ceil(out_length / block_out)
     start = int(first.min())
-    window = (per_block - 1) * period_in + int(first.max()) - start + weights.shape[1]
+    window = (per_block - 1) * period_in + int(first.max()) - start + taps
 
-    band = np.zeros((block_out, window))
+    if rows.dtype.kind == 'f':
+        values = [[weight / denominator for weight in row] for row in weights]  # of Python integers: rounded once
+    else:
+        values = [[float(weight) for weight in row] for row in weights]
+    band = np.zeros((block_out, window), dtype=dtype)
     for i in range(block_out):
         left = i // period_out * period_in + int(first[i % period_out]) - start
-        band[i, left : left + weights.shape[1]] = weights[i % period_out]
-    if rows.dtype.kind == 'f':
-        band /= denominator
-    peak = np.abs(weights).sum(axis=1).max() * np.iinfo(rows.dtype).max if rows.dtype.kind == 'u' else np.inf
-    dtype = np.dtype(np.float32 if peak + denominator < 2**24 else np.float64)  # every sum is an exact integer there
+        band[i, left : left + taps] = values[i % period_out]
 
     padded = _mirrored(rows, start, start + (blocks - 1) * block_in + window)
     out = np.empty((out_length, rows.shape[1]), dtype=rows.dtype)
-    band = band.astype(dtype)
     columns = max(1, _CACHED_VALUES // len(padded))
     for left in range(0, rows.shape[1], columns):
         part = padded[:, left : left + columns].astype(dtype)

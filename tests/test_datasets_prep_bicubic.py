@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from math import ceil, floor
+from math import ceil, floor, gcd, lcm
 
 import numpy as np
 import pytest
@@ -108,6 +108,84 @@ def test_input_is_left_alone_and_layout_does_not_matter():
 def test_a_constant_image_stays_constant():
     for scale in (1 / 3, 0.37, 2.5, 3):
         assert (imresize(np.full((9, 10, 3), 201, dtype=np.uint8), scale=scale) == 201).all()
+
+
+def rational_cubic(x: Fraction) -> Fraction:
+    x = abs(x)
+    if x <= 1:
+        return (3 * x**3 - 5 * x**2 + 2) / 2
+    return (-(x**3) + 5 * x**2 - 8 * x + 4) / 2 if x <= 2 else Fraction(0)
+
+
+def rational_rows(img: np.ndarray, ratio: Fraction, antialiasing: bool) -> tuple[np.ndarray, int, int]:
+    """The rows of an integer image resized without rounding, times a denominator; it; the sum of |weights| times it."""
+    widened = min(ratio, Fraction(1)) if antialiasing else Fraction(1)
+    period = []
+    for i in range(ratio.numerator):
+        centre = (i + Fraction(1, 2)) / ratio - Fraction(1, 2)
+        left = floor(centre - 2 / widened)
+        row = [rational_cubic((centre - k) * widened) for k in range(left, ceil(centre + 2 / widened) + 1)]
+        period.append((left, [weight / sum(row) for weight in row]))
+    denominator = lcm(2, *(weight.denominator for _, row in period for weight in row))
+    mirror = [*range(len(img)), *reversed(range(len(img)))]
+    values, sums = img.astype(object), []
+    for i in range(int(ratio * len(img))):
+        left, row = period[i % ratio.numerator]
+        left += i // ratio.numerator * ratio.denominator
+        taps = [mirror[(left + k) % len(mirror)] for k in range(len(row))]
+        sums.append(sum(int(weight * denominator) * values[tap] for weight, tap in zip(row, taps, strict=True)))
+    return np.array(sums), denominator, int(max(sum(map(abs, row)) for _, row in period) * denominator)
+
+
+SMALL_RATIOS = [Fraction(q, p) for p in range(1, 17) for q in range(1, 17) if gcd(p, q) == 1]
+
+
+@pytest.mark.parametrize('antialiasing', [True, False])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.filterwarnings('error')
+def test_integers_equal_rational_arithmetic_at_every_small_ratio(dtype, antialiasing):
+    """Ties included wherever the sums fit a double; elsewhere the nearest value or, at a tie, one of the two."""
+    peak = int(np.iinfo(dtype).max)
+    rng = np.random.default_rng(8)
+    wide = []
+    for ratio in SMALL_RATIOS:
+        height = ratio.denominator * ceil(20 / ratio.denominator)
+        img = rng.choice(np.array([0, 1, peak // 2, peak - 1, peak]), (height, 12))
+        img[:, ::2] = rng.integers(0, peak + 1, (height, 6))
+        img = img.astype(dtype)
+        sums, denominator, reach = rational_rows(img, ratio, antialiasing)
+        ours = imresize(img, size=(len(sums), img.shape[1]), antialiasing=antialiasing)
+        assert ours.dtype == dtype
+        if reach * peak + denominator // 2 < 2**53:
+            expected = np.clip((2 * sums + denominator) // (2 * denominator), 0, peak)
+            assert (ours == expected).all(), ratio
+        else:
+            wide.append(ratio)
+            exact = np.clip(sums, 0, peak * denominator)
+            distance = abs(ours.astype(object) * denominator - exact)
+            assert (distance * 2 * 10**9 <= denominator * (10**9 + 1)).all(), ratio
+    assert len(wide) == ({np.uint8: 23, np.uint16: 33}[dtype] if antialiasing else 0)
+
+
+@pytest.mark.parametrize('antialiasing', [True, False])
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+@pytest.mark.filterwarnings('error')
+def test_floats_equal_rational_arithmetic_at_every_small_ratio(dtype, antialiasing):
+    rng = np.random.default_rng(9)
+    for ratio in SMALL_RATIOS:
+        whole = rng.integers(0, 256, (ratio.denominator * ceil(20 / ratio.denominator), 6))
+        sums, denominator, _ = rational_rows(whole, ratio, antialiasing)
+        ours = imresize((whole / 256).astype(dtype), size=(len(sums), 6), antialiasing=antialiasing)
+        expected = (sums / (256 * denominator)).astype(np.float64)
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-15, err_msg=str(ratio))
+
+
+def test_a_size_whose_weights_need_more_than_64_bits():
+    img = np.random.default_rng(10).integers(0, 256, (80, 96), dtype=np.uint8)
+    small = imresize(img, size=(35, 42))  # 7/16 of both sides
+    assert small.shape == (35, 42)
+    np.testing.assert_array_equal(small, imresize(img, scale=7 / 16))
+    assert np.abs(small.astype(float) - imresize(img.astype(float), size=(35, 42))).max() < 1.5
 
 
 @pytest.mark.parametrize(
