@@ -9,7 +9,9 @@ __all__ = ['register']
 
 
 def register() -> None:
-    """Registers everything of this package with BasicSR; safe to call again."""
+    """Registers everything of this package with BasicSR, also where automatic loading is off; safe to call again."""
+    from basicsr_effsr._autoload import install
     from basicsr_effsr._registration import register as _register
 
+    install(force=True)  # without it nobody serves what basicsr 1.4.2 imports and torchvision dropped
     _register()

@@ -1,8 +1,8 @@
 """The hook that lets the unchanged ``python -m basicsr.train`` find this package.
 
 PyTorch calls :func:`install` at the end of ``import torch`` (entry point group ``torch.backends``).
-It only puts a finder on the import path; the finder acts on two module names and, until one of them
-is imported, costs nothing. What is then changed in the host is written down in ``_host.py``.
+It only puts a finder on the import path; the finder acts on three module names and, until one of
+them is imported, costs nothing. What is then changed in the host is written down in ``_host.py``.
 
 This module imports ``sys`` and nothing else: every process that imports torch pays for it.
 """

@@ -20,6 +20,8 @@ from typing import Any
 
 from basicsr_effsr._autoload import DEAD_TORCHVISION, OPTIONS, REGISTRY
 
+ALIAS_SUFFIX = '_effsr'
+
 
 class _AdaptingLoader:
     """The module's own loader, which lets us adapt the module right after it has been executed."""
@@ -74,13 +76,43 @@ def _is_ours(obj: Any) -> bool:
     return getattr(obj, '__module__', '').startswith('basicsr_effsr.')
 
 
-def _adapt_registry(module: ModuleType) -> None:
-    """A missing name, and only that, loads our classes; then the host looks again. A later owner of a name gets it.
+def free_names_only(registry: Any) -> None:
+    """Lets our classes take free names only, and gives a name of ours to whoever registers it later.
 
-    Reason: BasicSR has no way to discover plugins, and its registries refuse a name a second time, so whoever
-    registers a ``HASN`` after ours was loaded would die. Condition: every version; forks included.
+    Reason: BasicSR's registries refuse a name a second time, so an arch file copied into a fork would stop our whole
+    package from loading there, and whoever registers a ``HASN`` after ours was loaded would die. Each of our classes
+    is registered under ``<name>_effsr``, too, so that it can be had beside a fork's own. Condition: every version.
+
+    Args:
+        registry: the host's class ``Registry``.
+    """
+    original = registry._do_register
+    if getattr(original, '_effsr', False):
+        return
+
+    @wraps(original)
+    def do_register(self, name, obj, suffix=None):
+        if _is_ours(obj):
+            for free in (name, name + ALIAS_SUFFIX):
+                if free not in self:
+                    original(self, free, obj)
+            return
+        full = f'{name}_{suffix}' if isinstance(suffix, str) else name
+        if _is_ours(self._obj_map.get(full)):
+            del self._obj_map[full]
+        original(self, name, obj, *([suffix] if suffix is not None else []))
+
+    do_register._effsr = True  # type: ignore[attr-defined]
+    registry._do_register = do_register
+
+
+def _adapt_registry(module: ModuleType) -> None:
+    """A missing name, and only that, loads our classes; then the host looks again.
+
+    Reason: BasicSR has no way to discover plugins. Condition: every version; forks included.
     """
     registry = module.Registry
+    free_names_only(registry)
     if getattr(registry.get, '_effsr', False):
         return
     original = registry.get
@@ -95,16 +127,6 @@ def _adapt_registry(module: ModuleType) -> None:
 
     get._effsr = True  # type: ignore[attr-defined]
     registry.get = get
-    do_register = registry._do_register
-
-    @wraps(do_register)
-    def give_way(self, name, obj, suffix=None):
-        full = f'{name}_{suffix}' if isinstance(suffix, str) else name
-        if _is_ours(self._obj_map.get(full)) and not _is_ours(obj):
-            del self._obj_map[full]
-        return do_register(self, name, obj, *([suffix] if suffix is not None else []))
-
-    registry._do_register = give_way
 
 
 class _RootedOptions(OrderedDict):
@@ -134,12 +156,17 @@ def uses_our_classes(opt: dict[str, Any]) -> bool:
     """True if the model, a network or a data set of the options is one of this package."""
     from basicsr.utils import registry
 
+    networks = [net for key, net in opt.items() if key.startswith('network_')]
+    data_sets = opt.get('datasets')
     wanted = [(registry.MODEL_REGISTRY, opt.get('model_type'))]
-    wanted += [(registry.ARCH_REGISTRY, net.get('type')) for key, net in opt.items() if key.startswith('network_')]
-    wanted += [(registry.DATASET_REGISTRY, data.get('type')) for data in opt.get('datasets', {}).values()]
+    for found, sections in (
+        (registry.ARCH_REGISTRY, networks),
+        (registry.DATASET_REGISTRY, data_sets.values() if isinstance(data_sets, dict) else ()),
+    ):
+        wanted += [(found, section.get('type')) for section in sections if isinstance(section, dict)]
     for found, name in wanted:
         with suppress(KeyError):
-            if name is not None and _is_ours(found.get(name)):
+            if isinstance(name, str) and _is_ours(found.get(name)):
                 return True
     return False
 

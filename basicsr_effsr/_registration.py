@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from importlib import import_module
 from pkgutil import iter_modules
 
-ALIAS_SUFFIX = '_effsr'
 ROOMS = {'arch': 'archs', 'loss': 'losses', 'dataset': 'data', 'model': 'models'}  # registry -> our folder
 
 
-@contextmanager
-def free_names_only() -> Iterator[None]:
-    """Within this scope a registration under a taken name is passed over instead of being an error.
-
-    Each class is also registered under ``<name>_effsr``, so that ours can be had beside a fork's own.
-    BasicSR's registries assert that a name is new; an arch file copied into a fork would otherwise
-    stop our whole package from loading there.
-    """
+def import_all(package: str, path: Iterable[str], suffix: str) -> None:
+    """Imports every module of ``package`` whose name ends in ``suffix``; what they register takes free names only."""
     from basicsr.utils.registry import Registry
 
-    original = Registry._do_register
+    from basicsr_effsr._host import free_names_only
 
-    def register_if_free(self, name, obj, *args, **kwargs):
-        if name not in self:
-            original(self, name, obj, *args, **kwargs)
-        if name + ALIAS_SUFFIX not in self:
-            original(self, name + ALIAS_SUFFIX, obj)
-
-    Registry._do_register = register_if_free
-    try:
-        yield
-    finally:
-        Registry._do_register = original
-
-
-def import_all(package: str, path: Iterable[str], suffix: str) -> None:
-    """Imports every module of ``package`` whose name ends in ``suffix``, in the scope above."""
-    with free_names_only():
-        for module in iter_modules(path):
-            if module.name.endswith(suffix):
-                import_module(f'{package}.{module.name}')
+    free_names_only(Registry)
+    for module in iter_modules(path):
+        if module.name.endswith(suffix):
+            import_module(f'{package}.{module.name}')
 
 
 def register(registry: str | None = None) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from basicsr_effsr._autoload import install
+
 # name -> (module, attribute, line in the overview). The attribute is a function for typer, or a Typer app.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     'doctor': ('basicsr_effsr.tools.doctor', 'command', 'Say which BasicSR is used and whether it finds this package.'),
@@ -51,6 +53,8 @@ class _LazyGroup(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if name in COMMANDS:
             module, attribute, _ = COMMANDS[name]
+            if name != 'doctor':  # which says what happens without this
+                install(force=True)
             command = _as_command(name, getattr(import_module(module), attribute))
         return name, command, rest
 

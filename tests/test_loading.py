@@ -167,12 +167,36 @@ def test_a_failing_hook_does_not_take_torch_with_it(tmp_path):
     assert 'automatic loading is off in this process' in done.stderr
 
 
-def test_explicit_registration_without_the_hook(tmp_path):
+@pytest.mark.parametrize('switch', ['BASICSR_EFFSR_AUTOLOAD', 'TORCH_DEVICE_BACKEND_AUTOLOAD'])
+def test_explicit_registration_and_the_tools_work_without_the_hook(tmp_path, switch):
+    """With pip's basicsr, which does not even import beside a current torchvision if nobody helps."""
+    off = {switch: '0'}
+    done = run('-c', 'import basicsr', cwd=tmp_path, **off)
+    assert 'functional_tensor' in done.stderr, 'else this test shows nothing'
+    code = 'import basicsr_effsr\nbasicsr_effsr.register()\n' + BUILD
+    assert 'hasn_arch' in succeed('-c', code, cwd=tmp_path, **off)
+    (tmp_path / 'test.yml').write_text('network_g: {type: HASN, upscale: 2}\ndatasets: {}\n')
+    done = run('-m', 'basicsr_effsr.cli', 'compare', '-opt', 'test.yml', cwd=tmp_path, **off)
+    assert (done.returncode, done.stdout) == (2, '')
+    assert done.stderr.startswith('effsr compare: test.yml: path.pretrain_network_g must name'), done.stderr
+    done = run('-m', 'basicsr_effsr.cli', 'benchmark', '--arch', 'HASM', cwd=tmp_path, **off)
+    assert (done.returncode, done.stderr.startswith("effsr benchmark: there is no network 'HASM'")) == (2, True)
+
+
+def test_a_direct_import_gives_way_without_the_hook(tmp_path):
     folder = clone(tmp_path)
     degradations = folder / 'data' / 'degradations.py'  # without the hook nobody serves the dead name
     degradations.write_text(degradations.read_text().replace('functional_tensor', 'functional'))
-    code = 'import basicsr_effsr\nbasicsr_effsr.register()\n' + BUILD
-    assert 'hasn_arch' in succeed('-c', code, cwd=tmp_path, BASICSR_EFFSR_AUTOLOAD='0')
+    (folder / 'archs' / 'hasn_arch.py').write_text(
+        'from basicsr.utils.registry import ARCH_REGISTRY\n\n\n@ARCH_REGISTRY.register()\nclass HASN:\n    pass\n'
+    )
+    code = (
+        'import basicsr.archs\nfrom basicsr_effsr.archs.agdn_arch import AGDN\n'
+        'from basicsr.utils.registry import ARCH_REGISTRY as R\n'
+        'print(R.get("HASN").__module__, R.get("HASN_effsr").__module__, R.get("AGDN") is AGDN)\n'
+    )
+    told = succeed('-c', code, cwd=tmp_path, BASICSR_EFFSR_AUTOLOAD='0').splitlines()[-1]
+    assert told == 'basicsr.archs.hasn_arch basicsr_effsr.archs.hasn_arch True'
 
 
 def test_arch_files_drop_into_a_pristine_tree(tmp_path):
