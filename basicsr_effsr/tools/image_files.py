@@ -9,7 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from basicsr_effsr.tools.deep_tiff import UNKNOWN_CHANNEL, read_deep_tiff
 from basicsr_effsr.tools.networks import UserError
 
 SUFFIXES = {  # of files taken from a folder -> format they are written in
@@ -42,7 +43,7 @@ class Picture:
         alpha: (H, W) of the same type, None for an opaque image.
         exif: what the file told, orientation 1; None without.
         icc: colour profile, None without.
-        lost: what of the file could not be understood and is left out; empty if nothing.
+        lost: what the file told beside and is left out; empty if nothing.
     """
 
     pixels: np.ndarray
@@ -82,38 +83,26 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def _is_deep(image: Image.Image, data: bytes) -> bool:
     if image.format == 'PNG':
         return data[24] == 16  # bit depth of the header, which Pillow does not tell
-    if image.format == 'TIFF':
-        return max(image.tag_v2.get(258, (1,))) == 16  # type: ignore[attr-defined]
+    if image.format == 'TIFF' and max(image.tag_v2.get(258, (1,))) == 16:  # type: ignore[attr-defined]
+        raise ValueError('its directory is damaged')  # read_deep_tiff did not understand it
     return image.mode.startswith('I;16')
 
 
-def _without_orientation(data: bytes) -> bytes:
-    """A TIFF whose orientation tag says upright, as versions of OpenCV differ in what they make of it."""
-    order = '<' if data[:2] == b'II' else '>'
-    big = struct.unpack_from(f'{order}H', data, 2)[0] == 43
-    at, number, step, value = (8, 'Q', 20, 12) if big else (4, 'I', 12, 8)
-    first = struct.unpack_from(f'{order}{number}', data, at)[0]
-    count = struct.unpack_from(f'{order}{"Q" if big else "H"}', data, first)[0]
-    changed = bytearray(data)
-    for i in range(count):
-        entry = first + (8 if big else 2) + step * i
-        if struct.unpack_from(f'{order}H', data, entry)[0] == ORIENTATION:
-            struct.pack_into(f'{order}H', changed, entry + value, 1)
-    return bytes(changed)
-
-
 def _decode_deep(data: bytes, image: Image.Image) -> np.ndarray:
-    """(H, W, 1 to 4) uint16: gray, gray with alpha, RGB or RGB with alpha; not turned upright."""
+    """(H, W, 1 to 4) uint16: gray, gray with alpha, RGB or RGB with alpha."""
     import cv2
 
-    if image.format == 'TIFF':
-        data = _without_orientation(data)
     found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None or found.dtype != np.uint16:
         raise ValueError('the 16-bit pixels cannot be decoded')
     if found.ndim == 2:
-        return found[..., None]
-    order = [2, 1, 0, 3][: found.shape[2]]
+        found = found[..., None]
+    clear = image.info.get('transparency') if image.format == 'PNG' else None
+    if clear is not None:  # the one colour that is transparent, which OpenCV heeds in some versions
+        colours = found[..., 2::-1]
+        opaque = (colours != np.asarray(clear, np.uint16)).any(axis=-1, keepdims=True)
+        return np.concatenate([colours, opaque * np.uint16(65535)], axis=-1)
+    order = [2, 1, 0, 3][: found.shape[2]] if found.shape[2] > 1 else [0]
     if image.format == 'PNG' and data[25] == 4:
         order = [0, 3]  # gray with alpha, which OpenCV widens
     return found[..., order]
@@ -133,7 +122,7 @@ def _decode(image: Image.Image) -> tuple[np.ndarray, bytes | None, str]:
             assert converted is not None
             return np.asarray(converted), None, ''
         except (OSError, ImageCms.PyCMSError):
-            return np.asarray(image.convert('RGB')), None, 'colour profile'
+            return np.asarray(image.convert('RGB')), None, 'colour profile that does not fit'
     if image.mode not in ('P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV'):
         raise ValueError(f'its pixels are of the kind {image.mode}; convert it to 8 or 16 bits per channel')
     kept = icc if image.mode in ('P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'YCbCr') else None
@@ -157,21 +146,62 @@ def _tidy(exif: Image.Exif, from_tiff: bool) -> Image.Exif | None:
     return told
 
 
-def _exif(image: Image.Image) -> tuple[Image.Exif | None, int, str]:
-    """(what to keep, orientation, what is lost): EXIF is often damaged where the pixels are not."""
+def _exif(image: Image.Image | None, data: bytes) -> tuple[Image.Exif | None, int, str]:
+    """(what to keep, orientation, what is lost): EXIF is often damaged where the pixels are not.
+
+    Without an image ``data`` is that of a TIFF, whose directory is read as EXIF.
+    """
     orientation: Any = 1
     try:
         with warnings.catch_warnings(record=True) as doubts:
             warnings.simplefilter('always')
-            exif = image.getexif()
+            if image is None:
+                exif = Image.Exif()
+                exif.load(data)
+            else:
+                exif = image.getexif()
             orientation = exif.get(ORIENTATION, 1)
-            told = _tidy(exif, image.format == 'TIFF')
-        lost = 'parts of EXIF' if doubts else ''
-        if told is None and len(image.info.get('exif', b'')) > 20:  # more than an empty directory, and not understood
-            lost = 'EXIF'
+            told = _tidy(exif, image is None or image.format == 'TIFF')
+        lost = 'damaged parts of EXIF' if doubts else ''
+        if told is None and image is not None and len(image.info.get('exif', b'')) > 20:
+            lost = 'damaged EXIF'  # more than an empty directory, and not understood
     except Exception:  # struct.error, KeyError, TypeError ... as the damage may be
-        told, lost = None, 'EXIF'
+        told, lost = None, 'damaged EXIF'
     return told, orientation if orientation in range(1, 9) else 1, lost
+
+
+def _read_deep_tiff(data: bytes) -> tuple[np.ndarray, int, Image.Exif | None, bytes | None, str] | None:
+    deep = read_deep_tiff(data)
+    if deep is None:
+        return None
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            told, _, lost = _exif(image, data)
+    except (
+        UnidentifiedImageError
+    ):  # gray with alpha; BigTIFFs in big-endian order, whose EXIF Pillow cannot read either
+        told, _, lost = (None, 1, 'EXIF') if b'+' in data[:4] else _exif(None, data)
+    return deep.pixels, deep.orientation, told, deep.icc, _and(lost, deep.lost)
+
+
+def _read_others(data: bytes) -> tuple[np.ndarray, int, Image.Exif | None, bytes | None, str]:
+    with Image.open(io.BytesIO(data)) as image:
+        if image.format != 'MPO' and getattr(image, 'n_frames', 1) > 1:
+            raise ValueError(f'it has {image.n_frames} frames; split it into images')  # type: ignore[attr-defined]
+        told, orientation, lost = _exif(image, data)
+        image.load()
+        if _is_deep(image, data):
+            return _decode_deep(data, image), orientation, told, image.info.get('icc_profile'), lost
+        pixels, icc, more = _decode(image)
+        if image.format == 'TIFF':
+            orientation = 1  # Pillow has turned it
+            if 0 in image.tag_v2.get(338, ()):  # type: ignore[attr-defined]
+                more = _and(more, UNKNOWN_CHANNEL)
+        return pixels, orientation, told, icc, _and(lost, more)
+
+
+def _and(*parts: str) -> str:
+    return ' and '.join(filter(None, parts))
 
 
 def read(file: Path) -> Picture:
@@ -180,22 +210,14 @@ def read(file: Path) -> Picture:
     Palettes become RGB, CMYK becomes sRGB through its profile, black and white becomes gray.
 
     Raises:
-        UserError: it is no image, is damaged, has several frames, or has pixels that are not of 8 or 16 bits.
+        UserError: it is no image, is damaged, has several frames, or has pixels that are not of 8 or 16 bits, or of
+            16 bits and neither gray nor RGB.
     """
     try:
         data = file.read_bytes()
-        with _any_size(), Image.open(io.BytesIO(data)) as image:
-            if image.format != 'MPO' and getattr(image, 'n_frames', 1) > 1:
-                raise ValueError(f'it has {image.n_frames} frames; split it into images')  # type: ignore[attr-defined]
-            told, orientation, lost = _exif(image)
-            image.load()
-            if _is_deep(image, data):
-                pixels, icc = _decode_deep(data, image), image.info.get('icc_profile')
-            else:
-                pixels, icc, more = _decode(image)
-                lost = ' and '.join(filter(None, (lost, more)))
-                if image.format == 'TIFF':
-                    orientation = 1  # Pillow has turned it
+        with _any_size(), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # what is damaged is raised, or told as lost
+            pixels, orientation, told, icc, lost = _read_deep_tiff(data) or _read_others(data)
     except Exception as error:  # decoders raise what they like on damaged files, SyntaxError among them
         unknown = isinstance(error, UnidentifiedImageError)
         reason = 'it is of no known kind' if unknown else ' '.join(str(error).split()) or type(error).__name__
@@ -338,8 +360,17 @@ def _even_end(stream: Any) -> int:
     return end + end % 2
 
 
+def fitting(picture: Picture, kind: str) -> Picture:
+    """The same without a profile of gray where the format makes colours of gray; what is lost says so."""
+    gray = picture.pixels.shape[2] == 1
+    widened = gray and (kind == 'webp' or (kind == 'png' and picture.bits == 16 and picture.alpha is not None))
+    if not picture.icc or picture.icc[16:20] != b'GRAY' or (gray and not widened):
+        return picture
+    return replace(picture, icc=None, lost=_and(picture.lost, 'colour profile of gray'))
+
+
 def write(picture: Picture, file: Path, kind: str, quality: int) -> None:
-    """Encodes an image into ``file``, whatever the file is called.
+    """Encodes an image into ``file``, whatever the file is called; see ``fitting`` for profiles of gray.
 
     Args:
         picture: what to write; 16 bits only into PNG and TIFF, alpha not into JPEG.
@@ -350,6 +381,7 @@ def write(picture: Picture, file: Path, kind: str, quality: int) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    picture = fitting(picture, kind)
     height, width = picture.pixels.shape[:2]
     exif = None if picture.exif is None else _with_size(picture.exif, height, width)
     if kind == 'tiff':

@@ -1,0 +1,200 @@
+"""TIFFs of 16 bits per channel as arrays; Pillow rounds their colours to 8 bits, OpenCV passes over what they mean."""
+
+from __future__ import annotations
+
+import io
+import logging
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from tifffile import TiffPage
+
+MAGIC = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+BITS, ORIENTATION, ICC = 258, 274, 34675
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, CMYK = 0, 1, 2, 5
+UNNAMED, PREMULTIPLIED, STRAIGHT = 0, 1, 2
+SEPARATE = 2
+HORIZONTAL = 2
+LZW, ZSTD = 5, 50000  # tifffile decodes them only beside the package imagecodecs, Pillow's libtiff by itself
+UNKNOWN_CHANNEL = 'channel of unknown meaning'
+
+
+@dataclass
+class DeepTiff:
+    """What a TIFF of 16 bits holds.
+
+    Attributes:
+        pixels: (H, W, 1 to 4) uint16: gray, gray with alpha, RGB or RGB with alpha, which is straight; not turned.
+        orientation: how to turn it, as in EXIF; any integer.
+        icc: colour profile, None without.
+        lost: what is left out; empty if nothing.
+    """
+
+    pixels: np.ndarray
+    orientation: int
+    icc: bytes | None
+    lost: str
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps tifffile's log of a damaged file off the screen; what matters of it is raised."""
+    log = logging.getLogger('tifffile')
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+def read_deep_tiff(data: bytes) -> DeepTiff | None:
+    """The image of a TIFF, None if it is no TIFF or not of 16 bits.
+
+    Planes may be separate, tiles and every byte order are read, uncompressed, LZW, deflate, PackBits, LZMA and (where
+    Pillow has it) Zstandard; other compressions with the package imagecodecs. An extra channel is alpha if the file
+    says so or says nothing of it.
+
+    Raises:
+        ValueError: several pages; pixels that are not unsigned; colours that are not gray or RGB.
+    """
+    if data[:4] not in MAGIC:
+        return None
+    import tifffile
+
+    with ExitStack() as stack:
+        stack.enter_context(_silent())
+        try:
+            tiff = stack.enter_context(tifffile.TiffFile(io.BytesIO(data)))
+            page = tiff.pages.first
+            depths = np.atleast_1d(page.tags.valueof(BITS, default=1))
+        except Exception:  # of a damaged file; Pillow is stricter with 16 bits and more lenient with 8
+            return None
+        if depths.max() != 16:
+            return None
+        if len(tiff.pages) > 1:
+            raise ValueError(f'it has {len(tiff.pages)} frames; split it into images')
+        _check_kind(page, depths)
+        pixels, lost = _meaning(page, _samples(page, data))
+        icc = page.tags.valueof(ICC)
+        orientation = page.tags.valueof(ORIENTATION, default=1)
+    return DeepTiff(pixels, orientation, None if icc is None else bytes(icc), lost)
+
+
+def _check_kind(page: TiffPage, depths: np.ndarray) -> None:
+    if depths.min() != 16:
+        raise ValueError(f'its channels differ in their bits, {depths.tolist()}; save it with 16 for each')
+    if page.dtype != np.uint16 or page.imagedepth != 1:
+        raise ValueError('its pixels are no unsigned integers of a plane; convert it to 8 or 16 bits per channel')
+    colours = int(page.photometric)
+    wanted = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3}.get(colours)
+    if wanted is None or page.samplesperpixel < wanted:
+        name = 'CMYK' if colours == CMYK else getattr(page.photometric, 'name', colours)
+        raise ValueError(f'its colours are {name} in 16 bits; convert it to gray or RGB')
+    if colours == WHITE_IS_ZERO and PREMULTIPLIED in page.extrasamples:
+        raise ValueError('its white is zero and premultiplied with alpha; save it with black as zero')
+
+
+# ---------------------------------------------------------------------- what the file stores
+
+
+def _samples(page: TiffPage, data: bytes) -> np.ndarray:
+    """(H, W, C) as stored."""
+    if page.compression in (LZW, ZSTD):
+        return _through_libtiff(page, data)
+    try:
+        planes = page.asarray(squeeze=False)  # (C or 1, 1, H, W, 1 or C)
+    except (KeyError, ValueError) as error:
+        if 'imagecodecs' in str(error):
+            name = getattr(page.compression, 'name', page.compression)
+            raise ValueError(f'its compression is {name}; save it with deflate or LZW') from error
+        raise
+    return np.moveaxis(planes[:, 0], 0, -2).reshape(*planes.shape[2:4], -1)
+
+
+def _through_libtiff(page: TiffPage, data: bytes) -> np.ndarray:
+    """(H, W, C) of compressed data, given to Pillow as gray images of bytes, which it does not round."""
+    if page.predictor not in (1, HORIZONTAL):
+        raise ValueError(f'its predictor is {page.predictor}; save it without')
+    planes = page.samplesperpixel if page.planarconfig == SEPARATE else 1
+    channels = page.samplesperpixel // planes
+    height, width = page.imagelength, page.imagewidth
+    count = len(page.dataoffsets) // planes
+    stored = []
+    for i in range(planes):
+        parts = slice(i * count, (i + 1) * count)
+        file = _file_of_bytes(page, data, 2 * channels, page.dataoffsets[parts], page.databytecounts[parts])
+        with Image.open(io.BytesIO(file)) as image:
+            levels = np.asarray(image).view(f'{page.parent.byteorder}u2').astype(np.uint16)
+        stored.append(levels.reshape(height, width, channels))
+    samples = np.concatenate(stored, axis=-1)
+    if page.predictor == HORIZONTAL:
+        step = page.tilewidth if page.is_tiled else width
+        for left in range(0, width, step):
+            part = samples[:, left : left + step]
+            np.cumsum(part, axis=1, dtype=np.uint16, out=part)
+    return samples
+
+
+def _file_of_bytes(
+    page: TiffPage, data: bytes, bytes_per_pixel: int, offsets: tuple[int, ...], counts: tuple[int, ...]
+) -> bytes:
+    """A gray TIFF of 8 bits with the same strips or tiles; a pixel becomes as many as it has bytes."""
+    tags = {
+        256: [page.imagewidth * bytes_per_pixel],
+        257: [page.imagelength],
+        258: [8],
+        259: [int(page.compression)],
+        262: [BLACK_IS_ZERO],
+        266: [int(page.fillorder)],
+        277: [1],
+    }
+    if page.is_tiled:
+        tags |= {322: [page.tilewidth * bytes_per_pixel], 323: [page.tilelength], 324: [], 325: list(counts)}
+    else:
+        tags |= {273: [], 278: [min(page.rowsperstrip or page.imagelength, page.imagelength)], 279: list(counts)}
+    body = bytearray(8)
+    for offset, count in zip(offsets, counts, strict=True):
+        tags[324 if page.is_tiled else 273].append(len(body))
+        body += data[offset : offset + count]
+    entries = struct.pack('<H', len(tags))
+    for tag, values in sorted(tags.items()):
+        packed = struct.pack(f'<{len(values)}I', *values)
+        if len(packed) > 4:
+            packed, body = struct.pack('<I', len(body)), body + packed
+        entries += struct.pack('<HHI', tag, 4, len(values)) + packed
+    body[:8] = b'II*\0' + struct.pack('<I', len(body))
+    return bytes(body) + entries + bytes(4)
+
+
+# ---------------------------------------------------------------------- what it means
+
+
+def _meaning(page: TiffPage, samples: np.ndarray) -> tuple[np.ndarray, str]:
+    """(H, W, 1 to 4) with black as zero and straight alpha, and what is lost."""
+    colours = 3 if page.photometric == RGB else 1
+    pixels = samples[..., :colours]
+    extra = [int(kind) for kind in page.extrasamples]
+    extra += [STRAIGHT if not extra else UNNAMED] * (samples.shape[2] - colours - len(extra))
+    alpha = next((i for i, kind in enumerate(extra) if kind in (PREMULTIPLIED, STRAIGHT)), None)
+    if alpha is not None:
+        opacity = samples[..., colours + alpha : colours + alpha + 1]
+        if extra[alpha] == PREMULTIPLIED:
+            pixels = _straight(pixels, opacity)
+    if page.photometric == WHITE_IS_ZERO:
+        pixels = 65535 - pixels
+    lost = UNKNOWN_CHANNEL if len(extra) > (alpha is not None) else ''
+    return (pixels if alpha is None else np.concatenate([pixels, opacity], axis=-1)), lost
+
+
+def _straight(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Colours divided by their alpha; where that is zero they stay, as they cannot be known."""
+    divisor = alpha.astype(np.uint32)
+    divisor[divisor == 0] = 65535
+    return np.minimum((pixels * np.uint32(65535) + divisor // 2) // divisor, 65535).astype(np.uint16)
