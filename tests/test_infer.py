@@ -246,6 +246,8 @@ class TestTiles:
         assert np.array_equal(result.pixels, image.repeat(2, 0).repeat(2, 1))
         with pytest.raises(UserError, match='the memory of cpu is too small; give a --tile below 280'):
             Enlarger(Net(), tile=280)(Picture(image))
+        with pytest.raises(UserError, match='the memory of cpu is too small; give a --tile, such as 256'):
+            Enlarger(Net(), tile=0)(Picture(image))
 
 
 class TestKinds:
@@ -376,7 +378,7 @@ class TestKinds:
         if ending in ('png', 'tif', 'deep.png', 'deep.tif'):
             assert np.array_equal(again.pixels, picture.pixels)
 
-    @pytest.mark.parametrize(('damage', 'lost'), [('header', 'EXIF'), ('pointer', 'parts of EXIF')])
+    @pytest.mark.parametrize(('damage', 'lost'), [('header', 'damaged EXIF'), ('pointer', 'damaged parts of EXIF')])
     def test_damaged_exif_is_left_out_and_said(self, run, damage, lost):
         exif = Image.Exif()
         exif[0x010F] = 'Maker'
@@ -390,7 +392,7 @@ class TestKinds:
         save(photo(), 'a.jpg', exif=bytes(data))
         done = run('a.jpg', '--out', 'out')
         assert done.exit_code == 0, done.output
-        assert f'damaged {lost} left out' in done.stdout
+        assert f', {lost} left out' in done.stdout
         told = Image.open('out/a_x2.jpg').getexif()
         assert told.get(0x010F) == (None if damage == 'header' else 'Maker')
         assert not told.get_ifd(0x8825)
@@ -416,7 +418,7 @@ class TestKinds:
         assert (read.icc, read.lost) == (None, '')
         assert np.unique(read.pixels.reshape(-1, 3), axis=0).tolist() == [[1, 2, 3]]
         read = image_files.read(tmp_path / 'a.jpg')  # a profile of RGB does not fit an image of CMYK
-        assert (read.icc, read.lost) == (None, 'colour profile')
+        assert (read.icc, read.lost) == (None, 'colour profile that does not fit')
         assert np.abs(read.pixels.astype(float) - photo()).mean() < 12
 
     def test_black_and_white_becomes_gray(self, tmp_path):
@@ -513,6 +515,69 @@ class TestFiles:
         assert sorted(file.name for file in Path('out').iterdir()) == ['a_x2.png', 'd_x2.png']
         assert '2 written, 0 skipped, 2 failed' in run('in', '--out', 'other').stdout
 
+    @pytest.mark.parametrize('value', [float('nan'), float('inf')])
+    def test_weights_that_are_not_finite_give_no_picture(self, run, value):
+        save(photo(), 'a.png')
+        state = hasn().state_dict()
+        next(iter(state.values())).view(-1)[0] = value
+        torch.save({'params': state}, 'bad.pth')
+        done = run('a.png', '--out', 'out', net=['--weights', 'bad.pth'])
+        assert done.exit_code == 2, done.output
+        assert 'a.png failed: the network gave NaN or infinity; its weights are damaged' in done.stderr
+        assert '0 written, 0 skipped, 1 failed' in done.stdout
+        assert not Path('out').exists()
+
+    def test_an_image_too_bright_for_half_precision_does_not_stop_the_others(self, run, monkeypatch):
+        class Net(nn.Module):
+            upscale = 2
+
+            def forward(self, x):
+                large = x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+                return large * 100_000 / 100_000
+
+        monkeypatch.setattr(infer, 'load_network', lambda *_: (Net(), {'type': 'Net'}, Path('net.pth')))
+        save(photo(), 'in/a.png')
+        save(np.zeros_like(photo()), 'in/b.png')
+        done = run('in', '--out', 'out', '--dtype', 'fp16')
+        assert done.exit_code == 1
+        assert 'in/a.png failed: the network gave NaN or infinity; give --dtype fp32' in done.stderr
+        assert [file.name for file in Path('out').iterdir()] == ['b_x2.png']
+        assert run('in', '--out', 'out').exit_code == 0
+        assert np.array_equal(pixels('out/a_x2.png'), photo().repeat(2, 0).repeat(2, 1))
+
+    @pytest.mark.parametrize('kind', ['torch', 'numpy'])
+    def test_memory_that_runs_out_on_a_cpu_does_not_stop_the_others(self, run, monkeypatch, kind):
+        class Net(nn.Module):
+            upscale = 2
+
+            def forward(self, x):
+                if x.shape[-1] == 26:
+                    (torch if kind == 'torch' else np).empty(1 << 52)  # more than any machine has
+                return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+        monkeypatch.setattr(infer, 'load_network', lambda *_: (Net(), {'type': 'Net'}, Path('net.pth')))
+        save(photo(), 'in/a.png')
+        save(photo(20, 24), 'in/b.png')
+        done = run('in', '--out', 'out', '--tile', '0')
+        assert done.exit_code == 1, done.exception
+        told = {
+            'torch': 'the memory of cpu is too small; give a --tile, such as 256',
+            'numpy': 'the memory is too small for the image and its result',
+        }[kind]
+        assert done.stderr == f'effsr infer: in/a.png failed: {told}\n'
+        assert [file.name for file in Path('out').iterdir()] == ['b_x2.png']
+
+    def test_a_bug_of_the_network_is_not_taken_for_a_lack_of_memory(self, run, monkeypatch):
+        class Net(nn.Module):
+            upscale = 2
+
+            def forward(self, x):
+                return x @ x
+
+        monkeypatch.setattr(infer, 'load_network', lambda *_: (Net(), {'type': 'Net'}, Path('net.pth')))
+        save(photo(), 'a.png')
+        assert isinstance(run('a.png', '--out', 'out').exception, RuntimeError)
+
     def test_json_says_what_was_done(self, run):
         save(photo(40, 50), 'a.png')
         done = run('a.png', '--out', 'out', '--json', '--tile', '20', '--overlap', '4')
@@ -556,6 +621,8 @@ class TestFiles:
             (['a.png', '--tile', '14', '--overlap', '2'], 'at least 15 for HASN'),
             (['a.png', '--tile', '20', '--overlap', '20'], 'at least 21 for HASN'),
             (['a.png', '--overlap', '-1'], '--overlap must be from 0'),
+            (['a.png', '--tile', '0', '--overlap', '500'], '--tile 0 takes whole images, which --overlap and --blend'),
+            (['a.png', '--tile', '0', '--blend', 'mean'], '--tile 0 takes whole images, which --overlap and --blend'),
             (['a.png', '--dtype', 'fp8'], '--dtype must be one of fp32, fp16, bf16'),
             (['a.png', '--quality', '0'], '--quality must be from 1 to 100'),
             (['a.png', '--suffix', '/x'], '--suffix must be part of a file name'),

@@ -19,8 +19,9 @@ import numpy as np
 import typer
 
 from basicsr_effsr.tools import networks
-from basicsr_effsr.tools.image_files import DEEP, ENDINGS, SUFFIXES, Picture, check_size, read, write
+from basicsr_effsr.tools.image_files import DEEP, ENDINGS, SUFFIXES, Picture, check_size, fitting, read, write
 from basicsr_effsr.tools.networks import UserError
+from basicsr_effsr.utils.memory import out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,7 +77,7 @@ class Done:
     """What became of an image; sizes are (height, width), ``tile`` 0 for a whole image, seconds those of the network.
 
     ``status`` is written, skipped (it was there) or failed (``error`` says why); ``lost`` is what of the input the
-    output does not carry because it is damaged.
+    output does not carry.
     """
 
     input: str
@@ -306,6 +307,8 @@ class Enlarger:
         halo = getattr(net, 'halo', None)
         if self.channels not in (1, 3) or getattr(net, 'num_out_ch', self.channels) != self.channels:
             raise UserError(f'{name} must take and give 1 or 3 channels to enlarge images, this one is of other kind')
+        if tile == 0 and (overlap is not None or blend is not Blend.auto):
+            raise UserError('--tile 0 takes whole images, which --overlap and --blend contradict; leave them out')
         if blend is Blend.auto:
             blend = Blend.feather if halo is None else Blend.halo
         if overlap is None:
@@ -331,7 +334,11 @@ class Enlarger:
         return 0 if max(height, width) <= tile else tile
 
     def forward(self, lq: Tensor) -> Tensor:
-        """(N, C, h, w) on the CPU through the network to (N, C, rh, rw) in at least float32 on the CPU."""
+        """(N, C, h, w) on the CPU through the network to (N, C, rh, rw) in at least float32 on the CPU.
+
+        Raises:
+            UserError: the result is not finite.
+        """
         import torch
 
         from basicsr_effsr.utils.self_ensemble import self_ensemble
@@ -341,7 +348,11 @@ class Enlarger:
         with torch.no_grad():
             out = self_ensemble(self.net, batch) if self.self_ensemble else self.net(batch)
         out = out[..., : self.scale * height, : self.scale * width]
-        return out.to('cpu', torch.promote_types(out.dtype, torch.float32))
+        out = out.to('cpu', torch.promote_types(out.dtype, torch.float32))
+        if not out.isfinite().all():
+            fix = 'give --dtype fp32' if self.dtype is torch.float16 else 'its weights are damaged or not its own'
+            raise UserError(f'the network gave NaN or infinity; {fix}')
+        return out
 
     def bands(self, lq: Tensor, tile: int, progress: Callable[[int, int], None] | None = None) -> Iterator[Tensor]:
         """The result from top to bottom, (N, C, h, rW) each; ``tile`` 0 gives it at once."""
@@ -388,6 +399,9 @@ class Enlarger:
 
         Returns:
             the result and the side of the tiles, 0 for a whole image.
+
+        Raises:
+            UserError: the network gave NaN or infinity, or the memory is too small for it.
         """
         import torch
 
@@ -398,13 +412,16 @@ class Enlarger:
                 pixels = self._plane(picture.pixels, dtype, tile, progress)
                 alpha = self._alpha(picture.alpha, dtype, tile)
                 break
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:  # MemoryError comes from numpy, which tiles do not help
+                if not out_of_memory(error):
+                    raise
                 smaller = (tile or AUTO_TILE) // 2
                 if self.tile is not None or smaller < max(LEAST_TILE, self.least, self.overlap + 1):
-                    raise UserError(f'the memory of {self.device} is too small; give a --tile below {tile}') from error
+                    fix = f'--tile below {tile}' if tile else f'--tile, such as {AUTO_TILE // 2}'
+                    raise UserError(f'the memory of {self.device} is too small; give a {fix}') from error
                 tile = smaller
                 torch.cuda.empty_cache()
-        return Picture(pixels, alpha, picture.exif, picture.icc), tile
+        return Picture(pixels, alpha, picture.exif, picture.icc, picture.lost), tile
 
     def _alpha(self, alpha: np.ndarray | None, dtype: np.dtype[Any], tile: int) -> np.ndarray | None:
         if alpha is None or self.alpha is Alpha.drop:
@@ -426,7 +443,7 @@ def enlarge_file(enlarge: Enlarger, job: Job, quality: int, progress: Callable[[
     """One image from file to file; the result appears under its name only when it is complete.
 
     Raises:
-        UserError: the image cannot be read, or its result cannot be held by the format.
+        UserError: the image cannot be read, the network fails on it, or its result cannot be held by the format.
         OSError: the result cannot be written.
     """
     from basicsr_effsr.utils.checkpoint import write_atomic
@@ -437,8 +454,12 @@ def enlarge_file(enlarge: Enlarger, job: Job, quality: int, progress: Callable[[
     if job.kind == 'jpeg' and picture.alpha is not None and enlarge.alpha is not Alpha.drop:
         raise UserError(f'{job.source} is transparent, which jpeg cannot be; give --alpha drop or another --format')
     start = time.perf_counter()
-    result, tile = enlarge(picture, deep=job.kind in DEEP, progress=progress)
+    try:
+        result, tile = enlarge(picture, deep=job.kind in DEEP, progress=progress)
+    except UserError as error:
+        raise UserError(f'{job.source} failed: {error}') from error
     seconds = time.perf_counter() - start
+    result = fitting(result, job.kind)
     job.target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(job.target, partial(_write, result, job.kind, quality))
     size = (enlarge.scale * height, enlarge.scale * width)
@@ -451,7 +472,7 @@ def enlarge_file(enlarge: Enlarger, job: Job, quality: int, progress: Callable[[
         bits=result.bits,
         tile=tile,
         seconds=round(seconds, 4),
-        lost=picture.lost,
+        lost=result.lost,
     )
 
 
@@ -488,8 +509,12 @@ def run(
                 tiles = bars.add_task('tiles', total=None, visible=False)
                 try:
                     done = enlarge_file(enlarge, job, quality, partial(_advance, bars, tiles))
-                except (OSError, ValueError, MemoryError) as error:
-                    reason = str(error) or 'the memory is too small; give a smaller --tile'
+                except (OSError, ValueError, RuntimeError, MemoryError) as error:
+                    if isinstance(error, RuntimeError) and not out_of_memory(error):
+                        raise
+                    reason = str(error)
+                    if out_of_memory(error):
+                        reason = f'{job.source} failed: the memory is too small for the image and its result'
                     done = Done(str(job.source), str(job.target), 'failed', error=reason)
                 finally:
                     bars.remove_task(tiles)
@@ -541,7 +566,7 @@ def in_words(done: Done) -> str:
         return f'{done.input}: failed'
     (h, w), (height, width) = done.input_size, done.output_size
     how = f'tiles of {done.tile}' if done.tile else 'whole'
-    lost = f', damaged {done.lost} left out' if done.lost else ''
+    lost = f', {done.lost} left out' if done.lost else ''
     return f'{done.input} {w}x{h} -> {done.output} {width}x{height}, {done.bits} bit, {how}, {done.seconds:.2f} s{lost}'
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 # what torch puts into a plain RuntimeError: the CPU's allocator on Linux and Windows, C++, cuDNN and cuBLAS, Metal
 SIGNS = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -22,6 +20,8 @@ def out_of_memory(error: BaseException) -> bool:
     On a GPU that is ``torch.OutOfMemoryError``, in Python and numpy ``MemoryError``; torch on a CPU raises a plain
     ``RuntimeError``, which only its words tell from a bug.
     """
+    import torch  # here, as the commands that import this start without it
+
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
