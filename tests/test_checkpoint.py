@@ -7,10 +7,21 @@ import pickle
 
 import pytest
 import torch
+from nets import CASES
 from torch import nn
 
+from basicsr_effsr.archs.dparn_arch import DPARN
+from basicsr_effsr.archs.dparn_teacher_arch import DPARNTeacher
+from basicsr_effsr.archs.efrdn_arch import EFRDN
 from basicsr_effsr.archs.hasn_arch import HASN
-from basicsr_effsr.utils.checkpoint import CheckpointError, load_into, read_state_dict, save_atomic, write_atomic
+from basicsr_effsr.utils.checkpoint import (
+    CheckpointError,
+    load_into,
+    mismatch,
+    read_state_dict,
+    save_atomic,
+    write_atomic,
+)
 
 TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4}
 
@@ -145,3 +156,45 @@ def test_what_does_not_read_back_is_not_put_in_place(tmp_path, monkeypatch):
         save_atomic({'w': torch.zeros(2)}, file)
     assert torch.equal(read_state_dict(file)['w'], torch.ones(2))
     assert [p.name for p in tmp_path.iterdir()] == ['net.pth']
+
+
+def test_names_that_a_network_accepts_are_no_misfit(tmp_path):
+    """Official DRCT files hold position indices, plain files may lack the counters of BatchNorm; both load strictly."""
+    teacher = DPARNTeacher(num_feat=12, num_block=1, num_heads=2, num_grow_ch=4, window_size=4, tail='drct')
+    state = dict(teacher.state_dict())
+    state['layers.0.swin1.attn.relative_position_index'] = torch.zeros(16, 16, dtype=torch.long)
+    state['layers.0.swin2.attn_mask'] = torch.zeros(4, 16, 16)
+    efrdn = EFRDN(**CASES['EFRDN'].tiny)
+    counted = efrdn.state_dict()
+    plain = {name: tensor for name, tensor in counted.items() if not name.endswith('num_batches_tracked')}
+    assert len(plain) < len(counted)
+    for i, (net, given) in enumerate(((teacher, state), (efrdn, plain))):
+        assert mismatch(net, given) == ''
+        torch.save(given, tmp_path / f'{i}.pth')
+        load_into(net, tmp_path / f'{i}.pth')
+        given['nobody.knows'] = torch.zeros(1)
+        assert '(nobody.knows' in mismatch(net, given)
+        assert next(net.parameters()).device.type == 'cpu', 'the copy that is tried must not be the network'
+
+
+@pytest.mark.parametrize(
+    ('cls', 'options', 'a', 'b'),
+    [
+        (EFRDN, CASES['EFRDN'].tiny, 2, 4),
+        (EFRDN, CASES['EFRDN'].tiny, 3, 2),
+        (DPARNTeacher, {'num_feat': 12, 'num_block': 1, 'num_heads': 2, 'num_grow_ch': 4, 'tail': 'drct'}, 2, 4),
+        (DPARNTeacher, {'num_feat': 12, 'num_block': 1, 'num_heads': 2, 'num_grow_ch': 4, 'tail': 'drct'}, 4, 3),
+    ],
+)
+def test_another_scale_is_known_by_tails_of_every_kind(cls, options, a, b):
+    told = mismatch(cls(**{**options, 'upscale': b}), cls(**{**options, 'upscale': a}).state_dict())
+    assert told.endswith('the checkpoint is of another scale: set upscale to the one it was trained for'), told
+
+
+def test_the_deployed_form_in_place_of_the_trained_one_is_said():
+    options = {'num_feat': 8, 'num_block': 1}
+    net = DPARN(**options)
+    fused = net.fuse()
+    assert mismatch(net, fused.state_dict()).endswith('is of the deployed form: set deploy: true')
+    assert 'of the form that is trained' in mismatch(fused, net.state_dict())
+    assert mismatch(DPARN(**options, deploy=True), fused.state_dict()) == ''

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -116,15 +117,40 @@ def read_state_dict(path: str | Path, param_key: str | None = None) -> dict[str,
     return {name.removeprefix('module.'): tensor for name, tensor in stored.items()}
 
 
-def mismatch(net: nn.Module, state: dict[str, Tensor]) -> str:
-    """Why ``state`` does not fit ``net``, in words; empty if it does."""
-    wanted = {name: tuple(t.shape) for name, t in net.state_dict().items()}
-    given = {name: tuple(t.shape) for name, t in state.items()}
-    missing = [name for name in wanted if name not in given]
-    surplus = [name for name in given if name not in wanted]
-    shapes = [name for name in wanted if name in given and wanted[name] != given[name]]
-    if not (missing or surplus or shapes):
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _tried(net: nn.Module, state: Mapping[str, Tensor], strict: bool) -> Any:
+    """What a copy of ``net`` without memory says to ``state``; None if it refuses it or cannot be copied.
+
+    Networks may accept names they do not have (stored position indices) and do without some (counters of BatchNorm).
+    """
+    try:
+        return copy.deepcopy(net).to('meta').load_state_dict(state, strict=strict, assign=True)
+    except Exception:  # torch's RuntimeError, or whatever a foreign network raises
+        return None
+
+
+def _fits_fused(net: nn.Module, given: Mapping[str, tuple[int, ...]]) -> bool:
+    if not hasattr(net, 'fuse') or getattr(net, 'deploy', False):
+        return False
+    try:
+        fused = copy.deepcopy(net).to('meta').fuse()
+    except Exception:  # foreign networks may fuse in other ways
+        return False
+    return _shapes(fused.state_dict()) == given
+
+
+def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Why ``net`` does not load ``state`` strictly, in words; empty if it does."""
+    wanted, given = _shapes(net.state_dict()), _shapes(state)
+    if wanted == given or _tried(net, state, strict=True) is not None:
         return ''
+    shapes = [name for name in wanted if name in given and wanted[name] != given[name]]
+    told = _tried(net, {name: tensor for name, tensor in state.items() if name not in shapes}, strict=False)
+    missing = [n for n in wanted if n not in given and (told is None or n in told.missing_keys)]
+    surplus = [n for n in given if n not in wanted and (told is None or n in told.unexpected_keys)]
     parts = []
     if shapes:
         shown = ', '.join(f'{n} is {given[n]} and must be {wanted[n]}' for n in shapes[:MAX_SHOWN])
@@ -134,13 +160,17 @@ def mismatch(net: nn.Module, state: dict[str, Tensor]) -> str:
     if surplus:
         close = [(n, get_close_matches(n, missing, 1)) for n in surplus[:MAX_SHOWN]]
         parts.append(f'{len(surplus)} unknown ({", ".join(n + (f", near {m[0]}" if m else "") for n, m in close)})')
-    if shapes and not missing and not surplus and all(n.startswith(('upsampl', 'up.', 'up1', 'up2')) for n in shapes):
-        cause = 'the checkpoint is of another scale: set upscale to the one it was trained for'
-    elif len(missing) == len(wanted) or len(surplus) == len(given):
+    if len(missing) == len(wanted) or len(surplus) == len(given):
         cause = 'the checkpoint is of another network: check type'
+    elif all(name.startswith('up') for name in (*shapes, *missing, *surplus)):  # up_deep, upsampler, upsample.2 ...
+        cause = 'the checkpoint is of another scale: set upscale to the one it was trained for'
+    elif _fits_fused(net, given):
+        cause = 'the checkpoint is of the deployed form: set deploy: true'
+    elif getattr(net, 'deploy', False):
+        cause = 'the checkpoint is of the form that is trained, of another network or of other options: check network_g'
     else:
         cause = 'the checkpoint is of another network or of other options: check network_g'
-    return f'{"; ".join(parts)}; {cause}'
+    return f'{"; ".join(parts) or "the values do not load"}; {cause}'
 
 
 def load_into(
