@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 
+import numpy as np
 import pytest
+import torch
+from basicsr.archs import build_network
 from PIL import Image
+from skimage import data
 from typer.testing import CliRunner
 
 from basicsr_effsr.cli import app
 from basicsr_effsr.tools import plots
 from basicsr_effsr.tools.networks import UserError
+from datasets_prep.bicubic import imresize
 
 pytest.importorskip('adjustText', reason="needs adjustText: pip install -e '.[dev]'")
 
@@ -19,18 +26,48 @@ def call(*words: str):
     return CliRunner().invoke(app, ['plot', *words])
 
 
-def benchmark_report(folder, name='HASN'):
-    costs = [{'model': name, 'form': 'as trained', 'params': 435_272, 'multi_adds': 23_280_000_000}]
-    costs.append({'model': 'RLFN', 'form': 'yardstick', 'params': 1, 'multi_adds': 1})
-    file = folder / 'benchmark.json'
-    file.write_text(json.dumps({'costs': costs, 'latencies': [{'model': name, 'median': 12.5}]}))
-    return file
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    """What benchmark and evaluate write: of HASN as published, counted, and of a small DPARN, timed; name -> report."""
+    folder = tmp_path_factory.mktemp('measured')
+    gt = np.ascontiguousarray(data.astronaut()[20:80, 150:230])
+    for kind, image in (('GTmod12', gt), ('LRbicx4', imresize(gt, scale=0.25))):
+        (folder / 'Set5' / kind).mkdir(parents=True)
+        Image.fromarray(image).save(folder / 'Set5' / kind / 'a.png')
+    reports = {}
+    settings = {'HASN': {}, 'DPARN': {'num_feat': 8, 'num_block': 1, 'esa_channels': 4}}
+    timing = {'HASN': ['--size', '64x64', '--no-latency'], 'DPARN': ['--size', '15x20', '--runs', '1', '--warmup', '0']}
+    for arch, options in settings.items():
+        torch.save({'params': build_network({'type': arch, **options}).state_dict()}, folder / 'net.pth')
+        words = ['--arch', arch, '--weights', str(folder / 'net.pth')]
+        words += [word for key, value in options.items() for word in ('--set', f'{key}={value}')]
+        out = str(folder / arch)
+        for command in (
+            ['benchmark', *words, *timing[arch], '--size', '720p', '--out', out],
+            ['evaluate', *words, '--data', str(folder / 'Set5'), '--show', '0', '--device', 'cpu', '--out', out],
+        ):
+            done = CliRunner().invoke(app, command)
+            assert done.exit_code == 0, done.output
+        for kind, file in (('benchmark', 'benchmark.json'), ('evaluation', 'report.json')):
+            reports[f'{arch} {kind}'] = json.loads((folder / arch / file).read_text())
+    return reports
 
 
-def evaluation_report(folder, name='HASN'):
-    file = folder / 'report.json'
-    file.write_text(json.dumps({'network': name, 'means': {'Set5': {'psnr': 32.18}}}))
-    return file
+@pytest.fixture
+def written(made, tmp_path):
+    """Writes reports of ``made``, changed by a function first, and gives their paths."""
+
+    def write(*names, change=None):
+        files = []
+        for i, name in enumerate(names):
+            report = copy.deepcopy(made[name])
+            if change is not None:
+                change(report)
+            files.append(tmp_path / f'{len(list(tmp_path.iterdir()))}_{i}.json')
+            files[-1].write_text(json.dumps(report))
+        return files
+
+    return write
 
 
 def test_a_method_stands_with_the_row_of_its_own_paper():
@@ -43,13 +80,100 @@ def test_a_method_stands_with_the_row_of_its_own_paper():
     assert all(p.source.startswith('DPARN ') for p in latencies.values())
 
 
-def test_measured_points_join_benchmark_and_evaluation(tmp_path):
-    files = [benchmark_report(tmp_path), evaluation_report(tmp_path)]
-    for against, x in (('params', 435.272), ('multi-adds', 23.28), ('latency', 12.5)):
-        (point,) = plots.points_of_files(files, 'Set5', against)
-        assert (point.method, point.x, point.psnr, point.measured) == ('HASN', x, 32.18, True)
-    with pytest.raises(UserError, match='no network is both'):
-        plots.points_of_files(files[:1], 'Set5', 'params')
+HASN = ('HASN benchmark', 'HASN evaluation')
+DPARN = ('DPARN benchmark', 'DPARN evaluation')
+
+
+def test_multiply_adds_are_those_at_720p_whatever_else_was_counted(made, written):
+    files = written(*HASN)
+    for against, x in (('params', 435.272), ('multi-adds', pytest.approx(23.28, abs=5e-4))):
+        (point,) = plots.points_of_files(files, 4, 'Set5', against)
+        assert (point.method, point.x, point.measured, point.size) == ('HASN', x, True, 435_272)
+        assert point.psnr == made['HASN evaluation']['means']['Set5']['psnr']
+    with pytest.raises(UserError, match=r'no latency in fp32, .* at the input of 720p, 180x320; run .* --size 720p'):
+        plots.points_of_files(files, 4, 'Set5', 'latency')
+
+
+def test_latency_is_that_at_720p_in_fp32_and_says_where(made, written):
+    def add_others(report):
+        """Before the rows that are there: other settings at 720p, which the same command can write."""
+        if 'latencies' not in report:
+            return
+        plain = next(row for row in report['latencies'] if row['lr_size'] == [180, 320])
+        others = [{'dtype': 'bf16'}, {'memory_format': 'channels_last'}, {'compiled': True}]
+        report['latencies'] = [{**plain, **other, 'median': 1e6} for other in others] + report['latencies']
+        report['latencies'] += [{**plain, **other, 'median': 1e6} for other in others]
+
+    rows = [r for r in made['DPARN benchmark']['latencies'] if r['model'] == 'DPARN' and r['lr_size'] == [180, 320]]
+    for change in (None, add_others):
+        (point,) = plots.points_of_files(written(*DPARN, change=change), 4, 'Set5', 'latency')
+        assert point.x == rows[0]['median']
+        assert point.setting == f'180x320 input, fp32, {made["DPARN benchmark"]["environment"]["device"]}'
+    printed = plots.points_of_papers(4, 'Set5', 'latency')
+    label = plots.axis_label('latency', [*printed, point])
+    assert label == f"latency [ms]\nblack edge: {point.setting}; others: as printed, on the papers' GPUs"
+    assert plots.axis_label('latency', [point]) == f'latency [ms]\nblack edge: {point.setting}'
+    assert plots.axis_label('latency', printed) == 'latency [ms]'
+    (point,) = plots.points_of_files(written(*HASN), 4, 'Set5', 'multi-adds')
+    assert plots.axis_label('multi-adds', [point]) == plots.AXES['multi-adds'][2]
+
+
+def test_the_form_that_was_evaluated_is_the_one_that_is_drawn(made, written):
+    forms = {row['form']: row['params'] for row in made['DPARN benchmark']['costs']}
+    assert forms['as trained'] > forms['deployed'] == made['DPARN evaluation']['parameters']
+    (point,) = plots.points_of_files(written(*DPARN), 4, 'Set5', 'params')
+    assert point.x * 1000 == forms['deployed']
+
+
+def test_networks_of_one_class_are_told_apart_by_their_parameters(made, written):
+    def larger(report):
+        for row in (report, *report.get('costs', ())):
+            for key in ('params', 'parameters'):
+                if key in row:
+                    row[key] += 1000
+        if report.get('paper'):
+            report['paper']['method'] = 'HASN-L'
+
+    files = written(*HASN) + written(*HASN, change=larger)
+    points = plots.points_of_files(files, 4, 'Set5', 'params')
+    assert [(p.method, p.x) for p in points] == [('HASN', 435.272), ('HASN-L', 436.272)]
+    with pytest.raises(UserError, match=r'no benchmark of HASN with the 436,272 parameters of .*\.json'):
+        plots.points_of_files([files[0], files[3]], 4, 'Set5', 'params')
+
+
+def test_every_file_that_adds_nothing_is_named(written):
+    benchmark, evaluation = written(*HASN)
+    other = written('DPARN benchmark')
+    for files, sentence in (
+        ([benchmark], f'no evaluation of the HASN of {benchmark}'),
+        ([evaluation], f'no benchmark of HASN with the 435,272 parameters of {evaluation}'),
+        ([benchmark, evaluation, *other], f'no evaluation of the DPARN of {other[0]}'),
+    ):
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            plots.points_of_files(files, 4, 'Set5', 'params')
+    with pytest.raises(UserError, match='has no scores on Urban100, only on Set5; give --set'):
+        plots.points_of_files([benchmark, evaluation], 4, 'Urban100', 'params')
+
+
+@pytest.mark.parametrize('name', HASN)
+def test_reports_of_another_scale_are_not_drawn(written, name):
+    files = written(*(each for each in HASN if each != name))
+    files += written(name, change=lambda report: report.update(scale=2))
+    with pytest.raises(UserError, match=re.escape(f'{files[1]} is of x2, the figure of x4; give --scale')):
+        plots.points_of_files(files, 4, 'Set5', 'params')
+
+
+def test_two_benchmarks_of_one_network_must_agree(written):
+    def slower(report):
+        for row in report['latencies']:
+            row['median'] *= 2
+
+    files = [*written(*DPARN), *written('DPARN benchmark')]
+    assert len(plots.points_of_files(files, 4, 'Set5', 'latency')) == 1
+    files[-1:] = written('DPARN benchmark', change=slower)
+    assert len(plots.points_of_files(files, 4, 'Set5', 'multi-adds')) == 1
+    with pytest.raises(UserError, match=r'differ in latency of the network of .*; give one of them'):
+        plots.points_of_files(files, 4, 'Set5', 'latency')
 
 
 def test_what_lies_far_below_ours_is_left_out_and_named(tmp_path):
@@ -74,16 +198,16 @@ def test_the_figure_names_every_method_inside_its_frame(against):
     assert drawn == sorted((p.x, p.psnr) for p in points)
 
 
-def test_pictures_and_points_are_written(tmp_path):
-    files = [str(benchmark_report(tmp_path)), str(evaluation_report(tmp_path))]
-    out = call(
-        '--set', 'Set5', '--measured', files[0], '--measured', files[1], '--out', str(tmp_path / 'new' / 'p.png')
-    )
+def test_pictures_and_points_are_written(written, tmp_path):
+    measured = [word for file in written(*HASN) for word in ('--measured', str(file))]
+    out = call('--set', 'Set5', *measured, '--out', str(tmp_path / 'new' / 'p.png'))
     assert out.exit_code == 0, out.output
+    shown = json.loads(call('--set', 'Set5', *measured, '--json').stdout)
+    assert [p['x'] for p in shown if p['measured']] == [435.272]
     with Image.open(tmp_path / 'new' / 'p.png') as image:
         assert image.width > 1000
-    assert call('--out', str(tmp_path / 'p.svg')).exit_code == 0
-    assert '<svg' in (tmp_path / 'p.svg').read_text()[:600]
+    assert call('--out', str(tmp_path / 'p.SVG')).exit_code == 0
+    assert '<svg' in (tmp_path / 'p.SVG').read_text()[:600]
     points = json.loads(call('--set', 'Set5', '--json').stdout)
     assert {p['method'] for p in points} >= set(plots.OURS)
 
@@ -100,6 +224,9 @@ def test_pictures_and_points_are_written(tmp_path):
         '{"network":"A","means":{"Urban100":{}}}',
         '{"network":[],"means":{"Urban100":{"psnr":30}}}',
         '{"network":"A","means":5}',
+        '{"network":"A","means":{"Urban100":{"psnr":NaN}},"paper":null,"scale":4,"parameters":1}',
+        '{"network":"A","means":{"Urban100":{"psnr":30}},"paper":null,"parameters":1}',
+        '{"costs":[],"latencies":[],"environment":{"device":"CPU"},"scale":4}',
         '[]',
         '5',
         'null',
@@ -111,6 +238,17 @@ def test_a_file_that_is_no_report_is_named(tmp_path, text):
     assert (out.exit_code, isinstance(out.exception, SystemExit)) == (2, True)
     assert 'a.json must be a report of effsr benchmark or effsr evaluate' in out.stderr
     assert not (tmp_path / 'p.png').exists()
+
+
+def test_a_file_that_cannot_be_written_is_named_before_the_work(monkeypatch, tmp_path):
+    monkeypatch.setattr(plots, 'points_of_papers', lambda *_: pytest.fail('worked first'))
+    (tmp_path / 'file').write_text('mine')
+    (tmp_path / 'folder.png').mkdir()
+    for name, sentence in (('file/p.png', 'is a file, must be a folder'), ('folder.png', '--out must be a file')):
+        out = call('--out', str(tmp_path / name))
+        assert out.exit_code == 2
+        assert sentence in out.stderr
+    assert call('--out', 'p.bmp').exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from basicsr_effsr.tools.networks import UserError, stop
+from basicsr_effsr.tools.benchmark import lr_size
+from basicsr_effsr.tools.networks import UserError, check_folder, stop
 
 PAPERS = Path(__file__).with_name('papers.json')
 OURS = ('HASN', 'DPARN', 'AGDN', 'AGDN-S', 'EFRDN', 'ASID', 'ASID-D8')
@@ -32,6 +34,7 @@ class Point:
         size: parameters, for the area of the disc; None draws a small one.
         measured: the value comes from a file of this project, not from a paper.
         source: where it stands.
+        setting: how a latency was measured; empty for papers, which measured on GPUs of their own.
     """
 
     method: str
@@ -40,6 +43,7 @@ class Point:
     size: int | None
     measured: bool
     source: str
+    setting: str = ''
 
 
 def points_of_papers(scale: int, dataset: str, against: str, sources: Iterable[str] = ()) -> list[Point]:
@@ -61,47 +65,175 @@ def points_of_papers(scale: int, dataset: str, against: str, sources: Iterable[s
     return list(found.values())
 
 
-def points_of_files(files: Iterable[Path], dataset: str, against: str) -> list[Point]:
-    """What was measured here: reports of ``effsr benchmark`` joined by name with reports of ``effsr evaluate``.
+@dataclass(frozen=True)
+class Benchmark:
+    """What a report of ``effsr benchmark`` says about its network.
+
+    Attributes:
+        file: the report.
+        scale: scale factor.
+        device: on which latencies were measured.
+        model: class of the network.
+        multi_adds: parameters of a form (as trained, deployed) -> LR size -> multiply-adds.
+        latencies: LR size -> median [ms] of the deployed form in float32, contiguous, not compiled.
+    """
+
+    file: Path
+    scale: int
+    device: str
+    model: str
+    multi_adds: dict[int, dict[tuple[int, int], int]]
+    latencies: dict[tuple[int, int], float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a report of ``effsr evaluate`` says: ``psnr`` is the mean [dB] of each set.
+
+    ``name`` is the paper's where the options are, such as AGDN-S; ``model`` is the class.
+    """
+
+    file: Path
+    scale: int
+    model: str
+    name: str
+    params: int
+    psnr: dict[str, float]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f'{value!r} is no text')
+    return value
+
+
+def _finite(value: Any) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f'{value!r} is not finite')
+    return float(value)
+
+
+def _benchmark(file: Path, report: dict[str, Any]) -> Benchmark:
+    model: str | None = None
+    multi_adds: dict[int, dict[tuple[int, int], int]] = {}
+    latencies: dict[tuple[int, int], float] = {}
+    for row in report['costs']:
+        height, width = row['lr_size']
+        if row['form'] != 'yardstick':
+            model = _text(row['model'])
+            multi_adds.setdefault(int(row['params']), {})[height, width] = int(row['multi_adds'])
+    for row in report['latencies']:
+        height, width = row['lr_size']
+        plain = row['dtype'] == 'fp32' and row['memory_format'] == 'contiguous' and not row['compiled']
+        if row['model'] == model and plain:
+            latencies[height, width] = _finite(row['median'])
+    device = _text(report['environment']['device'])
+    return Benchmark(file, int(report['scale']), device, _text(model), multi_adds, latencies)
+
+
+def _evaluation(file: Path, report: dict[str, Any]) -> Evaluation:
+    model = _text(report['network'])
+    name = _text((report['paper'] or {}).get('method', model))
+    psnr = {key: _finite(mean['psnr']) for key, mean in report['means'].items()}
+    return Evaluation(file, int(report['scale']), model, name, int(report['parameters']), psnr)
+
+
+def read_report(file: Path) -> Benchmark | Evaluation:
+    """A report of ``effsr benchmark`` or of ``effsr evaluate``.
 
     Raises:
-        UserError: a file is neither, or no network is in both kinds.
+        UserError: it is neither.
     """
-    costs: dict[str, dict[str, int]] = {}
-    times: dict[str, float] = {}
-    scores: dict[str, tuple[float, str]] = {}
-    for file in files:
-        try:
-            report = json.loads(file.read_text(encoding='utf-8'))
-        except (OSError, ValueError) as error:
-            raise UserError(f'--measured: {file} cannot be read as JSON ({error})') from error
-        try:
-            if 'costs' in report:
-                for row in report['costs']:
-                    if row['form'] != 'yardstick':
-                        costs[row['model']] = {key: int(row[key]) for key in ('params', 'multi_adds')}
-                for row in report['latencies']:
-                    times.setdefault(row['model'], float(row['median']))
-            else:
-                means = report['means']
-                if dataset in means:
-                    scores[report['network']] = (float(means[dataset]['psnr']), str(file))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f'--measured: {file} must be a report of effsr benchmark or effsr evaluate') from error
-    points = []
-    for name, (psnr, source) in scores.items():
-        if name not in costs:
+    try:
+        report = json.loads(file.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise UserError(f'--measured: {file} cannot be read as JSON ({error})') from error
+    try:
+        return _benchmark(file, report) if 'costs' in report else _evaluation(file, report)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f'--measured: {file} must be a report of effsr benchmark or effsr evaluate') from error
+
+
+def _value(found: Benchmark, params: int, against: str) -> float:
+    """The value of a network on an axis, at 1280x720 output where the size matters.
+
+    Raises:
+        UserError: the report does not have it.
+    """
+    if against == 'params':
+        return params / 1e3
+    height, width = size = lr_size('720p', found.scale)
+    values = found.multi_adds[params] if against == 'multi-adds' else found.latencies
+    if size in values:
+        return values[size] / (1e9 if against == 'multi-adds' else 1.0)
+    wanted = 'multiply-adds' if against == 'multi-adds' else 'latency in fp32, contiguous and not compiled,'
+    raise UserError(
+        f'--measured: {found.file} has no {wanted} at the input of 720p, {height}x{width}; '
+        'run effsr benchmark with --size 720p'
+    )
+
+
+def points_of_files(files: Iterable[Path], scale: int, dataset: str, against: str) -> list[Point]:
+    """What was measured here: reports of ``effsr benchmark`` joined with reports of ``effsr evaluate``.
+
+    Both must speak of the same class with the same number of parameters, which tells AGDN from AGDN-S.
+
+    Args:
+        files: reports of both kinds, in any order.
+        scale: scale factor of the figure.
+        dataset: Set5, Set14, B100, Urban100 or Manga109.
+        against: a key of ``AXES``.
+
+    Raises:
+        UserError: a file is no report, of another scale, lacks what the axis needs, or has no partner.
+    """
+    reports = [read_report(file) for file in files]
+    for report in reports:
+        if report.scale != scale:
+            raise UserError(f'--measured: {report.file} is of x{report.scale}, the figure of x{scale}; give --scale')
+    benchmarks = [report for report in reports if isinstance(report, Benchmark)]
+    points, used = [], set()
+    for report in reports:
+        if isinstance(report, Benchmark):
             continue
-        x = {
-            'params': costs[name]['params'] / 1e3,
-            'multi-adds': costs[name]['multi_adds'] / 1e9,
-            'latency': times.get(name),
-        }[against]
-        if x is not None:
-            points.append(Point(name, x, psnr, costs[name]['params'], True, source))
-    if not points:
-        raise UserError(f'--measured: no network is both in a benchmark and in an evaluation on {dataset}')
+        if dataset not in report.psnr:
+            raise UserError(
+                f'--measured: {report.file} has no scores on {dataset}, only on {", ".join(report.psnr)}; give --set'
+            )
+        partners = [b for b in benchmarks if b.model == report.model and report.params in b.multi_adds]
+        if not partners:
+            raise UserError(
+                f'--measured: no benchmark of {report.model} with the {report.params:,} parameters of {report.file}; '
+                'give the benchmark.json of the same network'
+            )
+        values = {_value(b, report.params, against) for b in partners}
+        if len(values) > 1:
+            raise UserError(
+                f'--measured: {partners[0].file} and {partners[1].file} differ in {against} of the network of '
+                f'{report.file}; give one of them'
+            )
+        used |= {b.file for b in partners}
+        height, width = lr_size('720p', scale)
+        setting = f'{height}x{width} input, fp32, {partners[0].device}' if against == 'latency' else ''
+        score = report.psnr[dataset]
+        points.append(Point(report.name, values.pop(), score, report.params, True, str(report.file), setting))
+    idle = [b for b in benchmarks if b.file not in used]
+    if idle:
+        raise UserError(
+            f'--measured: no evaluation of the {idle[0].model} of {idle[0].file}, with as many parameters; '
+            'give its report.json, of effsr evaluate'
+        )
     return points
+
+
+def axis_label(against: str, points: Sequence[Point]) -> str:
+    """The words below the figure; what was measured here in another way than the papers' values is said."""
+    settings = list(dict.fromkeys(point.setting for point in points if point.setting))
+    printed = any(not point.measured for point in points)
+    if not settings:
+        return AXES[against][2]
+    others = "; others: as printed, on the papers' GPUs" if printed else ''
+    return f'{AXES[against][2]}\nblack edge: {" / ".join(settings)}{others}'
 
 
 def in_view(points: Sequence[Point], least: float | None) -> tuple[list[Point], list[str]]:
@@ -204,9 +336,15 @@ def command(
     try:
         if against not in AXES:
             raise UserError(f'--against must be one of {", ".join(AXES)}, got {against!r}')
+        if not as_json:
+            if out.suffix.lower() not in ('.png', '.pdf', '.svg'):
+                raise UserError(f'--out must end in .png, .pdf or .svg, got {out}')
+            if out.is_dir():
+                raise UserError(f'--out must be a file, {out} is a folder')
+            check_folder(out.parent)
         points = points_of_papers(scale, dataset, against, source or ())
         if measured:
-            points += points_of_files(measured, dataset, against)
+            points += points_of_files(measured, scale, dataset, against)
         if not points:
             raise UserError(f'no paper prints {against} and a score on {dataset} for x{scale}')
         points, left_out = in_view(points, least)
@@ -216,13 +354,12 @@ def command(
             typer.echo(json.dumps([vars(point) for point in points], indent=2, ensure_ascii=False))
             return
         sources = 'as printed in the papers' + (', black edge: measured here' if measured else '')
-        figure = draw(points, f'{dataset} x{scale}, {sources}', AXES[against][2], f'PSNR-Y on {dataset} [dB]')
-        if out.suffix not in ('.png', '.pdf', '.svg'):
-            raise UserError(f'--out must end in .png, .pdf or .svg, got {out}')
+        title, x_label = f'{dataset} x{scale}, {sources}', axis_label(against, points)
+        figure = draw(points, title, x_label, f'PSNR-Y on {dataset} [dB]')
         from basicsr_effsr.utils.checkpoint import write_atomic
 
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, lambda path: figure.savefig(path, format=out.suffix[1:], dpi=150))
+        write_atomic(out, lambda path: figure.savefig(path, format=out.suffix[1:].lower(), dpi=150))
     except (OSError, ValueError) as error:
         raise stop('plot', error) from error
     typer.echo(f'written: {out}' + (f' (left out, lower PSNR: {", ".join(left_out)})' if left_out else ''))
