@@ -37,8 +37,14 @@ def _fail(error: BaseException) -> NoReturn:
     if isinstance(error, OSError) and error.filename is not None:
         text = f'{error.filename}: {(error.strerror or "cannot be used")}'
     errors.print('error:', style='red', end=' ')
-    errors.print(text, markup=False)
+    _say(errors, text)
     raise typer.Exit(2)
+
+
+def _say(to: Console, line: str) -> None:
+    """Prints one line, whatever is in the names of files: line ends, other control characters, no text at all."""
+    shown = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in line)
+    to.print(shown.encode(to.encoding, 'backslashreplace').decode(to.encoding), markup=False)
 
 
 def _run(command: Callable, workers: int = 0, shard: str = '1/1', dry_run: bool = False, /, *args, **options) -> None:
@@ -54,7 +60,7 @@ def _run(command: Callable, workers: int = 0, shard: str = '1/1', dry_run: bool 
         errors.print('interrupted; run the same command again to go on')
         raise typer.Exit(130) from None
     for line in summary.lines():
-        console.print(line, markup=False)
+        _say(console, line)
     raise typer.Exit(summary.exit_code)
 
 
@@ -290,16 +296,22 @@ def sample(
     out: Annotated[Path, typer.Argument(help='Folder of the data set.')] = Path('datasets/sample'),
     pack: Annotated[bool, typer.Option('--pack', help='Pack the training photographs, too.')] = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Writes a small paired data set from the photographs inside scikit-image; needs no network."""
-    from datasets_prep.sample import SCALES, write_sample
+    from datasets_prep.sample import SCALES, sample_files, write_sample
 
     try:
+        if dry_run:
+            files = sample_files(out, pack=pack)
+            there = 0 if overwrite else sum(file.is_file() for file in files)
+            _say(console, f'sample: would write {len(files) - there}, {there} already there (dry run, nothing written)')
+            return
         counts = write_sample(out, pack=pack, overwrite=overwrite)
     except (OSError, ValueError) as error:
         _fail(error)
     scales = ', '.join(f'x{scale}' for scale in SCALES)
-    console.print(
+    _say(
+        console,
         f'{out}: {counts["train"]} photographs to train on, {counts["val"]} held out, LR at {scales} (MATLAB bicubic)',
-        markup=False,
     )

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 
@@ -122,7 +121,7 @@ def read_image(path: Path) -> np.ndarray:
     if turned in _TURNED:
         raise ImageError(f'{path}: has the EXIF orientation {turned}; save it upright')
     if transparent is not None and img.ndim == 2:  # OpenCV leaves out the transparency of gray
-        opaque = np.where(img == transparent, 0, np.iinfo(img.dtype).max).astype(img.dtype)
+        opaque = np.where(img == transparent, 0, 255 if img.dtype == np.uint8 else 65535).astype(img.dtype)
         return np.dstack((img, img, img, opaque))
     return img
 
@@ -215,6 +214,14 @@ def list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f'{folder}: no such folder; check the path')
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))
+
+
+def is_one_line(name: str) -> bool:
+    """Whether a name can stand in a text file, in UTF-8 and in one line, however the reader finds line ends."""
+    try:
+        return name.encode() != b'' and name.splitlines() == [name]
+    except UnicodeEncodeError:
+        return False
 
 
 def same_folder(first: Path, second: Path) -> bool:

@@ -17,6 +17,7 @@ from datasets_prep.files import (
     alone,
     encode_png,
     image_shape,
+    is_one_line,
     list_images,
     newest,
     read_image,
@@ -24,6 +25,7 @@ from datasets_prep.files import (
     write_bytes,
 )
 from datasets_prep.jobs import Job, Plan, Summary, claim_folder, run_jobs
+from datasets_prep.pack_format import folder_order
 from datasets_prep.stores import LMDB_SUFFIX, LmdbStore
 
 _FILES = ('data.mdb', 'lock.mdb', 'meta_info.txt')
@@ -118,9 +120,9 @@ def _by_key(folder: Path, strip: str) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for file in list_images(folder):
         key = file.stem.removesuffix(strip)
-        if '.' in key or not key.isascii() or not key:
+        if '.' in key or not key.isascii() or not is_one_line(key):
             raise ValueError(
-                f'{file}: its name must be ASCII without dots, as BasicSR cuts LMDB keys at a dot; rename it'
+                f'{file}: its name must be ASCII without dots or line ends, as BasicSR cuts LMDB keys there; rename it'
             )
         if len(key) > 511:
             raise ValueError(f'{file}: its name must have at most 511 characters as an LMDB key, got {len(key)}')
@@ -129,7 +131,7 @@ def _by_key(folder: Path, strip: str) -> dict[str, Path]:
         files[key] = file
     if not files:
         raise ValueError(f'lmdb: {folder} holds no image; give the folder of the sub-images')
-    return dict(sorted(files.items()))
+    return {key: files[key] for key in sorted(files, key=folder_order)}
 
 
 def _refuse_other_content(out: Path) -> None:
@@ -149,7 +151,7 @@ def _is_whole(out: Path, files: dict[str, Path], compression: int, changed: int)
         return False
     levels = {line.rsplit(' ', 1)[1] for line in (out / 'meta_info.txt').read_text().splitlines()}
     fresh = (out / 'data.mdb').stat().st_mtime_ns >= changed
-    return fresh and store.names == sorted(files) and levels == {str(compression)}
+    return fresh and store.names == list(files) and levels == {str(compression)}
 
 
 def _encode(task: _Task) -> None:

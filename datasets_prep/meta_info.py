@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets_prep.files import image_shape, list_images, refuse_image_name, write_bytes
+from datasets_prep.files import image_shape, is_one_line, list_images, refuse_image_name, write_bytes
 from datasets_prep.jobs import Job, Plan, Summary, run_jobs
 
 
@@ -22,7 +22,8 @@ def make_meta_info(folder: Path, out: Path, *, plan: Plan | None = None) -> Summ
         What became of each image.
 
     Raises:
-        ValueError: when the folder holds no image, ``out`` has the name of one, or for a shard.
+        ValueError: when the folder holds no image or one whose name BasicSR would not read back, ``out`` has the
+            name of an image, or for a shard.
         FileNotFoundError: when the folder does not exist.
     """
     plan = plan or Plan()
@@ -32,6 +33,12 @@ def make_meta_info(folder: Path, out: Path, *, plan: Plan | None = None) -> Summ
     files = list_images(folder)
     if not files:
         raise ValueError(f'meta-info: {folder} holds no image; give the folder of the sub-images')
+    for file in files:
+        if not is_one_line(file.name) or file.name.split(' ')[0] != file.name:
+            raise ValueError(
+                f'meta-info: {file}: its name must be one word in UTF-8, as BasicSR reads up to the first space; '
+                'rename it, or train without meta_info_file'
+            )
     summary = run_jobs('meta-info', [Job(str(file), file) for file in files], image_shape, plan)
     if plan.dry_run or summary.exit_code:
         return summary

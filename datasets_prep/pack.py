@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets_prep.files import BusyError, ImageError, alone, newest
+from datasets_prep.files import BusyError, ImageError, alone, is_one_line, newest
 from datasets_prep.jobs import Job, Plan, Summary, run_jobs
 from datasets_prep.pack_format import PACK_SUFFIX, RECORD, Pack, PackError, end_of_images, header_and_tail, layout
 from datasets_prep.pack_format import to_planes as planes_of
@@ -125,6 +125,10 @@ def make_pack(source: Path, out: Path, *, overwrite: bool = False, plan: Plan | 
 
 
 def _checked_shape(store: Store, name: str) -> tuple[int, int, int]:
+    if not is_one_line(name):
+        raise ImageError(
+            f'{store.where(name)}: its name must be one line in UTF-8, as a pack lists names line by line; rename it'
+        )
     shape = store.shape(name)
     if shape[2] not in (1, 3):
         raise ImageError(

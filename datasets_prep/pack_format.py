@@ -5,7 +5,7 @@ Layout, all numbers little-endian, so that a pack opens on any machine::
     header   64 bytes: magic, version, size of a record, count, offsets, size of the file, CRC-32 of the index
     images   uint8 planes (C, H, W), RGB or gray, each image beginning at a multiple of 64
     index    one record per image: offset, height, width, channels, CRC-32 of the pixels
-    names    UTF-8, one per line, in the order of the index, sorted
+    names    UTF-8, one per line, in the order of the index; sorted as the files of a folder are (``folder_order``)
 
 Needs numpy only.
 """
@@ -36,6 +36,11 @@ class PackError(ValueError):
     """A file that is not a whole pack; the message says why."""
 
 
+def folder_order(name: str) -> str:
+    """The key by which names without suffix sort as BasicSR sorts the PNG files of a folder: ``a-b`` before ``a``."""
+    return f'{name}.png'
+
+
 def layout(shapes: Iterable[tuple[int, int, int]]) -> np.ndarray:
     """The index, with CRCs of zero, of images with the given (height, width, channels)."""
     records = np.array([(0, *shape, 0) for shape in shapes], dtype=RECORD)
@@ -58,10 +63,10 @@ def header_and_tail(records: np.ndarray, names: list[str]) -> tuple[bytes, bytes
     """The bytes before and behind the images.
 
     Raises:
-        ValueError: unless the names are as many as the records, sorted, different and without line ends.
+        ValueError: unless the names are as many as the records, in ``folder_order``, different and without line ends.
     """
-    if len(names) != len(records) or any(a >= b for a, b in pairwise(names)):
-        raise ValueError('pack: there must be one name per image, sorted and each different')
+    if len(names) != len(records) or any(a >= b for a, b in pairwise(map(folder_order, names))):
+        raise ValueError('pack: there must be one name per image, in the order of a folder and each different')
     if any('\n' in name for name in names):
         raise ValueError('pack: a name must not hold a line end')
     tail = records.tobytes() + '\n'.join(names).encode()

@@ -68,17 +68,13 @@ def write_sample(
         ValueError: for a scale that does not divide 12.
         FileNotFoundError: when the photographs are not installed.
     """
-    odd = [scale for scale in scales if scale < 1 or MODULUS % scale]
-    if odd:
-        raise ValueError(f'sample: scales must divide {MODULUS}, got {odd}; make others with the command lr')
+    _check_scales(scales)
     folder = photograph_folder()
     out.mkdir(parents=True, exist_ok=True)
     sweep_parts(out)
     for split, names in PHOTOGRAPHS.items():
         for name in names:
-            png = Path(name).stem + '.png'
-            targets = {scale: out / split / 'LR_bicubic' / f'X{scale}' / png for scale in scales}
-            targets[1] = out / split / 'HR' / png
+            targets = _targets(out / split, name, scales)
             wanted = {scale: path for scale, path in targets.items() if overwrite or not path.is_file()}
             if not wanted:
                 continue
@@ -89,10 +85,44 @@ def write_sample(
             for scale, path in wanted.items():
                 write_png(path, hr if scale == 1 else imresize(hr, scale=Fraction(1, scale)))
     if pack:
-        train = out / 'train'
-        for folder in (train / 'HR', *(train / 'LR_bicubic' / f'X{scale}' for scale in scales)):
-            make_pack(folder, folder.with_suffix('.pack'), overwrite=overwrite)
+        for file in _packs(out, scales):
+            make_pack(file.with_suffix(''), file, overwrite=overwrite)
     return {split: len(names) for split, names in PHOTOGRAPHS.items()}
+
+
+def sample_files(out: Path, *, scales: tuple[int, ...] = SCALES, pack: bool = False) -> list[Path]:
+    """The files that ``write_sample`` writes, whether they are there or not.
+
+    Raises:
+        ValueError: for a scale that does not divide 12.
+        FileNotFoundError: when the photographs are not installed.
+    """
+    _check_scales(scales)
+    photograph_folder()
+    images = [
+        file
+        for split, names in PHOTOGRAPHS.items()
+        for name in names
+        for file in _targets(out / split, name, scales).values()
+    ]
+    return [*images, *(_packs(out, scales) if pack else [])]
+
+
+def _check_scales(scales: tuple[int, ...]) -> None:
+    odd = [scale for scale in scales if scale < 1 or MODULUS % scale]
+    if odd:
+        raise ValueError(f'sample: scales must divide {MODULUS}, got {odd}; make others with the command lr')
+
+
+def _targets(folder: Path, name: str, scales: tuple[int, ...]) -> dict[int, Path]:
+    """The files of a photograph by their scale; 1 is HR."""
+    png = Path(name).stem + '.png'
+    return {scale: folder / 'LR_bicubic' / f'X{scale}' / png for scale in scales} | {1: folder / 'HR' / png}
+
+
+def _packs(out: Path, scales: tuple[int, ...]) -> list[Path]:
+    lr = out / 'train' / 'LR_bicubic'
+    return [out / 'train' / 'HR.pack', *(lr / f'X{scale}.pack' for scale in scales)]
 
 
 if __name__ == '__main__':

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 
 from datasets_prep.files import ImageError, image_shape, list_images, read_image
-from datasets_prep.pack_format import PACK_SUFFIX, Pack, from_planes
+from datasets_prep.pack_format import PACK_SUFFIX, Pack, folder_order, from_planes
 
 LMDB_SUFFIX = '.lmdb'
 
 
 class Store(Protocol):
-    """Images by name; a name has no suffix."""
+    """Images by name; a name has no suffix. The names are in the order of the files of a folder."""
 
     path: Path
     names: list[str]
@@ -61,7 +61,7 @@ class FolderStore:
             if file.stem in self.files:
                 raise ValueError(f'{path}: {self.files[file.stem].name} and {file.name} share a name; rename one')
             self.files[file.stem] = file
-        self.names = sorted(self.files)
+        self.names = sorted(self.files, key=folder_order)
 
     def shape(self, name: str) -> tuple[int, int, int]:
         return image_shape(self.files[name])
@@ -89,7 +89,7 @@ class LmdbStore:
             except ValueError:
                 raise ValueError(f'{meta}: a line must be "name.png (h,w,c) level", got {line!r}') from None
             self._shapes[name.split('.')[0]] = (height, width, channels)
-        self.names = sorted(self._shapes)
+        self.names = sorted(self._shapes, key=folder_order)
         self._env: Any = None
 
     def shape(self, name: str) -> tuple[int, int, int]:

@@ -18,6 +18,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from basicsr_effsr.data.paired_dataset import pairs_in_folders
+from datasets_prep import pack_format
 from datasets_prep.bicubic import imresize
 from datasets_prep.cli import app
 from datasets_prep.files import ImageError, alone, atomic_path, image_shape, is_part, read_image, sweep_parts, write_png
@@ -27,7 +29,7 @@ from datasets_prep.lr import make_lr
 from datasets_prep.meta_info import make_meta_info
 from datasets_prep.pack import make_pack
 from datasets_prep.pack_format import Pack, PackError
-from datasets_prep.sample import PHOTOGRAPHS, write_sample
+from datasets_prep.sample import PHOTOGRAPHS, sample_files, write_sample
 from datasets_prep.subimages import make_subimages, positions
 from datasets_prep.verify import verify
 
@@ -472,6 +474,50 @@ class TestForTheHost:
         assert (tmp_path / 'meta.txt').read_text() == '0000.png (48,60,3)\n0001.png (36,72,3)\n0002.png (60,48,3)\n'
         self.check(self.dataset(*pair, meta_info_file=str(tmp_path / 'meta.txt')), *pair)
 
+    @pytest.mark.parametrize('name', ['img (3)', ' a', 'a\nb', 'a\x85b', 'a\udcff'])
+    def test_meta_info_refuses_names_that_the_host_would_not_read_back(self, pair, tmp_path, name):
+        try:
+            (pair[0] / '0001.png').rename(pair[0] / f'{name}.png')
+        except (OSError, UnicodeEncodeError) as error:
+            pytest.skip(f'a file system without such names: {error}')
+        before = tree(tmp_path)
+        with pytest.raises(ValueError, match='its name must be one word in UTF-8, as BasicSR reads up to'):
+            make_meta_info(pair[0], tmp_path / 'meta.txt')
+        assert tree(tmp_path) == before
+
+    def test_names_with_letters_of_any_language_are_read_back(self, pair, tmp_path):
+        for folder in pair:
+            (folder / '0001.png').rename(folder / 'Übung\u00a0(3)\u4e00.png')
+        make_meta_info(pair[0], tmp_path / 'meta.txt')
+        self.check(self.dataset(*pair, meta_info_file=str(tmp_path / 'meta.txt')), *pair)
+
+    def test_names_with_spaces_are_read_back_from_an_lmdb(self, pair, tmp_path):
+        for folder in pair:
+            (folder / '0001.png').rename(folder / 'img (3).png')
+            make_lmdb(folder, tmp_path / f'{folder.name}.lmdb')
+        self.check(self.dataset(tmp_path / 'GT.lmdb', tmp_path / 'X4.lmdb', 'lmdb'), *pair)
+
+    def test_line_ends_in_names_are_refused_for_lmdb(self, pair, tmp_path):
+        (pair[0] / '0001.png').rename(pair[0] / 'a\rb.png')
+        with pytest.raises(ValueError, match='its name must be ASCII without dots or line ends'):
+            make_lmdb(pair[0], tmp_path / 'GT.lmdb')
+
+    def test_every_form_has_the_order_of_the_folder(self, tmp_path):
+        for name in ('img', 'img-2', 'img 3', 'img3', 'b'):
+            write_png(tmp_path / 'HR' / f'{name}.png', noise(8, 8, 3))
+        make_lmdb(tmp_path / 'HR', tmp_path / 'HR.lmdb')
+        make_pack(tmp_path / 'HR', tmp_path / 'HR.pack')
+        make_pack(tmp_path / 'HR.lmdb', tmp_path / 'lmdb.pack')
+        expected = [file.stem for file in sorted((tmp_path / 'HR').iterdir())]
+        assert expected == ['b', 'img 3', 'img-2', 'img', 'img3']
+        pairs = pairs_in_folders(str(tmp_path / 'HR'), str(tmp_path / 'HR'))
+        assert [Path(pair['gt_path']).stem for pair in pairs] == expected
+        meta = (tmp_path / 'HR.lmdb' / 'meta_info.txt').read_text().splitlines()
+        assert [line.split('.png')[0] for line in meta] == expected
+        assert Pack(tmp_path / 'HR.pack').names == Pack(tmp_path / 'lmdb.pack').names == expected
+        assert make_lmdb(tmp_path / 'HR', tmp_path / 'HR.lmdb').skipped == 5
+        assert make_pack(tmp_path / 'HR', tmp_path / 'HR.pack').skipped == 5
+
     def test_lmdb(self, pair, tmp_path):
         gt, lq = tmp_path / 'GT.lmdb', tmp_path / 'X4.lmdb'
         assert make_lmdb(pair[0], gt).exit_code == make_lmdb(pair[1], lq).exit_code == 0
@@ -749,6 +795,36 @@ class TestPack:
         write_png(hr / 'alpha.png', noise(9, 9, 3, dtype=np.uint16))
         assert '8 bit images, got uint16' in make_pack(hr, tmp_path / 'HR.pack').failed[str(hr / 'alpha.png')]
 
+    @pytest.mark.parametrize('name', ['a\nb', 'a\udcff'])
+    def test_a_name_that_a_pack_cannot_hold_is_told_before_the_pixels_are_stored(self, hr, tmp_path, name):
+        try:
+            (hr / '0001.png').rename(hr / f'{name}.png')
+        except (OSError, UnicodeEncodeError) as error:
+            pytest.skip(f'a file system without such names: {error}')
+        summary = make_pack(hr, tmp_path / 'HR.pack')
+        assert list(summary.failed) == [str(hr / f'{name}.png')]
+        assert 'its name must be one line in UTF-8' in summary.failed[str(hr / f'{name}.png')]
+        assert summary.notes == ['pack: nothing was written']
+        assert sorted(p.name for p in tmp_path.iterdir()) == ['HR']
+
+    def test_a_pack_in_the_order_of_earlier_versions_opens(self, tmp_path):
+        images = {'img': noise(6, 7, 3), 'img-2': noise(5, 9, 3, seed=1)}
+        records = pack_format.layout([img.shape for img in images.values()])
+        records['crc32'] = [zlib.crc32(pack_format.to_planes(img)) for img in images.values()]
+        tail = records.tobytes() + '\n'.join(images).encode()
+        index = pack_format.end_of_images(records)
+        header = pack_format._HEADER.pack(
+            pack_format.MAGIC, 1, 24, 2, index, index + 48, index + len(tail), zlib.crc32(tail)
+        )
+        planes = [pack_format.to_planes(img).tobytes() for img in images.values()]
+        pixels = planes[0].ljust(128, b'\0') + planes[1].ljust(192, b'\0')
+        (tmp_path / 'old.pack').write_bytes(header + pixels + tail)
+        pack = Pack(tmp_path / 'old.pack')
+        assert pack.names == ['img', 'img-2']
+        assert list(pack.damaged()) == []
+        for i, img in enumerate(images.values()):
+            np.testing.assert_array_equal(pack.image(i), img[:, :, ::-1].transpose(2, 0, 1))
+
     def test_shards_are_packs_of_their_own(self, hr, tmp_path):
         make_pack(hr, tmp_path / 'HR.pack', plan=Plan(shard=(1, 2)))
         make_pack(hr, tmp_path / 'HR.pack', plan=Plan(shard=(2, 2)))
@@ -783,8 +859,6 @@ class TestPack:
         assert not list(tmp_path.glob('.*'))
 
     def test_memory_does_not_grow_with_what_was_read(self, tmp_path, monkeypatch):
-        from datasets_prep import pack_format
-
         if not Path('/proc/self/smaps_rollup').exists():
             pytest.skip('needs /proc/self/smaps_rollup (Linux)')
         monkeypatch.setattr(pack_format, '_DROP_AFTER', 4 * 2**20)
@@ -1006,6 +1080,19 @@ class TestSample:
         assert verify(train / 'HR.pack', train / 'LR_bicubic' / 'X4.pack', scale=4).done == 7
         assert verify(train / 'HR', train / 'HR.pack').exit_code == 0
 
+    def test_a_dry_run_says_what_a_run_writes(self, tmp_path):
+        run = TestCommandLine.run
+        said = run('sample', tmp_path / 's', '--pack', '--dry-run').output
+        assert said == 'sample: would write 40, 0 already there (dry run, nothing written)\n'  # 9 x 4 and 4 packs
+        assert not (tmp_path / 's').exists()
+        assert run('sample', tmp_path / 's', '--pack').exit_code == 0
+        assert {p for p in (tmp_path / 's').rglob('*') if p.is_file()} == {*sample_files(tmp_path / 's', pack=True)}
+        (tmp_path / 's' / 'val' / 'HR' / 'chelsea.png').unlink()
+        before = tree(tmp_path)
+        assert 'would write 1, 39 already there' in run('sample', tmp_path / 's', '--pack', '--dry-run').output
+        assert 'would write 40, 0' in run('sample', tmp_path / 's', '--pack', '--dry-run', '--overwrite').output
+        assert tree(tmp_path) == before
+
     def test_a_scale_that_does_not_fit_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match='must divide 12'):
             write_sample(tmp_path, scales=(5,))
@@ -1079,6 +1166,33 @@ class TestCommandLine:
         result = self.run('subimages', hr, tmp_path / 'out' / 'sub', '--crop', 24, '--step', 12, '-j', 0)
         assert result.exit_code == 2
         assert result.output == f'error: {tmp_path / "out" / "sub"}: Not a directory\n'
+
+    @pytest.mark.parametrize(
+        ('name', 'encoding', 'shown'),
+        [
+            ('a\udcff', 'utf-8', r'a\udcff'),
+            ('a\nb', 'utf-8', r'a\nb'),
+            ('a\x1b[31m', 'utf-8', r'a\x1b[31m'),
+            ('Übung', 'utf-8', 'Übung'),
+            ('Übung', 'ascii', r'\xdcbung'),
+        ],
+    )
+    def test_names_that_are_no_text_are_shown_nevertheless(self, hr, tmp_path, name, encoding, shown):
+        """Started as a process: the runner of the tests takes any letter."""
+        try:
+            (hr / f'{name}.png').write_bytes(b'no image')
+        except (OSError, UnicodeEncodeError) as error:
+            pytest.skip(f'a file system without such names: {error}')
+        words = (('verify', hr, '-j', '0'), ('meta-info', hr, tmp_path / 'm.txt'), ('lmdb', hr, tmp_path / 'm.lmdb'))
+        script = 'from datasets_prep.cli import app\n' + '\n'.join(
+            f'app({[str(word) for word in command]!r}, standalone_mode=False)' for command in words
+        )
+        env = {**os.environ, 'PYTHONIOENCODING': encoding}
+        done = subprocess.run([sys.executable, '-c', script], capture_output=True, env=env)
+        said = (done.stdout + done.stderr).decode(encoding)
+        assert 'Traceback' not in said
+        assert f'failed: {hr}/{shown}.png: cannot be decoded' in said
+        assert said.count(f'{hr}/{shown}.png: ') == 3
 
     def test_verify_knows_the_templates_of_lr(self, hr, tmp_path):
         words = ('--filename-tmpl', '{}x{scale}', '-j', 0)
