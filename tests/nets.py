@@ -22,7 +22,7 @@ class Case:
         not_exported: why ``torch.export`` / ONNX with dynamic height and width does not hold.
         not_compiled: why ``torch.compile`` does not hold.
         has_fuse: the net offers ``fuse()``.
-        receptive: the net states a ``halo`` (tiles can be exact).
+        convolutional: options of the purely convolutional form, and the ``halo`` that it must state.
     """
 
     type: str
@@ -37,6 +37,7 @@ class Case:
     not_exported: str = ''
     not_compiled: str = ''
     has_fuse: bool = False
+    convolutional: tuple[dict, int] | None = None
 
     def option(self, **changes) -> dict:
         return {'type': self.type, **self.tiny, **changes}
@@ -61,6 +62,7 @@ CASES = {
             'num_out_ch': (1, 3),
         },
         refused=({'upscale': 5}, {'kernel_size': 4}, {'num_feat': 0}, {'num_block': -1}),
+        convolutional=({'use_esa': False, 'use_cab': False}, 15),
     ),
     'DPARN': Case(
         'DPARN',
@@ -93,6 +95,8 @@ CASES = {
             {'branches': ('esa',)},
             {'branches': 'esa'},
             {'branches': ('esa', 'cca')},
+            {'branches': ['esa', ['spa']]},
+            {'branches': None},
             {'esa_type': 'swin'},
             {'mix': 'add'},
             {'act': 'tanh'},
@@ -100,6 +104,7 @@ CASES = {
             {'image_skip': 'nearest', 'num_out_ch': 1},
         ),
         has_fuse=True,
+        convolutional=({'branches': ('spa', 'spa')}, 9),
     ),
     'DPARNTeacher': Case(
         'DPARNTeacher',
@@ -162,6 +167,7 @@ CASES = {
         ),
         eval_differs='TLC: in eval mode the self-attention works in windows, in training on the whole patch',
         inert=dict.fromkeys(('conv2_3.dw.bias', 'conv2_4.dw.bias'), 'a variance does not see a constant shift'),
+        convolutional=({'spatial_attn': 'none', 'channel_attn': 'none', 'use_sgsa': False}, 11),
     ),
     'IMDN': Case(
         'IMDN',
@@ -245,6 +251,10 @@ CASES = {
             {'share': ()},
             {'share': (0, 2)},
             {'share': (1, 1)},
+            {'share': [0.0, 1.0]},
+            {'share': (False, True)},
+            {'share': [[0], 1]},
+            {'share': 2},
             {'distill': 16},
             {'acrb': 'conv5'},
             {'cc_mode': 'three'},

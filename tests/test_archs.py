@@ -12,6 +12,8 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from nets import CASES, Case
 from torch import Tensor, nn
 
+from basicsr_effsr.utils.tiling import tiled_forward
+
 every_net = pytest.mark.parametrize('case', CASES.values(), ids=list(CASES))
 
 
@@ -205,6 +207,36 @@ def test_compiles_into_the_same_network(case):
     x = image(2, case.size)
     compiled = torch.compile(net, backend='aot_eager', dynamic=False, fullgraph=True)
     torch.testing.assert_close(compiled(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+@every_net
+def test_stated_halo_makes_tiles_exact(case):
+    """And one pixel less does not; a net that sees the whole image states none."""
+    assert getattr(build(case), 'halo', None) is None
+    if case.convolutional is None:
+        return
+    options, halo = case.convolutional
+    net = build(case, **options).double().eval()
+    assert net.halo == halo
+    x = image(1, (2 * halo + 9, 2 * halo + 14), dtype=torch.float64)
+    with torch.no_grad():
+        whole = net(x)
+        exact, short = (
+            tiled_forward(net, x, upscale=net.upscale, tile=6, overlap=width, blend='halo')
+            for width in (halo, halo - 1)
+        )
+    torch.testing.assert_close(exact, whole, rtol=0, atol=1e-13)
+    assert (short - whole).abs().max() > 1e-11
+
+
+@every_net
+def test_runs_without_torch_compiler(case, monkeypatch):
+    """Forks that take an architecture file may have a PyTorch before 2.1."""
+    net = build(case).eval()
+    x = image(1, case.size)
+    expected = net(x)
+    monkeypatch.delattr(torch, 'compiler')
+    assert torch.equal(net(x), expected)
 
 
 @every_net

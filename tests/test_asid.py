@@ -226,3 +226,11 @@ def test_onnx_with_dynamic_height_and_width(tmp_path):
         x = torch.rand(1, 3, *shape)
         (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         torch.testing.assert_close(torch.from_numpy(out), net(x), rtol=0, atol=1e-5)
+
+
+def test_half_precision_survives_a_channel_of_zeros():
+    """q and k of norm 0, as a dead channel has them; 1e-12 is 0 in float16."""
+    net = ASID(num_feat=8, num_block=1).half().eval()
+    nn.init.zeros_(net.get_submodule('block0.residual_layer.0.BlockC.cttn1.qkv').weight)
+    with torch.no_grad():
+        assert net(torch.rand(1, 3, 20, 33, dtype=torch.float16)).isfinite().all()

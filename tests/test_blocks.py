@@ -13,6 +13,8 @@ from basicsr_effsr.archs.effsr_blocks import (
     GatedDconvFFN,
     LayerNorm2d,
     check_input,
+    is_compiling,
+    normalize,
     pixelshuffle_upsampler,
 )
 
@@ -72,6 +74,27 @@ def test_upsampler_orders_channels_as_pixel_shuffle():
     nn.init.zeros_(up[0].weight)
     up[0].bias.data = torch.tensor([1.0, 2.0, 3.0, 4.0])
     assert up(torch.zeros(1, 1, 1, 1)).squeeze().tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_zero_vector_is_normalized_to_zero_in_every_precision(dtype):
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=dtype, requires_grad=True)
+    out = normalize(x)
+    torch.testing.assert_close(out, torch.tensor([[0.6, 0.8], [0.0, 0.0]], dtype=dtype))
+    out.sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_compiling_is_noticed_where_pytorch_can_tell(monkeypatch):
+    assert not is_compiling()
+    seen = []
+    torch.compile(lambda x: seen.append(is_compiling()) or x, backend='eager')(torch.zeros(1))
+    assert seen == [True]
+    monkeypatch.delattr(torch.compiler, 'is_compiling')  # 2.0 has the module and not the function
+    assert not is_compiling()
+    monkeypatch.delattr(torch, 'compiler')
+    assert not is_compiling()
 
 
 def test_check_input_names_the_net_and_the_fix():

@@ -26,6 +26,8 @@ from .effsr_blocks import (
     check_choice,
     check_input,
     check_positive,
+    is_compiling,
+    normalize,
     pixelshuffle_upsampler,
     rgb_mean,
 )
@@ -191,8 +193,7 @@ class SGSA(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(N, heads, windows, C / heads, pixels) each -> same as ``v``."""
-        eps = max(1e-12, torch.finfo(q.dtype).tiny)  # 1e-12 is 0 in float16
-        similarity = F.normalize(q, dim=-1, eps=eps) @ F.normalize(k, dim=-1, eps=eps).transpose(-2, -1)
+        similarity = normalize(q) @ normalize(k).transpose(-2, -1)
         return F.relu(similarity * self.temperature[:, None]) @ v
 
     def attend_locally(self, qkv: Tensor, kernel: int) -> Tensor:
@@ -212,7 +213,7 @@ class SGSA(nn.Module):
         height, width = x.shape[-2:]
         qkv = self.qkv_dwconv(self.qkv(x)).unflatten(1, (3, self.num_heads, -1))
         # a graph with symbolic sizes must not branch on them: there one window per axis takes the general way
-        symbolic = torch.compiler.is_compiling()
+        symbolic = is_compiling()
         if self.tlc and not self.training and (symbolic or max(height, width) > self.tlc):
             out = self.attend_locally(qkv, self.tlc)
         else:
@@ -294,6 +295,9 @@ class AGDN(nn.Module):
             scale; AGDN-S: 96). None or 0 switches TLC off (Table 3). A graph exported with dynamic height and
             width holds for sides above ``tlc``; without TLC it holds for every legal size.
 
+    Attributes:
+        halo: LR pixels of context that make a tile exact; None with an attention, which sees the whole map or windows.
+
     Raises:
         ValueError: an option is out of its range, or an input is not of the stated shape.
     """
@@ -337,6 +341,8 @@ class AGDN(nn.Module):
         self.min_size = 2 if spatial_attn == 'none' else MVSA.min_size  # 2: the least that can be reflected
         if spatial_attn == 'esa':
             self.min_size = ESA.min_size + 6  # its pooled map is reflected, too
+        convolutional = spatial_attn == channel_attn == 'none' and not use_sgsa
+        self.halo = 4 * num_block + 3 if convolutional else None  # one pixel per 3 x 3 in sequence
         self.num_in_ch = num_in_ch
         self.num_block = num_block
         self.register_buffer('mean_in', rgb_mean(num_in_ch), persistent=False)

@@ -24,6 +24,7 @@ from .effsr_blocks import (
     check_choice,
     check_input,
     check_positive,
+    normalize,
     pixelshuffle_upsampler,
 )
 
@@ -192,7 +193,7 @@ class ChannelAttention(nn.Module):
         groups, size = (WINDOW * WINDOW, rows * columns)[:: 1 if self.spread else -1]
         qkv = self.qkv_dwconv(self.qkv(x)).reshape(n, 3 * c, rows, WINDOW, columns, WINDOW)
         q, k, v = qkv.permute(*order).reshape(n, groups, 3 * c, size).chunk(3, dim=2)
-        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-1, -2)
+        scores = normalize(q) @ normalize(k).transpose(-1, -2)
         out = torch.softmax(scores * self.temperature, dim=-1) @ v
         outer, inner = ((WINDOW, WINDOW), (rows, columns))[:: 1 if self.spread else -1]
         back = (0, 3, 4, 1, 5, 2) if self.spread else (0, 3, 1, 4, 2, 5)

@@ -257,7 +257,8 @@ class DPARN(nn.Module):
         )
         if num_feat % 2:
             raise ValueError(f'DPARN: num_feat must be even, because each path takes half of it, got {num_feat}')
-        if isinstance(branches, str) or len(branches) != 2 or not set(branches) <= {'esa', 'spa'}:
+        pair = isinstance(branches, Sequence) and len(branches) == 2
+        if not pair or any(branch not in ('esa', 'spa') for branch in branches):
             raise ValueError(f"DPARN: branches must be two of 'esa' and 'spa', such as [esa, spa], got {branches!r}")
         if image_skip != 'none' and num_in_ch != num_out_ch:
             raise ValueError(

@@ -67,7 +67,8 @@ def _drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
 
 def _exporting() -> bool:
     """Sizes are symbols now, so no branch may depend on them."""
-    return torch.compiler.is_exporting() if hasattr(torch.compiler, 'is_exporting') else torch.jit.is_tracing()
+    told = hasattr(torch, 'compiler') and hasattr(torch.compiler, 'is_exporting')
+    return torch.compiler.is_exporting() if told else torch.jit.is_tracing()
 
 
 def _attend(qkv: Tensor, bias: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ __all__ = [
     'check_choice',
     'check_input',
     'check_positive',
+    'is_compiling',
+    'normalize',
     'pixelshuffle_upsampler',
     'rgb_mean',
 ]
@@ -48,6 +50,11 @@ def check_positive(net: str, **options: int) -> None:
             raise ValueError(f'{net}: {option} must be a whole number of at least 1, got {value!r}')
 
 
+def is_compiling() -> bool:
+    """Whether ``torch.compile`` or ``torch.export`` is at work; False where PyTorch is too old (before 2.1) to tell."""
+    return hasattr(torch, 'compiler') and hasattr(torch.compiler, 'is_compiling') and torch.compiler.is_compiling()
+
+
 def check_input(net: nn.Module, x: Tensor, num_in_ch: int) -> None:
     """Refuses what is not an (N, num_in_ch, H, W) batch with H, W >= ``net.min_size``.
 
@@ -57,7 +64,7 @@ def check_input(net: nn.Module, x: Tensor, num_in_ch: int) -> None:
     Raises:
         ValueError: says what was expected and what was found.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if torch.jit.is_tracing() or is_compiling():
         return
     name, side = type(net).__name__, int(net.min_size)  # type: ignore[arg-type]
     if x.dim() != 4 or x.shape[1] != num_in_ch:
@@ -203,6 +210,14 @@ class GatedDconvFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.dwconv(self.project_in(x)).chunk(2, dim=1)
         return self.project_out(F.gelu(gate) * value)
+
+
+def normalize(x: Tensor) -> Tensor:
+    """``x`` over its Euclidean norm along the last axis; a zero vector stays zero in every precision.
+
+    The bound of ``F.normalize``, 1e-12, is 0 in float16, where a zero vector would become NaN.
+    """
+    return F.normalize(x, dim=-1, eps=max(1e-12, torch.finfo(x.dtype).tiny))
 
 
 def pixelshuffle_upsampler(num_feat: int, num_out_ch: int, upscale: int) -> nn.Sequential:

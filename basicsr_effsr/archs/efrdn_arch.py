@@ -549,11 +549,15 @@ class EFRDN(nn.Module):
             attn_chunks=attn_chunks,
             mlp_hidden=mlp_hidden,
         )
-        share = tuple(share) if share is not None else ((0, 1, 0, 1) if block == 'acdm' else (0, 1, 2, 3))
-        if not share or set(share) != set(range(len(set(share)))):
+        if share is None:
+            share = (0, 1, 0, 1) if block == 'acdm' else (0, 1, 2, 3)
+        whole = isinstance(share, Sequence) and all(type(number) is int for number in share)
+        if not whole or not share or set(share) != set(range(len(set(share)))):
             raise ValueError(
-                f'EFRDN: share must name blocks by numbers from 0 without a gap, such as [0, 1, 0, 1], got {share}'
+                'EFRDN: share must name blocks by whole numbers from 0 without a gap, such as [0, 1, 0, 1], '
+                f'got {share!r}'
             )
+        share = tuple(share)
         for option, value, must_divide, what in (
             ('gcrb_groups', gcrb_groups, num_feat // 4, 'num_feat // 4'),
             ('effb_groups', effb_groups, num_feat, 'num_feat'),

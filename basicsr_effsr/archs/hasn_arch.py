@@ -128,6 +128,9 @@ class HASN(nn.Module):
         use_esa: keep the ESA branch (Table 7).
         use_cab: keep the channel attention block (Table 7).
 
+    Attributes:
+        halo: LR pixels of context that make a tile exact; None with ESA or CAB, which see the whole map.
+
     Raises:
         ValueError: an option is out of its range, or an input is not of the stated shape.
     """
@@ -166,6 +169,8 @@ class HASN(nn.Module):
             raise ValueError(f'HASN: kernel_size must be odd, got {kernel_size}')
         self.upscale = upscale
         self.min_size = ESA.min_size if use_esa else 1
+        # two depth-wise convolutions per block, and the three 3 x 3 outside
+        self.halo = None if use_esa or use_cab else 2 * num_block * (kernel_size // 2) + 3
         self.num_in_ch = num_in_ch
         self.num_block = num_block
         self.conv_1 = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
