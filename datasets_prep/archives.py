@@ -72,7 +72,8 @@ def extract(archive: Path, into: Path, *, first: int | None = None) -> tuple[int
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise ArchiveError(f'{archive}: is damaged or no archive ({error}); remove it and download it again') from None
+        why = str(error).partition('\n')[0].rstrip(':')  # tarfile adds what each kind of compression says
+        raise ArchiveError(f'{archive}: is damaged or no archive ({why}); remove it and download it again') from None
     return written, len(members) - written
 
 

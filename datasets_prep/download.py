@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -31,10 +33,28 @@ SOURCES = Path(__file__).with_name('sources.json')
 ARCHIVES = 'archives'
 _CHUNK = 2**18
 _LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+_NO_WAY_ERRORS = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
+_TRIES_TO_REACH = 2  # a name that is not found now may be found in a second, hardly in a minute
 
 
 class DownloadError(ValueError):
     """A download that did not succeed; the message says why and what to do."""
+
+
+class UnreachableError(DownloadError):
+    """The server was not reached at all.
+
+    Args:
+        url: what was asked for.
+        reason: what the system says.
+    """
+
+    def __init__(self, url: str, reason: str) -> None:
+        self.host = urlsplit(url).netloc
+        self.reason = reason
+        super().__init__(
+            f'{url}: {self.host} cannot be reached ({reason}); are you offline? Run the same command again'
+        )
 
 
 class _StoppedError(Exception):
@@ -81,7 +101,11 @@ def read_sources(path: Path = SOURCES) -> dict[str, dict[str, Any]]:
 
 def count_images(folder: Path) -> int:
     """Number of image files anywhere below ``folder``."""
-    return sum(p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.') for p in folder.rglob('*'))
+    return sum(1 for _ in _images_below(folder))
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    return (p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))
 
 
 def download(
@@ -151,8 +175,10 @@ def download(
         entry = table[name]
         if 'manual' in entry and not summary.interrupted:
             _from_hand(name, entry, root, archives, plan, summary)
-        if 'merge' in entry and not summary.exit_code:
-            _merge(name, entry['merge'], root, plan, summary)
+        merges = entry.get('merge', [])
+        if not summary.exit_code:
+            for merge in merges if isinstance(merges, list) else [merges]:
+                _merge(name, merge, root, plan, summary)
     return summary
 
 
@@ -190,20 +216,31 @@ def _fetch_all(
 ) -> None:
     stop = threading.Event()
     columns = (TextColumn('{task.description}'), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not plan.progress)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not plan.progress)
+    unreachable: dict[str, str] = {}  # host -> reason
+    left: list[_Archive] = []
 
     def one(archive: _Archive) -> list[str]:
         task = progress.add_task(archive.name, total=archive.size)
         target = folder / archive.name
-        fetch(
-            archive.url,
-            target,
-            size=archive.size,
-            checksum=archive.checksum,
-            stop=stop,
-            report=lambda have, total: progress.update(task, completed=have, total=total),
-            **options,
-        )
+        host = urlsplit(archive.url).netloc
+        if host in unreachable and not target.is_file():
+            raise UnreachableError(archive.url, unreachable[host])
+        try:
+            fetch(
+                archive.url,
+                target,
+                size=archive.size,
+                checksum=archive.checksum,
+                stop=stop,
+                report=lambda have, total: progress.update(task, completed=have, total=total),
+                tell=lambda text: console.print(text, markup=False),
+                **options,
+            )
+        except UnreachableError as error:
+            unreachable.setdefault(error.host, error.reason)
+            raise
         progress.update(task, description=f'{archive.name} (unpacking)')
         return _unpack(archive, target, keep)
 
@@ -216,6 +253,8 @@ def _fetch_all(
                 try:
                     summary.notes += future.result()
                     summary.done += 1
+                except UnreachableError:
+                    left.append(archive)
                 except (ValueError, OSError) as error:
                     summary.failed[archive.name] = str(error)
         except KeyboardInterrupt:
@@ -223,6 +262,12 @@ def _fetch_all(
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+    if left:
+        reasons = '; '.join(sorted(set(unreachable.values())))
+        summary.failed[', '.join(sorted(unreachable))] = (
+            f'cannot be reached ({reasons}), so {len(left)} of {len(todo)} archives were not fetched; are you offline? '
+            f'Run the same command again, or put them into {folder} by hand'
+        )
 
 
 def _unpack(archive: _Archive, target: Path, keep: bool) -> list[str]:
@@ -251,6 +296,7 @@ def fetch(
     pause: float = 1,
     stop: threading.Event | None = None,
     report: Callable[[int, int | None], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> None:
     """Downloads ``url`` to ``target``, going on where an earlier attempt ended, and verifies it.
 
@@ -264,8 +310,10 @@ def fetch(
         pause: seconds before the first retry; doubled each time.
         stop: set from another thread to give up; what has arrived is kept.
         report: called with the bytes that are there and the total, if known.
+        tell: called with a sentence before each retry.
 
     Raises:
+        UnreachableError: when the server was not reached in two tries, and nothing has come from it before.
         DownloadError: when the file cannot be had, or is not the one that was expected.
     """
     stop = stop or threading.Event()
@@ -276,7 +324,7 @@ def fetch(
         return
     part = target.with_name(f'.{target.name}.download')
     with alone(target.with_name(f'.{target.name}.lock'), target):
-        failures, before = 0, _bytes_of(part)
+        failures, before, reached = 0, _bytes_of(part), False
         while True:
             try:
                 _attempt(url, part, timeout, stop, report or (lambda have, total: None))
@@ -289,11 +337,14 @@ def fetch(
                         f'{url}: the server answers {error.code} {error.reason}; the source may have moved: fetch '
                         f'the file by hand, put it at {target} and run again'
                     ) from None
-                reason = f'the server answers {error.code} {error.reason}'
+                reached, reason = True, f'the server answers {error.code} {error.reason}'
             except (OSError, HTTPException, _IncompleteError) as error:
                 if getattr(error, 'errno', None) in _LOCAL_ERRORS:
                     raise
-                reason = str(getattr(error, 'reason', error)) or type(error).__name__
+                reason = _words_of(error)
+                reached = reached or not _is_no_way(error)
+                if not reached and failures + 1 >= _TRIES_TO_REACH:
+                    raise UnreachableError(url, reason) from None
             failures = 0 if _bytes_of(part) > before else failures + 1
             before = _bytes_of(part)
             if failures > retries:
@@ -301,10 +352,29 @@ def fetch(
                     f'{url}: cannot be fetched ({reason}); are you offline? Run the same command again to go on '
                     f'from {before} bytes, or put the file at {target} by hand'
                 )
-            stop.wait(min(pause * 2**failures, 60))
+            delay = min(pause * 2 ** max(failures - 1, 0), 60)
+            if tell is not None:
+                tell(f'{target.name}: {reason}; trying again in {delay:.0f} s')
+            stop.wait(delay)
         _check(part, url, size, checksum)
         os.replace(part, target)
         _state_of(part).unlink(missing_ok=True)
+
+
+def _words_of(error: Exception) -> str:
+    inner = getattr(error, 'reason', error)
+    return (inner.strerror if isinstance(inner, OSError) else None) or str(inner) or type(inner).__name__
+
+
+def _is_no_way(error: Exception) -> bool:
+    """Whether an error says that there is no way to the server, or none that is safe: no name, nobody who answers."""
+    inner = getattr(error, 'reason', error)
+    proxy = isinstance(inner, OSError) and str(inner).startswith('Tunnel connection failed')
+    return (
+        proxy
+        or isinstance(inner, (socket.gaierror, ssl.SSLCertVerificationError))
+        or getattr(inner, 'errno', None) in _NO_WAY_ERRORS
+    )
 
 
 class _IncompleteError(Exception):
@@ -440,10 +510,15 @@ def _from_hand(
 def _merge(name: str, merge: dict[str, Any], root: Path, plan: Plan, summary: Summary) -> None:
     """Puts the images of several folders side by side, without a second copy where the disk allows."""
     target = root / merge['into']
-    files = [p for f in merge['folders'] for p in sorted((root / f).glob('*')) if p.suffix.lower() in IMAGE_SUFFIXES]
+    found = {folder: sorted(_images_below(root / folder)) for folder in merge['folders']}
+    files = [file for images in found.values() for file in images]
     missing = [file for file in files if not (target / file.name).is_file()]
     if plan.dry_run:
         summary.planned += bool(missing) or not files
+        return
+    if plan.shard != (1, 1) and len(files) < merge['images']:
+        note = f'{name}: follows when the other shards are done: run once more without --shard'
+        summary.notes += [note] if note not in summary.notes else []
         return
     target.mkdir(parents=True, exist_ok=True)
     sweep_parts(target)
@@ -453,9 +528,12 @@ def _merge(name: str, merge: dict[str, Any], root: Path, plan: Plan, summary: Su
         except OSError:
             with atomic_path(target / file.name) as part:
                 shutil.copyfile(file, part)
-    if len({file.name for file in files}) != len(files) or len(files) < merge['images']:
-        summary.failed[name] = (
-            f'{target} holds {len(files)} images, {merge["images"]} were expected; download them again'
+    names = {file.name for file in files}
+    if len(names) < merge['images']:
+        counts = ', '.join(f'{len(images)} in {root / folder}' for folder, images in found.items())
+        summary.failed[str(target)] = (
+            f'gets {len(names)} images, {merge["images"]} were expected ({counts}); download what is missing again, '
+            'or make LR images from the HR images with the command lr'
         )
     elif missing:
         summary.done += 1

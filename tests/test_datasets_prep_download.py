@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +17,16 @@ import numpy as np
 import pytest
 
 from datasets_prep.archives import ArchiveError, extract
-from datasets_prep.download import SOURCES, DownloadError, checksum_of, count_images, download, fetch, read_sources
+from datasets_prep.download import (
+    SOURCES,
+    DownloadError,
+    UnreachableError,
+    checksum_of,
+    count_images,
+    download,
+    fetch,
+    read_sources,
+)
 from datasets_prep.files import encode_png
 from datasets_prep.jobs import Plan
 
@@ -68,6 +79,10 @@ class Server:
         self.url = f'http://127.0.0.1:{self.httpd.server_port}/set.zip'
         threading.Thread(target=self.httpd.serve_forever, args=(0.01,), daemon=True).start()
 
+    def close(self) -> None:
+        self.httpd.shutdown()
+        self.httpd.server_close()
+
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         wanted = request.headers.get('Range')
         self.seen.append(wanted)
@@ -100,8 +115,7 @@ def server() -> Iterator[Server]:
     server = Server()
     server.data = np.random.default_rng(0).bytes(1_000_000)
     yield server
-    server.httpd.shutdown()
-    server.httpd.server_close()
+    server.close()
 
 
 class TestFetch:
@@ -185,10 +199,36 @@ class TestFetch:
             fetch(server.url, tmp_path / 'a.zip', size=1_000_000, **FAST)
 
     def test_offline_is_said_in_words(self, server, tmp_path):
-        server.httpd.shutdown()
-        server.httpd.server_close()
+        server.close()
         with pytest.raises(DownloadError, match=r'are you offline\? Run the same command again'):
             fetch(server.url, tmp_path / 'a.zip', **FAST)
+
+    @pytest.mark.parametrize('url', ['http://127.0.0.1:9/a.zip', 'http://no-such-host.invalid/a.zip'])
+    def test_nobody_there_is_tried_twice_and_no_more(self, tmp_path, url):
+        said = []
+        with pytest.raises(UnreachableError, match=r'cannot be reached \(.+\); are you offline\?'):
+            fetch(url, tmp_path / 'a.zip', retries=5, pause=0.01, tell=said.append)
+        assert len(said) == 1
+        assert re.fullmatch(r'a\.zip: [\w ]+; trying again in 0 s', said[0])
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_server_that_went_away_after_it_had_answered_is_waited_for(self, server, tmp_path):
+        server.drop_after = [300_000]
+        said = []
+
+        def tell(text):
+            said.append(text)
+            if len(said) == 1:
+                server.close()
+
+        with pytest.raises(DownloadError, match='go on from 300000 bytes') as caught:
+            fetch(server.url, tmp_path / 'a.zip', **FAST, tell=tell)
+        assert not isinstance(caught.value, UnreachableError)
+        assert [text.split(';')[0] for text in said] == [
+            'a.zip: the connection ended after 300000 of 1000000 bytes',
+            'a.zip: Connection refused',
+            'a.zip: Connection refused',
+        ]
 
     def test_other_schemes_are_refused(self, tmp_path):
         with pytest.raises(DownloadError, match='must begin with http'):
@@ -244,6 +284,15 @@ class TestExtract:
         with pytest.raises(ArchiveError, match=words):
             extract(tmp_path / 'a.archive', tmp_path / 'into')
         assert [p for p in tmp_path.rglob('*') if p.is_file()] == [tmp_path / 'a.archive']
+
+    @pytest.mark.parametrize('case', ['is no archive', 'is cut off'])
+    def test_damage_is_one_sentence(self, tmp_path, case):
+        (tmp_path / 'a.tar').write_bytes(HOSTILE[case][0])
+        with pytest.raises(ArchiveError) as caught:
+            extract(tmp_path / 'a.tar', tmp_path / 'into')
+        assert re.fullmatch(
+            r'\S+/a\.tar: is damaged or no archive \([\w, -]+\); remove it and download it again', str(caught.value)
+        )
 
     def test_a_damaged_member_leaves_no_half_file(self, tmp_path):
         data = bytearray(zipped({'HR/a.png': PNG, 'HR/b.png': PNG * 50}))
@@ -307,6 +356,74 @@ class TestDownload:
         again = download(['Both'], tmp_path / 'd', sources=table, **FAST)
         assert (again.done, again.skipped, len(server.seen)) == (0, 2, before)
 
+    def offline(self, table, count):
+        sets = json.loads(table.read_text())['sets']
+        sets['Mini']['files'] = [
+            sets['Mini']['files'][0] | {'url': f'http://host-{i % 2}.invalid/{i}.zip', 'folder': f'HR{i}'}
+            for i in range(count)
+        ]
+        table.write_text(json.dumps({'sets': sets}))
+
+    def test_offline_is_said_once_for_all_and_soon(self, table, tmp_path, capsys):
+        self.offline(table, 8)
+        begin = time.monotonic()
+        summary = download(['Both'], tmp_path / 'd', sources=table, pause=0.01, plan=Plan(2))
+        assert time.monotonic() - begin < 20
+        assert list(summary.failed) == ['host-0.invalid, host-1.invalid']
+        reason = summary.failed['host-0.invalid, host-1.invalid']
+        assert re.match(
+            r'cannot be reached \([\w ]+\), so 8 of 8 archives were not fetched; are you offline\? ', reason
+        )
+        assert summary.exit_code == 1
+        said = capsys.readouterr().err.splitlines()
+        assert 1 <= len(said) <= 4  # two hosts, and perhaps two archives of each begun at once
+        assert all('; trying again in 0 s' in line for line in said)
+
+    def test_what_was_put_there_by_hand_is_taken_offline_too(self, server, table, tmp_path):
+        self.offline(table, 3)
+        (tmp_path / 'd' / 'archives').mkdir(parents=True)
+        for i in range(3):
+            (tmp_path / 'd' / 'archives' / f'{i}.zip').write_bytes(zipped({f'HR{i}/{j}.png': PNG for j in range(3)}))
+        (tmp_path / 'd' / 'archives' / '0.zip').unlink()
+        summary = download(['Mini'], tmp_path / 'd', sources=table, pause=0.01, plan=Plan(1))
+        assert summary.done == 2
+        assert 'so 1 of 3 archives were not fetched' in summary.failed['host-0.invalid']
+
+    def test_the_merge_waits_for_the_other_shards(self, server, table, tmp_path):
+        sets = json.loads(table.read_text())['sets']
+        for name in ('One', 'Two'):
+            data = zipped({f'{name}_HR/{name}{i}.png': PNG for i in range(2)})
+            (tmp_path / 'd' / 'archives').mkdir(parents=True, exist_ok=True)
+            (tmp_path / 'd' / 'archives' / f'{name}.zip').write_bytes(data)
+            file = {'url': f'http://127.0.0.1:9/{name}.zip', 'into': name, 'folder': f'{name}_HR', 'images': 2}
+            sets[name] = {'about': '', 'licence': '', 'files': [file]}
+        sets['Both']['needs'] = ['One', 'Two']
+        sets['Both']['merge'] = [
+            {'into': f'Both/{kind}', 'folders': ['One/One_HR', 'Two/Two_HR'], 'images': 4} for kind in ('HR', 'LR')
+        ]
+        table.write_text(json.dumps({'sets': sets}))
+        first = download(['Both'], tmp_path / 'd', sources=table, plan=Plan(1, (1, 2)))
+        assert (first.exit_code, first.failed) == (0, {})
+        assert 'Both: follows when the other shards are done: run once more without --shard' in first.notes
+        assert sum('follows' in note for note in first.notes) == 1
+        assert not (tmp_path / 'd' / 'Both').exists()
+        second = download(['Both'], tmp_path / 'd', sources=table, plan=Plan(1, (2, 2)))
+        assert second.exit_code == 0
+        assert sorted(p.name for p in (tmp_path / 'd' / 'Both' / 'LR').iterdir()) == [
+            'One0.png',
+            'One1.png',
+            'Two0.png',
+            'Two1.png',
+        ]
+        assert count_images(tmp_path / 'd' / 'Both' / 'HR') == 4
+        for file in (tmp_path / 'd' / 'Two' / 'Two_HR').iterdir():
+            file.unlink()
+        sets['Two']['files'][0]['images'] = 0
+        table.write_text(json.dumps({'sets': sets}))
+        failed = download(['Both'], tmp_path / 'd', sources=table, plan=Plan(1)).failed
+        assert [*failed] == [str(tmp_path / 'd' / 'Both' / kind) for kind in ('HR', 'LR')]
+        assert f'2 in {tmp_path}/d/One/One_HR, 0 in {tmp_path}/d/Two/Two_HR' in failed[str(tmp_path / 'd/Both/LR')]
+
     def test_a_dry_run_asks_nothing(self, server, table, tmp_path):
         summary = download(['Mini'], tmp_path / 'd', sources=table, plan=Plan(dry_run=True))
         assert summary.notes == [
@@ -357,9 +474,19 @@ class TestDownload:
 
     def test_our_table_is_complete_and_claims_no_checksum_by_accident(self):
         table = read_sources(SOURCES)
-        assert {'DIV2K', 'Flickr2K', 'DF2K', 'LSDIR', 'LSDIR10k', 'Set5', 'Set14', 'B100', 'Urban100', 'Manga109'} == {
-            *table
-        }
+        assert {
+            'DIV2K',
+            'Flickr2K',
+            'DF2K',
+            'LSDIR',
+            'LSDIR10k',
+            'DIV2K_LSDIR10K',
+            'Set5',
+            'Set14',
+            'B100',
+            'Urban100',
+            'Manga109',
+        } == {*table}
         for entry in table.values():
             for file in entry.get('files', []):
                 assert {'url', 'size', 'sha256', 'into', 'folder', 'images'} == {*file} - {'md5'}
