@@ -57,6 +57,37 @@ def test_a_host_that_does_not_import_is_reported(tmp_path):
     assert 'does not import: ModuleNotFoundError' in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('file', 'text', 'words'),
+    [
+        ('basicsr.py', '', 'is taken for BasicSR, which is a folder: rename that file'),
+        ('torch.py', 'raise OSError("libnothing.so: cannot open")', 'PyTorch does not import (OSError: libnothing.so'),
+    ],
+)
+def test_files_in_the_way_are_named(tmp_path, file, text, words):
+    (tmp_path / file).write_text(text)
+    done = run(*EFFSR, 'doctor', cwd=tmp_path)
+    assert done.returncode == 1
+    assert words in ' '.join(done.stdout.split()), done.stdout + done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.slow
+def test_loading_off_beside_a_current_torchvision_has_a_fix_for_both_problems(tmp_path):
+    done = run(*EFFSR, 'doctor', cwd=tmp_path, BASICSR_EFFSR_AUTOLOAD='0')
+    assert 'functional_tensor' in done.stdout
+    assert 'our automatic loading serves that module, switch it on' in done.stdout
+
+
+@pytest.mark.slow
+def test_no_name_is_cut_in_a_narrow_terminal(tmp_path):
+    done = run(*EFFSR, 'doctor', cwd=tmp_path, COLUMNS='80')
+    assert done.returncode == 0
+    assert '…' not in done.stdout
+    assert 'PackedPairedImageDataset' in done.stdout
+
+
 def test_overview_lists_every_command_without_loading_it():
     done = run('-X', 'importtime', *EFFSR, '--help', cwd=Path.cwd())
     assert done.returncode == 0

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from basicsr_effsr import _host
+from basicsr_effsr._autoload import DEAD_TORCHVISION
 
 OURS = 'basicsr_effsr'
 BASICSR_FIX = (
@@ -47,8 +48,14 @@ def _inspect_torch(report: Report) -> bool:
     if importlib.util.find_spec('torch') is None:
         report.problems.append('PyTorch is not installed: pip install torch torchvision')
         return False
-    import torch
-
+    try:
+        import torch
+    except Exception as error:  # a missing library of the system, a folder torch/ in the way ...
+        report.problems.append(
+            f'PyTorch does not import ({type(error).__name__}: {" ".join(str(error).split())}): install it again, '
+            'pip install --force-reinstall torch torchvision, and look for a file or folder torch here'
+        )
+        return False
     cuda = torch.version.cuda or 'CPU build'
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     report.facts['torch'] = f'{torch.__version__} ({cuda})'
@@ -99,6 +106,9 @@ def _inspect_basicsr(report: Report) -> bool:
     if spec is None or spec.origin is None:
         report.problems.append(f'BasicSR is not installed: {BASICSR_FIX}')
         return False
+    if spec.submodule_search_locations is None:
+        report.problems.append(f'{spec.origin} is taken for BasicSR, which is a folder: rename that file')
+        return False
     folder = Path(spec.origin).parent
     report.facts['basicsr'] = str(folder)
     installed = _version('basicsr')
@@ -119,7 +129,9 @@ def _inspect_basicsr(report: Report) -> bool:
     try:
         import basicsr  # noqa: F401
     except Exception as error:  # whatever a fork raises at import is the finding
-        report.problems.append(f'BasicSR at {folder} does not import: {type(error).__name__}: {error}')
+        dead = isinstance(error, ModuleNotFoundError) and error.name == DEAD_TORCHVISION
+        fix = 'our automatic loading serves that module, switch it on' if dead else 'install or repair what it names'
+        report.problems.append(f'BasicSR at {folder} does not import: {type(error).__name__}: {error}; {fix}')
         return False
     return True
 
@@ -147,8 +159,6 @@ def _inspect_names(report: Report) -> None:
 
 
 def _inspect_shims(report: Report) -> None:
-    from basicsr_effsr._autoload import DEAD_TORCHVISION
-
     module = sys.modules.get(DEAD_TORCHVISION)
     served = module is not None and type(getattr(module.__spec__, 'loader', None)) is _host._FunctionalTensor
     report.facts['torchvision shim'] = (
@@ -158,10 +168,16 @@ def _inspect_shims(report: Report) -> None:
         label
         for label, owner, name in (
             ('Registry.get (missing names load ours)', 'basicsr.utils.registry', 'Registry.get'),
+            ('Registry._do_register (ours gives way)', 'basicsr.utils.registry', 'Registry._do_register'),
             ('parse_options (outputs, checks)', 'basicsr.utils.options', 'parse_options'),
         )
         if _is_wrapped(owner, name)
     ]
+    if _is_wrapped('basicsr.utils.options', 'parse_options'):
+        wrapped += [
+            'init_dist (CPUs)',
+            'in runs of ours load_resume_state, EnlargedSampler, build_dataloader (exact resume)',
+        ]
     report.facts['wrapped in the host'] = '; '.join(wrapped) or 'nothing'
 
 
@@ -203,11 +219,15 @@ def command(
 
     console = Console()
     facts = Table(title='Environment', show_header=False, title_justify='left')
+    facts.add_column()
+    facts.add_column(overflow='fold')
     for key, value in report.facts.items():
         facts.add_row(key, value, style=None if 'not active' not in value else 'red')
     console.print(facts)
     if report.names:
         names = Table('name', 'kind', 'owner', 'always ours as', title='Names', title_justify='left')
+        for column in names.columns:
+            column.overflow = 'fold'  # a name that is cut cannot be copied
         for name, row in report.names.items():
             names.add_row(name, row['kind'], row['owner'], row['ours as'])
         console.print(names)
