@@ -22,6 +22,6 @@ def out_of_memory(error: BaseException) -> bool:
     """
     import torch  # here, as the commands that import this start without it
 
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
