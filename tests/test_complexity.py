@@ -96,6 +96,14 @@ def test_what_is_not_counted_is_listed():
     assert uncounted == {'gelu': 2}
 
 
+def test_asking_for_a_type_is_free():
+    class Asks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.to(torch.promote_types(x.dtype, torch.float64))
+
+    assert count_macs(Asks(), (4, 4)).uncounted == {}
+
+
 def test_counting_touches_neither_weights_nor_mode():
     net = RLFN().train()
     before = {k: v.clone() for k, v in net.state_dict().items()}

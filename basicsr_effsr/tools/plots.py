@@ -72,7 +72,7 @@ class Benchmark:
     Attributes:
         file: the report.
         scale: scale factor.
-        device: on which latencies were measured.
+        device: on which latencies were measured, with the number of threads of a CPU.
         model: class of the network.
         multi_adds: parameters of a form (as trained, deployed) -> LR size -> multiply-adds.
         latencies: LR size -> median [ms] of the deployed form in float32, contiguous, not compiled.
@@ -127,7 +127,8 @@ def _benchmark(file: Path, report: dict[str, Any]) -> Benchmark:
         plain = row['dtype'] == 'fp32' and row['memory_format'] == 'contiguous' and not row['compiled']
         if row['model'] == model and plain:
             latencies[height, width] = _finite(row['median'])
-    device = _text(report['environment']['device'])
+    facts = report['environment']
+    device = _text(facts['device']) + ('' if 'CUDA' in facts else f', {int(facts["threads"])} threads')
     return Benchmark(file, int(report['scale']), device, _text(model), multi_adds, latencies)
 
 
@@ -169,7 +170,7 @@ def _value(found: Benchmark, params: int, against: str) -> float:
     wanted = 'multiply-adds' if against == 'multi-adds' else 'latency in fp32, contiguous and not compiled,'
     raise UserError(
         f'--measured: {found.file} has no {wanted} at the input of 720p, {height}x{width}; '
-        'run effsr benchmark with --size 720p'
+        'run effsr benchmark with --size 720p' + ('' if against == 'multi-adds' else ' and without --no-latency')
     )
 
 

@@ -34,9 +34,9 @@ _FREE = frozenset(
     _reshape_alias _to_copy _unsafe_view alias arange as_strided as_strided_ cat channel_shuffle clone constant_pad_nd
     contiguous copy copy_ detach device empty empty_like empty_strided expand eye fill fill_ flip full full_like
     gather im2col index index_select lift_fresh native_channel_shuffle new_empty new_empty_strided new_full new_ones
-    new_zeros ones ones_like permute pixel_shuffle pixel_unshuffle reflection_pad2d repeat replication_pad2d resize_
-    roll scalar_tensor scatter scatter_ select slice slice_scatter split split_with_sizes squeeze stack sym_size t
-    transpose tril triu unbind unfold unsqueeze view zero_ zeros zeros_like
+    new_zeros ones ones_like permute pixel_shuffle pixel_unshuffle promote_types reflection_pad2d repeat
+    replication_pad2d resize_ roll scalar_tensor scatter scatter_ select slice slice_scatter split split_with_sizes
+    squeeze stack sym_size t transpose tril triu unbind unfold unsqueeze view zero_ zeros zeros_like
     """.split()
 )
 
