@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import email.message
+import io
 import math
+from http.client import IncompleteRead
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -297,6 +301,9 @@ def vgg_file(path, network='vgg16', prefix='features.', classifier=True):
     return features
 
 
+DOWNLOAD = torch.hub.download_url_to_file
+
+
 @pytest.fixture
 def no_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
@@ -304,7 +311,7 @@ def no_cache(monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise AssertionError('a download was tried')
 
-    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', refuse)
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', refuse)
     return tmp_path
 
 
@@ -417,6 +424,79 @@ class TestPerceptual:
         value.backward()
         assert value == 0
         assert not pred.grad.any()
+
+    @pytest.fixture
+    def offline(self, no_cache, monkeypatch):
+        """No network, but torch's own download; the folder of the cache."""
+        monkeypatch.setattr(torch.hub, 'download_url_to_file', DOWNLOAD)
+
+        def refuse(*args, **kwargs):
+            raise URLError('no route to host')
+
+        monkeypatch.setattr(torch.hub, 'urlopen', refuse)
+        return no_cache / 'hub' / 'checkpoints'
+
+    def test_a_download_that_fails_is_a_missing_file(self, offline, caplog):
+        with pytest.raises(
+            FileNotFoundError, match=r'vgg16-397923af\.pth, .* fetched \(<urlopen .*no route.*weights_path'
+        ):
+            VGGFeatureLoss(download=True)
+        with caplog.at_level('WARNING', logger='basicsr'):
+            loss = VGGFeatureLoss(download=True, if_missing='zero')
+        assert loss.extractor is None
+        assert 'no route to host' in caplog.text
+        assert list(offline.iterdir()) == []
+
+    @pytest.mark.parametrize('break_off', [True, False])
+    def test_a_part_of_a_download_is_no_file(self, offline, monkeypatch, break_off):
+        """Whether the connection breaks with an error, or the file just ends."""
+
+        class Response(io.BytesIO):
+            def info(self):
+                return email.message.Message()
+
+            def read(self, size=-1):
+                part = super().read(size)
+                if break_off and not part:
+                    raise IncompleteRead(b'')
+                return part
+
+        monkeypatch.setattr(torch.hub, 'urlopen', lambda *args, **kwargs: Response(b'half of it'))
+        with pytest.raises(FileNotFoundError, match='could not be fetched'):
+            VGGFeatureLoss(download=True)
+        assert list(offline.iterdir()) == []
+
+    def test_a_folder_that_cannot_be_made_is_said(self, offline):
+        offline.parent.write_bytes(b'a file where the folder should be')
+        with pytest.raises(FileNotFoundError, match='could not be fetched'):
+            VGGFeatureLoss(download=True)
+
+    def test_what_was_fetched_is_used(self, offline, monkeypatch):
+        def fetch(url, to, hash_prefix=None, progress=True):
+            assert (url.rsplit('/')[-1], hash_prefix) == ('vgg16-397923af.pth', '397923af')
+            vgg_file(to)
+
+        monkeypatch.setattr(torch.hub, 'download_url_to_file', fetch)
+        assert VGGFeatureLoss(download=True).extractor is not None
+
+    @pytest.mark.parametrize('stored', [b'junk' * 1000, b'', [1, 2]])
+    @pytest.mark.parametrize('if_missing', ['error', 'zero'])
+    def test_a_damaged_file_is_named(self, no_cache, stored, if_missing):
+        file = no_cache / 'vgg.pth'
+        file.write_bytes(stored) if isinstance(stored, bytes) else torch.save(stored, file)
+        with pytest.raises(ValueError, match=rf"^VGGFeatureLoss: {file} must be a state dict of torchvision's vgg16"):
+            VGGFeatureLoss(weights_path=str(file), if_missing=if_missing)
+
+    def test_a_path_in_the_home_folder(self, no_cache, monkeypatch):
+        monkeypatch.setenv('HOME', str(no_cache))
+        vgg_file(no_cache / 'vgg.pth')
+        assert VGGFeatureLoss(weights_path='~/vgg.pth').extractor is not None
+
+    @pytest.mark.parametrize('channels', [1, 4])
+    def test_other_images_than_rgb_are_refused(self, channels):
+        loss = VGGFeatureLoss(layers={'linear': 1.0}, extractor=Probe())
+        with pytest.raises(ValueError, match=rf'must be RGB, \(N, 3, H, W\), got \(2, {channels}, 8, 8\)'):
+            loss(torch.rand(2, channels, 8, 8), torch.rand(2, channels, 8, 8))
 
     def test_weights_of_another_network_are_refused(self, no_cache):
         vgg_file(no_cache / 'vgg19.pth', 'vgg19')

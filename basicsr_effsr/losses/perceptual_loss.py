@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -88,6 +89,17 @@ class VGGFeatures(nn.Module):
         return found
 
 
+def _fetch(url: str, file: Path) -> str:
+    """Puts the whole file there, or nothing and says why not."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # torchvision's names end in the first digits of the SHA-256 sum
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.split('-')[-1], progress=False)
+    except (OSError, HTTPException, RuntimeError) as error:  # the last for a file with another sum
+        return f'which does not exist and could not be fetched ({" ".join(str(error).split())[:120]})'
+    return ''
+
+
 def vgg_weights(network: str, weights_path: str | None = None, download: bool = False) -> dict[str, Tensor]:
     """The convolutions of an ImageNet VGG, keys as in ``VGGFeatures``.
 
@@ -97,22 +109,33 @@ def vgg_weights(network: str, weights_path: str | None = None, download: bool = 
         download: let torchvision fetch the file into its cache if it is not there.
 
     Raises:
-        FileNotFoundError: the file is not there; the message says how to get it.
-        ValueError: the file holds something else.
+        FileNotFoundError: the file is not there, or could not be fetched; the message says how to get it.
+        ValueError: the file is damaged or holds something else.
     """
     from torchvision.models import VGG16_Weights, VGG19_Weights
 
     url = {'vgg16': VGG16_Weights, 'vgg19': VGG19_Weights}[network].IMAGENET1K_V1.url
-    file = Path(weights_path or Path(torch.hub.get_dir()) / 'checkpoints' / Path(url).name)
-    if file.is_file():
+    file = Path(weights_path or Path(torch.hub.get_dir()) / 'checkpoints' / Path(url).name).expanduser()
+    if not file.is_file():
+        reason = 'which does not exist'
+        if download and weights_path is None:
+            reason = _fetch(url, file)
+        if reason:
+            raise FileNotFoundError(
+                f'VGGFeatureLoss: the ImageNet weights of {network} must be in {file}, {reason}; put {url} there, or '
+                'set weights_path to your copy, or download: true to fetch it once, or if_missing: zero to train '
+                'without this term'
+            )
+    try:
         state = torch.load(file, map_location='cpu', weights_only=True)
-    elif download and weights_path is None:
-        state = torch.hub.load_state_dict_from_url(url, map_location='cpu', progress=False, weights_only=True)
-    else:
-        raise FileNotFoundError(
-            f'VGGFeatureLoss: the ImageNet weights of {network} must be in {file}, which does not exist; put '
-            f'{url} there, or set weights_path to your copy, or download: true to fetch it once, or if_missing: zero '
-            f'to train without this term'
+    except Exception as error:  # torch raises half a dozen types for a truncated or foreign file
+        raise ValueError(
+            f"VGGFeatureLoss: {file} must be a state dict of torchvision's {network}, and is truncated or of another "
+            f'kind ({type(error).__name__}); delete it and get {url} again'
+        ) from error
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"VGGFeatureLoss: {file} must be a state dict of torchvision's {network}, found a {type(state).__name__}"
         )
     found = {key.removeprefix('features.'): value for key, value in state.items() if not key.startswith('classifier.')}
     convolutions = [index for index, name in enumerate(_layer_names(network)) if name.startswith('conv')]
@@ -143,8 +166,16 @@ def feature_distance(
 
     Returns:
         A scalar >= 0, float32 or wider.
+
+    Raises:
+        ValueError: the images are not of one shape, or not RGB.
     """
     check_pair('VGGFeatureLoss', pred, target)
+    if pred.shape[1] != 3:
+        raise ValueError(
+            f'VGGFeatureLoss: pred and target must be RGB, (N, 3, H, W), got {tuple(pred.shape)}; take it out of '
+            'train.losses for gray images'
+        )
     mean, std = (constant(v, pred.device, pred.dtype).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.no_grad():
         wanted = extractor((target - mean) / std)
