@@ -13,6 +13,7 @@ import pytest
 import torch
 from basicsr.utils.registry import DATASET_REGISTRY
 
+from basicsr_effsr._loop import replacements
 from basicsr_effsr.data.draws import SampleIndex, draw
 from datasets_prep.files import read_image, write_png
 from datasets_prep.jobs import Plan
@@ -168,6 +169,18 @@ def test_pairs_that_do_not_fit_are_refused_at_the_start(pair):
             packed(pair, filename_tmpl=template)
     with pytest.raises(ValueError, match='uint8 cannot be combined'):
         packed(pair, uint8=True, color='y')
+
+
+@pytest.mark.parametrize('stages', [None, {'gt_size': [24, 39], 'iters': [2, 2]}])
+def test_the_patch_of_every_stage_must_fit_into_every_image(pair, stages):
+    data_set, data = packed(pair), {**TRAIN, 'batch_size_per_gpu': 1, 'num_worker_per_gpu': 0}
+    ours = replacements({'train': {'progressive': stages, 'total_iter': 3}, 'manual_seed': 0})
+    options = {'dist': False, 'sampler': ours['EnlargedSampler'](data_set, 1, 0)}
+    if stages is None:
+        assert len(ours['build_dataloader'](data_set, data, num_gpu=0, **options)) == 3
+    else:
+        with pytest.raises(ValueError, match=r"'0001' of .*X3\.pack \(24x12\) must be at least 13 .* for gt_size 39"):
+            ours['build_dataloader'](data_set, data, num_gpu=0, **options)
 
 
 def test_absent_and_cut_packs_are_refused_at_the_start(pair):

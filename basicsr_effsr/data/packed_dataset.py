@@ -110,7 +110,6 @@ class PackedPairedImageDataset(Dataset):
                 + (f', and no LR image for {missing[0]!r}' if missing else '')
                 + '; check filename_tmpl, or make the packs again'
             )
-        patch = opt['gt_size'] // self.scale if self.training else 1
         for name, lq_name in self.pairs:
             (gt_pack, i), (lq_pack, j) = self.gt.find(name), self.lq.find(lq_name)
             gt, lq = gt_pack.shape(i)[1:], lq_pack.shape(j)[1:]
@@ -122,7 +121,21 @@ class PackedPairedImageDataset(Dataset):
                     + (f', or up to {most} pixels more' if most else '')
                     + '; check scale and dataroot_lq'
                 )
-            self._check_patch(lq, patch, lq_pack, lq_name)
+        if self.training:
+            self.check_gt_size(opt['gt_size'])
+
+    def check_gt_size(self, gt_size: int) -> None:
+        """Refuses a patch that does not fit into every image; a run with stages asks for its largest.
+
+        Args:
+            gt_size: side of the HR patch.
+
+        Raises:
+            ValueError: an LR image is smaller than the LR patch.
+        """
+        for _, name in self.pairs:
+            pack, i = self.lq.find(name)
+            self._check_patch(pack.shape(i)[1:], gt_size // self.scale, pack, name)
 
     def _check_patch(self, size: tuple[int, ...], patch: int, pack: Pack, name: str) -> None:
         if min(size) < patch:
