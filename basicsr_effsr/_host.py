@@ -153,7 +153,7 @@ def output_root(root_path: str) -> str:
 
 
 def uses_our_classes(opt: dict[str, Any]) -> bool:
-    """True if the model, a network or a data set of the options is one of this package."""
+    """True if the model, a network or a data set of the options is one of this package, or derived from one."""
     from basicsr.utils import registry
 
     networks = [net for key, net in opt.items() if key.startswith('network_')]
@@ -166,7 +166,7 @@ def uses_our_classes(opt: dict[str, Any]) -> bool:
         wanted += [(found, section.get('type')) for section in sections if isinstance(section, dict)]
     for found, name in wanted:
         with suppress(KeyError):
-            if isinstance(name, str) and _is_ours(found.get(name)):
+            if isinstance(name, str) and any(map(_is_ours, getattr(found.get(name), '__mro__', ()))):
                 return True
     return False
 

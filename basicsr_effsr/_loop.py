@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from basicsr_effsr.data.resumable_sampler import Plan, PlannedBatches, Resumable
 from basicsr_effsr.utils.checkpoint import CheckpointError, read_state_dict
 
 Options = dict[str, Any]
+MOST_RATIOS = 100_000  # candidates of dataset_enlarge_ratio, tried in less than a second
 
 
 def _warn(message: str) -> None:
@@ -82,7 +84,8 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
         opt['path']['ignore_resume_networks'] = sorted({*ignored, 'network_t'})
     if opt['auto_resume']:
         folder = Path(opt['path']['training_states'])
-        files = sorted(folder.glob('*.state'), key=lambda f: float(f.stem), reverse=True) if folder.is_dir() else []
+        states = [file for file in folder.glob('*.state') if re.fullmatch('[0-9]+', file.stem)]  # not a user's copies
+        files = sorted(states, key=lambda file: int(file.stem), reverse=True)
     else:
         named = opt['path'].get('resume_state')
         files = [Path(named)] if named else []
@@ -97,14 +100,25 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
             _warn(f'{error}; going back to the checkpoint before it')
             continue
         opt['path']['resume_state'] = str(file)
-        teacher_key = {key: value for key, value in opt['path'].items() if key == 'param_key_t'}
+        asked = {key: value for key, value in opt['path'].items() if key.startswith('param_key_')}
         check_resume(opt, state['iter'])
-        opt['path'].update(teacher_key)  # the host has put params for params_ema everywhere
+        _read_what_was_saved(opt, asked)
         _take_over_seed(opt, file)
         return state
     if files:
         raise CheckpointError(f'no state in {files[0].parent} can be read; move the folder away to start anew')
     return None
+
+
+def _read_what_was_saved(opt: Options, asked: Options) -> None:
+    """Keys of checkpoints: ``params`` for the run's own files, what was asked for elsewhere.
+
+    The host puts ``params`` for ``params_ema`` alone, and everywhere. An empty key would then read the moving average
+    into the network that is trained, and a key of a foreign file is in no file of the run.
+    """
+    ignored = opt['path'].get('ignore_resume_networks') or []
+    for key, value in asked.items():
+        opt['path'][key] = value if key.replace('param_key_', 'network_') in ignored else 'params'
 
 
 def _take_over_seed(opt: Options, state: Path) -> None:
@@ -115,47 +129,106 @@ def _take_over_seed(opt: Options, state: Path) -> None:
         opt['manual_seed'] = seed
 
 
-def iterations_that_run(plan: Plan, length: int, ratio: float, world: int, batch: int, total: int) -> int:
-    """Iterations after which the host's loop stops: it counts epochs rounded up, loaders give them rounded down."""
+def iterations_that_run(
+    plan: Plan, length: int, ratio: float, world: int, batch: int, total: int, start: tuple[int, int] = (0, 0)
+) -> int:
+    """Iterations after which the host's loop stops: it counts epochs rounded up, loaders give them rounded down.
+
+    Args:
+        plan: the stages of the run.
+        length: images of the data set.
+        ratio: ``dataset_enlarge_ratio``.
+        world: ranks.
+        batch: ``batch_size_per_gpu``.
+        total: ``total_iter``.
+        start: (epoch, iterations done before it) from which on the run has these options.
+    """
     samples = math.ceil(length * ratio / world)
-    epochs = math.ceil(total / math.ceil(length * ratio / (batch * world)))
-    done = 0
-    for _ in range(epochs + 1):
+    left = math.ceil(total / math.ceil(length * ratio / (batch * world))) + 1 - start[0]
+    done = start[1]
+    while left > 0 and done < total:
+        stage = plan.at(done)
+        whole = samples // stage.batch
+        alike = left if stage.end is None else min(left, (stage.end - done - 1) // max(whole, 1))
+        if alike and whole:  # epochs that lie in one stage have one length
+            done, left = done + alike * whole, left - alike
+            continue
         step = plan.iterations(samples, done)
-        done += step
-        if step == 0 or done >= total:
+        if step == 0:
             break
+        done, left = done + step, left - 1
     return min(done, total)
 
 
 def enlarge_ratio_for(plan: Plan, length: int, ratio: float, world: int, batch: int, total: int) -> int:
-    """The smallest whole ``dataset_enlarge_ratio`` with which a run of ``total`` iterations reaches its end."""
-    ratio = max(1, math.ceil(ratio))
-    while iterations_that_run(plan, length, ratio, world, batch, total) < total:
-        ratio += max(1, ratio // 8)
-    while ratio > 1 and iterations_that_run(plan, length, ratio - 1, world, batch, total) >= total:
-        ratio -= 1
-    return ratio
+    """The smallest whole ``dataset_enlarge_ratio`` with which a run of ``total`` iterations reaches its end.
+
+    A larger one may be too small again, so all are tried; where more than ``MOST_RATIOS`` would have to be, one that
+    suffices.
+    """
+    largest = max(stage.batch for stage in plan.stages)
+    least = math.ceil(((largest - 1) * world + 1) / length)  # with fewer samples an epoch has no batch of that size
+
+    def reaches(ratio: int) -> bool:
+        return iterations_that_run(plan, length, ratio, world, batch, total) >= total
+
+    for candidate in range(least, least + MOST_RATIOS):
+        if reaches(candidate):
+            return candidate
+    enough = max(least + MOST_RATIOS, math.ceil(ratio))
+    while not reaches(enough):
+        enough += enough // 8
+    return enough
 
 
 def _is_ours(dataset: Any) -> bool:
-    return type(dataset).__module__.startswith('basicsr_effsr.')
+    """True for our data sets and what a user derives from them."""
+    return any(base.__module__.startswith('basicsr_effsr.') for base in type(dataset).__mro__)
 
 
-def _anchor(sampling: Options, resumed: Options) -> tuple[int, int]:
-    """(epoch, iterations before it) since which samples have been drawn like this."""
-    if resumed['sampling'] is None:
+def _epoch_at(plan: Plan, samples: int, done: int) -> int:
+    """The epoch in which a run of this plan from its first iteration on would be."""
+    epoch = before = 0
+    while True:
+        step = plan.iterations(samples, before)
+        if step == 0 or before + step > done:
+            return epoch
+        epoch, before = epoch + 1, before + step
+
+
+def _anchor(dataset: Any, sampling: Options, resumed: Options, plan: Plan, samples: int) -> tuple[int, int]:
+    """(epoch, iterations before it) since which samples have been drawn like this.
+
+    Where they were drawn otherwise before, epochs have another length now. The host ends a run after a number of
+    epochs, so the resumed state goes on in the epoch that the new plan has reached at its iteration.
+    """
+    state = resumed['state']
+    if state is None:
         return (0, 0)
     before = {key: value for key, value in resumed['sampling'].items() if key != 'anchor'}
-    if before == sampling:
+    if _is_ours(dataset) and before == sampling:
         epoch, done = resumed['sampling']['anchor']
         return (epoch, done)
-    changed = [key for key in sampling if before.get(key) != sampling[key]]
-    _warn(
-        f'the run goes on with the first sample of epoch {resumed["at"][0]}, not exactly: it had '
-        f'{ {key: before.get(key) for key in changed} } and now has { {key: sampling[key] for key in changed} }'
-    )
-    return resumed['at']
+    state['epoch'] = _epoch_at(plan, samples, state['iter'])
+    if _is_ours(dataset):
+        changed = [key for key in sampling if before.get(key) != sampling[key]]
+        had, has = ({key: of.get(key) for key in changed} for of in (before, sampling))
+        reason = f'it had {had} and now has {has}'
+    else:
+        reason = f'{type(dataset).__name__} draws its patches anew; EffSRPairedDataset goes on where it was'
+    if state['iter']:
+        _warn(f'the run goes on with the first sample of epoch {state["epoch"]}, not exactly: {reason}')
+    return (state['epoch'], state['iter'])
+
+
+def _refuse_bytes_for_the_host(opt: Options, dataset_opt: Options) -> None:
+    from basicsr.utils.registry import MODEL_REGISTRY
+
+    if dataset_opt.get('uint8') and MODEL_REGISTRY.get(opt['model_type']).__module__.startswith('basicsr.'):
+        raise ValueError(
+            f'datasets.{dataset_opt["phase"]}.uint8: {opt["model_type"]} of BasicSR cannot take bytes; use model_type: '
+            'EffSRModel, or take uint8 out'
+        )
 
 
 def replacements(opt: Options) -> dict[str, Any]:
@@ -163,12 +236,12 @@ def replacements(opt: Options) -> dict[str, Any]:
     from basicsr.data import build_dataloader as host_loader
     from basicsr.data.data_sampler import EnlargedSampler as HostSampler
 
-    resumed: Options = {'at': (0, 0), 'sampling': None}
+    resumed: Options = {'state': None, 'sampling': {}}
 
     def resume(options: Options) -> dict[str, Any] | None:
         state = load_resume_state(options)
         if state is not None:
-            resumed['at'] = (state['epoch'], state['iter'])
+            resumed['state'] = state  # its epoch is read after the data set is known
             resumed['sampling'] = _side_of(Path(options['path']['resume_state'])).get('sampling', {})
         return state
 
@@ -178,6 +251,7 @@ def replacements(opt: Options) -> dict[str, Any]:
         return ResumableSampler(dataset, num_replicas, rank, ratio, seed=opt['manual_seed'])
 
     def loader(dataset: Any, dataset_opt: Options, num_gpu: int = 1, dist: bool = False, **others: Any) -> Any:
+        _refuse_bytes_for_the_host(opt, dataset_opt)
         if dataset_opt['phase'] != 'train':
             return host_loader(dataset, dataset_opt, num_gpu=num_gpu, dist=dist, **others)
         if not _is_ours(dataset) and opt['train'].get('progressive'):
@@ -196,29 +270,27 @@ def replacements(opt: Options) -> dict[str, Any]:
         arguments = (plan, len(dataset), ratio, ours.num_replicas, dataset_opt['batch_size_per_gpu'])
         if _is_ours(dataset):
             PlannedBatches(ours, plan)  # refuses an epoch without a batch, in words
-        runs = iterations_that_run(*arguments, total)
+            sides = [stage.gt_size for stage in plan.stages if stage.gt_size]
+            if sides and hasattr(dataset, 'check_gt_size'):
+                dataset.check_gt_size(max(sides))
+        sampling = {'images': len(dataset), 'ratio': ratio, 'world_size': ours.num_replicas, 'stages': str(plan.stages)}
+        anchor = _anchor(dataset, sampling, resumed, plan, len(ours))
+        runs = iterations_that_run(*arguments, total, anchor)
         if runs < total:
             raise ValueError(
                 f'training would end after {runs} of {total} iterations, because the last incomplete batch of every '
                 f'epoch is dropped; set dataset_enlarge_ratio to {enlarge_ratio_for(*arguments, total)}'
             )
         if not _is_ours(dataset):
-            if resumed['at'][1]:
-                _warn(
-                    f'the run goes on with the first sample of epoch {resumed["at"][0]}, not exactly: '
-                    f'{type(dataset).__name__} draws its patches anew; EffSRPairedDataset goes on where it was'
-                )
             return host_loader(dataset, dataset_opt, num_gpu=num_gpu, dist=dist, **others)
         if dataset_opt.get('prefetch_mode') == 'cpu':
             _warn(
                 f'datasets.train.prefetch_mode: cpu adds no queue to {type(dataset).__name__}, whose loader processes '
                 'read ahead themselves; set num_worker_per_gpu'
             )
-        sampling = {'images': len(dataset), 'ratio': ratio, 'world_size': ours.num_replicas, 'stages': str(plan.stages)}
-        anchor = _anchor(sampling, resumed)
         dataset_opt['sampling'] = {**sampling, 'anchor': list(anchor)}  # for the model's side file
-        return make_loader(
-            dataset, dataset_opt, ours, plan, multiplier=multiplier, resumed=resumed['at'], anchor=anchor
-        )
+        state = resumed['state']
+        at = (state['epoch'], state['iter']) if state else (0, 0)
+        return make_loader(dataset, dataset_opt, ours, plan, multiplier=multiplier, resumed=at, anchor=anchor)
 
     return {'load_resume_state': resume, 'EnlargedSampler': sampler, 'build_dataloader': loader}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
+import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,9 +19,12 @@ import torch
 from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.utils import check_resume
+from basicsr.utils.registry import DATASET_REGISTRY
 from host import logged
 from runs import TINY_HASN, short_run, write
 
+from basicsr_effsr import _loop
+from basicsr_effsr._host import uses_our_classes
 from basicsr_effsr._loop import enlarge_ratio_for, iterations_that_run, load_resume_state, replacements
 from basicsr_effsr.data.resumable_sampler import Plan
 from basicsr_effsr.models.effsr_model import EffSRModel
@@ -56,6 +62,30 @@ def distillation(photos: Path, folder: Path, iters: int = 10) -> dict:
     (folder / 'one.txt').write_text('0.png (192,192,3)\n')
     opt['datasets']['val']['meta_info_file'] = str(folder / 'one.txt')
     return opt
+
+
+def small(photos: Path, iters: int, **changes) -> dict:
+    """Nothing but a network, with a moving average; two iterations an epoch, a checkpoint every second."""
+    opt = short_run(photos, TINY_HASN, scale=2, iters=iters, **changes)
+    opt['datasets']['train'] |= {'gt_size': 32, 'dataset_enlarge_ratio': 1}
+    opt['logger'] |= {'save_checkpoint_freq': 2, 'use_tb_logger': False}
+    return opt
+
+
+class Images(torch.utils.data.Dataset):
+    """Counts as one of ours."""
+
+    def __init__(self, length: int = 100) -> None:
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return int(index)
+
+
+Images.__module__ = 'basicsr_effsr.data'
 
 
 @pytest.fixture
@@ -225,6 +255,174 @@ class TestExactly:
         assert not list((tmp_path / 'experiments').glob('short/*/.*')), 'nothing half-written is left behind'
 
 
+class TestWhatIsReadAgain:
+    @pytest.mark.parametrize('key', [None, 'state_dict', 'params-ema', 'params_ema'])
+    def test_the_weights_that_were_trained_whatever_was_asked_of_the_first_file(
+        self, photos, tmp_path, train, killed_at, key
+    ):
+        """Not the moving average, which stands beside them in every checkpoint of the run."""
+        opt = small(photos, 6)
+        torch.manual_seed(3)
+        weights = build_network({**TINY_HASN, 'upscale': 2}).state_dict()
+        torch.save({key: weights} if key else weights, tmp_path / 'first.pth')
+        opt['path'] |= {'pretrain_network_g': str(tmp_path / 'first.pth'), 'param_key_g': key}
+        straight = train({**copy.deepcopy(opt), 'name': 'straight'})
+        killed_at(5, copy.deepcopy(opt))
+        assert same(straight, train(opt, '--auto_resume'))
+
+    def test_a_network_that_is_not_resumed_keeps_its_key(self, photos, tmp_path, killed_at):
+        opt = small(photos, 4)
+        killed_at(3, copy.deepcopy(opt))
+        asked = {'param_key_g': None, 'param_key_other': 'params_ema'}
+        opt['path'] |= {**asked, 'ignore_resume_networks': ['network_other']}
+        experiment = tmp_path / 'experiments' / 'short'
+        opt['path'] |= {name: str(experiment / name) for name in ('models', 'training_states')}
+        load_resume_state(opt | {'auto_resume': True})
+        assert {key: opt['path'][key] for key in asked} == {'param_key_g': 'params', 'param_key_other': 'params_ema'}
+
+    def test_a_copy_that_the_user_made_is_no_state_of_the_run(self, photos, tmp_path, train, killed_at):
+        opt = small(photos, 4)
+        killed_at(3, opt)
+        states = tmp_path / 'experiments/short/training_states'
+        for name in ('good_2.state', '1e9.state', 'inf.state'):
+            (states / name).write_bytes((states / '2.state').read_bytes())
+        assert train(opt, '--auto_resume')
+
+    def test_a_metric_that_was_added(self, photos, tmp_path, train, killed_at):
+        opt = small(photos, 6)
+        opt['val']['val_freq'] = 2
+        killed_at(5, copy.deepcopy(opt))
+        first = torch.load(tmp_path / 'experiments/short/training_states/4.effsr', weights_only=True)['best']['photos']
+        assert set(first) == {'psnr'}
+        opt['val']['metrics']['ssim'] = {'type': 'calculate_ssim', 'crop_border': 2, 'test_y_channel': True}
+        train(opt, '--auto_resume')
+        best = torch.load(tmp_path / 'experiments/short/training_states/6.effsr', weights_only=True)['best']['photos']
+        assert 0 < best['ssim']['val'] <= 1
+        assert best['ssim']['iter'] == 6
+        assert best['psnr']['val'] >= first['psnr']['val'], 'the score before the resume must still count'
+
+    def test_a_cosine_run_that_is_extended_is_refused_in_words(self, photos, train):
+        opt = small(photos, 4)
+        opt['train']['scheduler'] = {'type': 'CosineAnnealingRestartLR', 'periods': [4], 'restart_weights': [1]}
+        train(copy.deepcopy(opt))
+        opt['train'] |= {'total_iter': 8}
+        opt['train']['scheduler']['periods'] = [8]
+        with pytest.raises(
+            ValueError, match=r'periods must reach total_iter \(8\), and those of the resumed state.* 4 it'
+        ):
+            train(opt, '--auto_resume')
+
+    def test_a_schedule_that_is_overruled_by_the_state_is_named(self, photos, train, killed_at, monkeypatch):
+        opt = small(photos, 4)
+        killed_at(3, copy.deepcopy(opt))
+        opt['train']['optim_g']['lr'] = 5e-4
+        opt['train']['scheduler']['milestones'] = [3]
+        said: list[str] = []
+        monkeypatch.setattr(logging.getLogger('basicsr'), 'warning', said.append)
+        train(opt, '--auto_resume')
+        assert [line.removeprefix('train.scheduler: the schedule of the resumed state counts, ') for line in said] == [
+            'milestones stays Counter({1000: 1}) and does not become Counter({3: 1})',
+            'base_lrs stays [0.001] and does not become [0.0005]',
+        ]
+
+
+class TestOtherEpochs:
+    @pytest.mark.parametrize('dataset', ['EffSRPairedDataset', 'PairedImageDataset'])
+    @pytest.mark.parametrize(
+        ('before', 'after'),
+        [
+            ({'dataset_enlarge_ratio': 1}, {'dataset_enlarge_ratio': 30}),
+            ({'dataset_enlarge_ratio': 4, 'batch_size_per_gpu': 8}, {'batch_size_per_gpu': 1}),
+        ],
+    )
+    def test_longer_ones_do_not_end_the_run(self, photos, tmp_path, train, killed_at, before, after, dataset):
+        """The state was in epoch 8, the new run has two; from there on it is exact again."""
+        opt = small(photos, 22)
+        opt['datasets']['train'] |= {'type': dataset, **before}
+        killed_at(18, opt)
+        opt['datasets']['train'] |= after
+        changed = train(opt, '--auto_resume')
+        states = tmp_path / 'experiments/short/training_states'
+        assert (states / '22.state').is_file()
+        if dataset == 'EffSRPairedDataset':
+            for left in (*states.glob('22.*'), *states.glob('20.*')):
+                assert torch.load(states / '20.state', weights_only=True)['epoch'] <= 1
+                if left.name.startswith('22'):
+                    left.unlink()
+            assert same(changed, train(opt, '--auto_resume'))
+
+    @pytest.mark.parametrize(
+        ('before', 'after'),
+        [
+            ({'world_size': 2}, {}),
+            ({}, {'world_size': 2}),
+            ({'images': 10}, {'images': 1000}),
+            ({'images': 1000}, {'images': 10}),
+            ({'batch': 10}, {'batch': 1}),
+            ({}, {'batch': 4, 'progressive': {'gt_size': [64, 96], 'iters': [20, 20], 'batch': [1, 4]}}),
+            ({'batch': 4, 'progressive': {'gt_size': [64, 96], 'iters': [20, 20], 'batch': [1, 4]}}, {}),
+        ],
+    )
+    @pytest.mark.parametrize('killed', [1, 29, 55])
+    def test_the_hosts_loop_reaches_the_end(self, monkeypatch, before, after, killed):
+        """Its arithmetic with our sampler and loader, no network: on to 60 after ``killed`` iterations."""
+
+        def start(images=20, batch=2, world_size=1, progressive=None, state=None, sampling=None):
+            monkeypatch.setattr(_loop, 'load_resume_state', lambda opt: state)
+            monkeypatch.setattr(_loop, '_side_of', lambda file: {'sampling': sampling})
+            data = {'phase': 'train', 'batch_size_per_gpu': batch, 'num_worker_per_gpu': 0, 'dataset_enlarge_ratio': 1}
+            opt = {'train': {'progressive': progressive, 'total_iter': 60}, 'manual_seed': 0}
+            opt['path'] = {'resume_state': 'none.state'}
+            ours = replacements(opt)
+            ours['load_resume_state'](opt)
+            sampler = ours['EnlargedSampler'](Images(images), world_size, 0)
+            dist = world_size > 1
+            loader = ours['build_dataloader'](Images(images), data, num_gpu=0, dist=dist, sampler=sampler, seed=0)
+            last = math.ceil(60 / math.ceil(images / (batch * world_size)))
+            return loader, sampler, last, data['sampling']
+
+        def run(loader, sampler, last, epoch=0, done=0, to=60):
+            for epoch in range(epoch, last + 1):  # noqa: B020
+                sampler.set_epoch(epoch)
+                for _ in loader:
+                    if done == to:
+                        return epoch, done
+                    done += 1
+            return epoch, done
+
+        *parts, sampling = start(**before)
+        epoch, done = run(*parts, to=killed)
+        assert done == killed
+        state = {'epoch': epoch, 'iter': done}
+        *parts, again = start(**after, state=state, sampling=sampling)
+        assert again['anchor'] == [state['epoch'], killed]
+        assert run(*parts, state['epoch'], killed)[1] == 60
+        assert state['epoch'] <= parts[-1]
+
+
+class OwnPairs(DATASET_REGISTRY.get('EffSRPairedDataset')):
+    """What a user derives from our data set."""
+
+
+class TestDerivedDataSet:
+    @pytest.fixture(autouse=True)
+    def _registered(self):
+        if 'OwnPairs' not in DATASET_REGISTRY:
+            DATASET_REGISTRY.register(OwnPairs)
+
+    def test_it_is_resumed_exactly_and_knows_stages(self, photos, train, killed_at):
+        opt = small(photos, 6)
+        opt['datasets']['train'] |= {'type': 'OwnPairs', 'dataset_enlarge_ratio': 2}
+        opt['train']['progressive'] = {'gt_size': [32, 48], 'iters': [3, 3]}
+        straight = train({**copy.deepcopy(opt), 'name': 'straight'})
+        killed_at(4, copy.deepcopy(opt))
+        assert same(straight, train(opt, '--auto_resume'))
+
+    def test_it_makes_a_run_ours(self):
+        assert uses_our_classes({'datasets': {'train': {'type': 'OwnPairs'}}})
+        assert not uses_our_classes({'datasets': {'train': {'type': 'PairedImageDataset'}}})
+
+
 class TestBrokenCheckpoints:
     @pytest.fixture
     def killed_run(self, photos, tmp_path, train, killed_at):
@@ -347,25 +545,55 @@ class TestEarlyEnd:
         assert runs[-1] == total
         assert best == 1 or runs[-2] < total
 
+    def test_the_ratio_is_the_smallest_although_a_larger_one_may_be_too_small_again(self):
+        draw, found = random.Random(0), []
+        for _ in range(300):
+            batch, length, total = draw.choice([2, 4, 8, 16]), draw.randint(1, 40), draw.randint(1, 400)
+            stages = {'gt_size': [1, 2], 'iters': [20, 20], 'batch': [draw.choice([1, 4, 16]), draw.choice([1, 4, 16])]}
+            plan = Plan(batch, draw.choice([None, stages]))
+            world = draw.choice([1, 2])
+            fits = [
+                ratio
+                for ratio in range(1, 400)
+                if -(-length * ratio // world) >= max(stage.batch for stage in plan.stages)
+                and iterations_that_run(plan, length, ratio, world, batch, total) == total
+            ]
+            found.append((enlarge_ratio_for(plan, length, 1, world, batch, total), fits))
+        assert all(ratio == fits[0] for ratio, fits in found if fits)
+        assert sum(bool(fits) for _, fits in found) > 200
+        assert any(fits and set(range(fits[0], fits[-1])) - set(fits) for _, fits in found), 'no case has a gap'
+
+    def test_where_no_ratio_in_reach_suffices_one_that_does_is_named(self, monkeypatch):
+        monkeypatch.setattr(_loop, 'MOST_RATIOS', 100)
+        plan = Plan(1, {'gt_size': [1, 2], 'iters': [10, 10], 'batch': [1, 64]})
+        ratio = enlarge_ratio_for(plan, 4, 1, 1, 1, 100_000)
+        assert iterations_that_run(plan, 4, ratio, 1, 1, 100_000) == 100_000
+
+    @pytest.mark.parametrize('start', [(0, 0), (3, 7), (1, 25), (40, 60)])
+    def test_epochs_of_one_stage_are_counted_at_once(self, start):
+        plan = Plan(3, {'gt_size': [1, 2, 3], 'iters': [20, 7, 1], 'batch': [3, 2, 4]})
+        for ratio in (0.5, 1, 2, 3.7, 9):
+            done = start[1]
+            for _ in range(start[0], math.ceil(70 / math.ceil(11 * ratio / (3 * 2))) + 1):
+                done += plan.iterations(math.ceil(11 * ratio / 2), done)
+            assert iterations_that_run(plan, 11, ratio, 2, 3, 70, start) == min(done, 70)
+
+    def test_bytes_are_not_for_the_hosts_model(self, photos, train):
+        opt = small(photos, 2, model_type='SRModel')
+        opt['datasets']['train']['uint8'] = True
+        with pytest.raises((ValueError, SystemExit), match=r'uint8.*SRModel'):
+            train(opt)
+
     def test_stages_need_a_data_set_that_knows_them(self, photos, train):
         opt = short_run(photos, TINY_HASN, iters=4)
         opt['datasets']['train']['type'] = 'PairedImageDataset'
         opt['train']['progressive'] = {'gt_size': [64, 96], 'iters': [2, 2]}
-        with pytest.raises(ValueError, match='PairedImageDataset cannot change its patches'):
+        with pytest.raises((ValueError, SystemExit), match='PairedImageDataset cannot change its patches'):
             train(opt)
 
     @pytest.mark.parametrize('progressive', [None, {'gt_size': [64, 96], 'iters': [2, 2], 'batch': [3, 1]}])
     def test_gpus_of_one_process_take_a_batch_each(self, progressive):
         """BasicSR's DataParallel, with and without stages."""
-
-        class Images(torch.utils.data.Dataset):
-            def __len__(self):
-                return 100
-
-            def __getitem__(self, index):
-                return int(index)
-
-        Images.__module__ = 'basicsr_effsr.data'
         data = {'phase': 'train', 'batch_size_per_gpu': 3, 'num_worker_per_gpu': 0}
         ours = replacements({'train': {'progressive': progressive, 'total_iter': 4}, 'manual_seed': 0})
         sampler = ours['EnlargedSampler'](Images(), 1, 0)
