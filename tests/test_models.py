@@ -56,8 +56,30 @@ class ShiftedLoss(nn.Module):
         return (pred - target).abs().mean() + self.shift
 
 
+class FusesItself(nn.Module):
+    """Another's network: ``fuse()`` changes it."""
+
+    upscale = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(3, 12, 1)
+
+    def fuse(self):
+        with torch.no_grad():
+            self.one.weight[:, :, 1:2, 1:2] += self.two.weight
+            self.one.bias += self.two.bias
+        del self.two
+        return self
+
+    def forward(self, x):
+        return F.pixel_shuffle(self.one(x) + self.two(x) if hasattr(self, 'two') else self.one(x), 2)
+
+
 @pytest.fixture(autouse=True)
 def _registered():
+    if 'FusesItself' not in ARCH_REGISTRY:
+        ARCH_REGISTRY.register(FusesItself)
     if 'PairLoss' not in LOSS_REGISTRY:
         LOSS_REGISTRY.register(PairLoss)
     if 'BatchNormSR' not in ARCH_REGISTRY:
@@ -194,6 +216,50 @@ class TestExtras:
             opt['train']['perceptual_opt'] = {'type': 'PairLoss'}
         with pytest.raises(ValueError, match=rf'Model: train\.losses\.{name} must have another name, \w.* logs a term'):
             trained(change(opt, losses={name: {'type': 'MSELoss'}}), [])
+
+    @pytest.mark.parametrize('name', ['l_a.b', 'type', 'items', '', 1, 'lrs', 'training'])
+    def test_a_name_that_no_loss_can_have_is_refused_in_a_sentence(self, opt, name):
+        with pytest.raises(ValueError, match=rf'EffSRModel: a key of train\.losses must be .* got {name!r}'):
+            trained(change(opt, losses={name: {'type': 'MSELoss'}}), [])
+
+    @pytest.mark.parametrize('decay', [0, 0.9])
+    def test_a_network_whose_fuse_changes_it_is_validated_as_it_is(self, opt, monkeypatch, decay):
+        opt['network_g'] = {'type': 'FusesItself'}
+        model = trained(change(opt, ema_decay=decay), batches(1))
+        before = copy.deepcopy(model)
+        monkeypatch.setattr(type(model).__mro__[1], 'validation', lambda self, *_: self.test())
+        model.validation(None, 1, None)
+        assert equal(model.net_g, before.net_g)
+        assert not decay or equal(model.net_g_ema, before.net_g_ema)
+        model.optimize_parameters(2)
+
+    def test_metrics_that_are_new_get_a_record_beside_the_old(self, opt):
+        opt['val']['metrics'] = {'psnr': {}, 'lpips': {'better': 'lower'}}
+        model = trained(opt, [])
+        old = {'better': 'higher', 'val': 30.0, 'iter': 7}
+        model.best_metric_results = {'set5': {'psnr': dict(old)}, 'set14': {}}
+        model._initialize_best_metric_results('set5')
+        assert model.best_metric_results['set5']['psnr'] == old
+        assert model.best_metric_results['set5']['lpips'] == {'better': 'lower', 'val': float('inf'), 'iter': -1}
+
+    @pytest.mark.parametrize('key', ['state_dict', 'params-ema', 'model', 'params', None])
+    def test_the_average_starts_where_the_network_starts(self, opt, tmp_path, key):
+        """From any layout, where it holds no average."""
+        torch.manual_seed(5)
+        state = build_network(opt['network_g']).state_dict()
+        torch.save({key: state} if key else state, tmp_path / 'start.pth')
+        opt['path'] |= {'pretrain_network_g': str(tmp_path / 'start.pth'), 'param_key_g': key}
+        model = trained(opt, [])
+        assert equal(model.net_g, model.net_g_ema)
+        assert torch.equal(model.net_g_ema.state_dict()[next(iter(state))], state[next(iter(state))])
+
+    def test_an_average_of_the_file_is_taken(self, opt, tmp_path):
+        one, other = (build_network(opt['network_g']).state_dict() for _ in range(2))
+        torch.save({'params': one, 'params_ema': other}, tmp_path / 'start.pth')
+        opt['path'] |= {'pretrain_network_g': str(tmp_path / 'start.pth')}
+        model, name = trained(opt, []), next(iter(one))
+        assert torch.equal(model.net_g.state_dict()[name], one[name])
+        assert torch.equal(model.net_g_ema.state_dict()[name], other[name])
 
     def test_the_hosts_names_are_free_without_the_hosts_keys(self, opt):
         del opt['train']['pixel_opt']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from basicsr_effsr.utils import distributed
-from basicsr_effsr.utils.checkpoint import load_into, mismatch, remove_leftovers, save_atomic
+from basicsr_effsr.utils.checkpoint import (
+    CheckpointError,
+    load_into,
+    mismatch,
+    read_state_dict,
+    remove_leftovers,
+    save_atomic,
+)
 from basicsr_effsr.utils.options import refuse_unknown
 from basicsr_effsr.utils.self_ensemble import self_ensemble
 from basicsr_effsr.utils.tiling import BLENDS, tiled_forward
@@ -37,6 +45,14 @@ __all__ = ['EffSRModel']
 
 LEAST_SCALE = 1.0  # of the loss under fp16; a gradient that overflows without being scaled up is a real infinity
 HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+NO_TERMS = {'epoch', 'iter', 'lrs', 'time', 'data_time', *dir(nn.ModuleDict())}  # the host's log and torch have these
+SCHEDULE = ('milestones', 'gamma', 'restarts', 'periods', 'restart_weights', 'eta_min', 'base_lrs')
+
+
+def _offers_deployed_form(net: nn.Module) -> bool:
+    """True if ``net.fuse(inplace=False)`` is a copy: another's ``fuse()`` may change the network that is trained."""
+    fuse = getattr(net, 'fuse', None)
+    return callable(fuse) and hasattr(net, 'deploy') and 'inplace' in inspect.signature(fuse).parameters
 
 
 def check_tile(who: str, tile: Any) -> None:
@@ -143,6 +159,12 @@ class EffSRModel(SRModel):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f'{name}: train.{key} must be a whole number of at least 1, got {value!r}')
         host = {'l_pix': 'pixel_opt', 'l_percep': 'perceptual_opt'}
+        for term in train.get('losses') or {}:
+            if not isinstance(term, str) or not term or '.' in term or term in NO_TERMS:
+                raise ValueError(
+                    f'{name}: a key of train.losses must be a name without a dot such as l_edge, and none of the log '
+                    f'or of torch, got {term!r}'
+                )
         taken = self.reserved_terms | {term for term, key in host.items() if train.get(key)}
         for clash in sorted(taken & set(train.get('losses') or {})):
             raise ValueError(
@@ -220,8 +242,14 @@ class EffSRModel(SRModel):
         get_root_logger().info(f'Use Exponential Moving Average with decay: {self.ema_decay}')
         self.net_g_ema = build_network(self.opt['network_g']).to(self.device)
         path = self.opt['path']
-        if path.get('pretrain_network_g') is not None:
-            self.load_network(self.net_g_ema, path['pretrain_network_g'], path.get('strict_load_g', True), 'params_ema')
+        file = path.get('pretrain_network_g')
+        if file is not None:
+            key: str | None = 'params_ema'
+            try:
+                read_state_dict(file, key)
+            except CheckpointError:  # of another layout than BasicSR's
+                key = path.get('param_key_g', 'params')
+            self.load_network(self.net_g_ema, file, path.get('strict_load_g', True), key)
         else:
             self.net_g_ema.load_state_dict(self.get_bare_model(self.net_g).state_dict())
         self.net_g_ema.eval()
@@ -381,9 +409,9 @@ class EffSRModel(SRModel):
 
     def validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False) -> None:
         net = getattr(self, 'net_g_ema', None) or self.get_bare_model(self.net_g)
-        if (self.opt['val'].get('fuse', True)) and hasattr(net, 'fuse') and not getattr(net, 'deploy', False):
+        if self.opt['val'].get('fuse', True) and _offers_deployed_form(net) and not net.deploy:
             was_training = net.training
-            self._deployed = net.eval().fuse().eval()
+            self._deployed = net.eval().fuse(inplace=False).eval()
             net.train(was_training)
         states = random_states()
         try:
@@ -438,6 +466,12 @@ class EffSRModel(SRModel):
             self._update_best_metric_result(name, metric, value, current_iter)
         if self.opt['rank'] == 0:
             self._log_validation_metric_values(current_iter, name, tb_logger)
+
+    def _initialize_best_metric_results(self, dataset_name: str) -> None:
+        """Also gives a record to metrics that were added since the scores of a resumed run were saved."""
+        before = getattr(self, 'best_metric_results', {}).pop(dataset_name, {})
+        super()._initialize_best_metric_results(dataset_name)
+        self.best_metric_results[dataset_name].update(before)
 
     def _update_best_metric_result(self, dataset_name: str, metric: str, val: float, current_iter: Any) -> None:
         if not self._sharing:
@@ -520,8 +554,32 @@ class EffSRModel(SRModel):
     def _save_side_file(self, current_iter: int) -> None:
         save_atomic(self.side_state(), self._side_file(current_iter))
 
-    def resume_training(self, resume_state: dict[str, Any]) -> None:
+    def _resume_schedule(self, resume_state: dict[str, Any]) -> None:
+        """The host's part of resuming, and a word where a state overrules the options.
+
+        Raises:
+            ValueError: the schedule of the state ends before ``total_iter``.
+        """
+        asked = [{key: vars(s)[key] for key in SCHEDULE if key in vars(s)} for s in self.schedulers]
         super().resume_training(resume_state)
+        total = int(self.opt['train']['total_iter'])
+        for before, scheduler in zip(asked, self.schedulers, strict=True):
+            end = scheduler.cumulative_period[-1] + 1 if 'periods' in before else total  # its last iteration
+            if end < total and resume_state['iter'] < total:
+                raise ValueError(
+                    f'train.scheduler: periods must reach total_iter ({total}), and those of the resumed state, which '
+                    f'count, end after {end - 1} iterations; a cosine run cannot be extended, so begin a new one with '
+                    'path.pretrain_network_g, or lower total_iter'
+                )
+            for key, value in before.items():
+                if vars(scheduler)[key] != value:
+                    get_root_logger().warning(
+                        f'train.scheduler: the schedule of the resumed state counts, {key} stays '
+                        f'{vars(scheduler)[key]} and does not become {value}'
+                    )
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        self._resume_schedule(resume_state)
         self.iteration = resume_state['iter']
         if not self.opt.get('rank'):
             for folder in ('models', 'training_states'):
