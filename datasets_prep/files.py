@@ -22,6 +22,7 @@ with suppress(ImportError):  # Windows, where an open file cannot be removed and
 
 PART_SUFFIX = '.part'
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
+_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _EXIF_ORIENTATION = 0x0112
 _EXIF_MARK = b'Exif\0\0'
 _TURNED = range(2, 9)  # 1 is upright, and no loader heeds another value
@@ -137,7 +138,7 @@ def _announced(path: Path, data: memoryview) -> tuple[int, int | None]:
         try:
             with Image.open(path) as header:
                 return header.getexif().get(_EXIF_ORIENTATION, 1), None
-        except (OSError, SyntaxError, ValueError) as error:
+        except _PILLOW_ERRORS as error:
             raise _unreadable(path, error) from None
     turned, transparent, depth = 1, None, 8
     for kind, content in _png_chunks(data):
@@ -186,7 +187,7 @@ def image_shape(path: Path) -> tuple[int, int, int]:
         with Image.open(path) as header:
             mode, (width, height) = header.mode, header.size
             transparent = 'transparency' in header.info
-    except (OSError, SyntaxError, ValueError) as error:
+    except _PILLOW_ERRORS as error:
         raise _unreadable(path, error) from None
     channels = 4 if transparent else {'1': 1, 'L': 1, 'I;16': 1, 'I': 1, 'LA': 4, 'RGBA': 4, 'PA': 4}.get(mode, 3)
     return height, width, channels

@@ -99,8 +99,8 @@ def verify(
                 summary.failed |= dict.fromkeys(map(store.where, store.pack.damaged()), 'does not match its checksum')
     compared = run_jobs('verify', jobs, _compare, plan)
     compared.failed = {**compared.failed, **summary.failed}
-    worst = max(compared.results.values(), default=0.0)
-    if lr is not None and bicubic and not plan.dry_run:
+    if lr is not None and bicubic and compared.results:
+        worst = max(compared.results.values())
         compared.notes.append(f'verify: pixels that differ from the bicubic of HR: {worst:.4%} in the worst good pair')
     return compared
 

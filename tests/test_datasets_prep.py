@@ -134,8 +134,9 @@ class TestFiles:
         exif[0x0112] = 6
         (tmp_path / 'HR').mkdir()
         Image.fromarray(noise(24, 24, 3)).save(tmp_path / 'HR' / 'a.png', exif=exif)
-        for failed in (make_lr(tmp_path / 'HR', tmp_path / 'LR').failed, verify(tmp_path / 'HR').failed):
-            assert 'has the EXIF orientation 6' in failed[str(tmp_path / 'HR' / 'a.png')]
+        for summary in (make_lr(tmp_path / 'HR', tmp_path / 'LR'), verify(tmp_path / 'HR', tmp_path / 'HR')):
+            assert 'has the EXIF orientation 6' in summary.failed[str(tmp_path / 'HR' / 'a.png')]
+            assert summary.notes == []  # no pair is good, so none is the worst of them
 
     @pytest.mark.parametrize('place', ['before', 'behind', 'misnamed'])
     def test_the_orientation_is_found_wherever_it_stands(self, tmp_path, place):
@@ -181,6 +182,13 @@ class TestFiles:
         assert 'has an alpha channel' in refused.failed[str(path)]
         assert 'got 4 channels' in make_pack(path.parent, tmp_path / 'a.pack').failed[str(path)]
         assert make_lr(path.parent, tmp_path / 'LR2', scales=(2,), alpha='drop').exit_code == 0
+
+    def test_an_image_that_pillow_takes_for_a_bomb_is_named(self, hr, tmp_path, monkeypatch):
+        monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1300)  # 48 x 60 is more than twice that, 36 x 72 is not
+        assert list(make_pack(hr, tmp_path / 'HR.pack').failed) == [str(hr / '0000.png'), str(hr / '0002.png')]
+        assert list(make_meta_info(hr, tmp_path / 'meta.txt').failed) == [str(hr / '0000.png'), str(hr / '0002.png')]
+        with pytest.raises(ImageError, match=r'0000\.png: cannot be read as an image \(Image size \(2880 pixels\)'):
+            image_shape(hr / '0000.png')
 
     def test_floats_are_refused(self, tmp_path):
         cv2.imwrite(str(tmp_path / 'a.tiff'), np.zeros((4, 4, 3), np.float32))
