@@ -410,6 +410,34 @@ def test_running_out_of_memory_is_one_sentence():
     assert len(out.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(('words', 'how'), [(['--dtype', 'fp16'], 'fp16'), (['--compile'], 'fp32, compiled,')])
+def test_a_network_that_does_not_run_in_a_setting_is_one_sentence(monkeypatch, words, how):
+    def compiled(net, dynamic):
+        def broken(image):
+            raise RuntimeError('no compiler\nand many lines')
+
+        return broken
+
+    def forward(net, x):
+        return x @ torch.ones(x.shape[-1], x.shape[-1])  # of float32, as in the host's SwinIR
+
+    monkeypatch.setattr(DPARN, 'forward', forward)
+    monkeypatch.setattr(torch, 'compile', compiled)
+    out = call(*TINY, '--size', '16x16', '--runs', '1', '--warmup', '0', *words)
+    assert out.exit_code == 2
+    assert f'DPARN does not run in {how} on cpu: ' in out.stderr
+    assert len(out.stderr.strip().splitlines()) == 1
+
+
+def test_the_row_that_runs_out_of_memory_is_one_sentence(monkeypatch):
+    def full(net, image):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+    monkeypatch.setattr(benchmark, 'once', full)
+    with pytest.raises(UserError, match='the random image of --protocol ntire2024 needs more memory'):
+        benchmark.ntire(tiny_dparn(), 'it', 'ntire2024', CPU)
+
+
 def test_errors_that_are_not_of_memory_stay_what_they_are():
     with pytest.raises(RuntimeError, match='a bug'), benchmark.enough_memory('it'):
         raise RuntimeError('a bug')

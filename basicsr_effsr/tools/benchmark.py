@@ -269,8 +269,13 @@ def latencies(
     """One row per network, the ratio being that of the medians to the last network, the reference.
 
     The networks keep their weights as they are: copies are measured, as a way to bf16 and back would round them.
+
+    Raises:
+        UserError: the first network does not run in ``dtype`` or compiled; the yardsticks do.
     """
     import torch
+
+    from basicsr_effsr.utils.memory import out_of_memory
 
     kind = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}[dtype]
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -282,7 +287,14 @@ def latencies(
     if compiled:
         torch.compiler.reset()  # after a handful of variants of one network torch would go on without compiling
         ready = {name: torch.compile(net, dynamic=False) for name, net in placed.items()}
-    times = interleaved(ready, image, warmup, runs)
+    try:
+        times = interleaved(ready, image, warmup, runs)
+    except RuntimeError as error:
+        if out_of_memory(error) or (dtype == 'fp32' and not compiled):
+            raise
+        how = f'{dtype}, compiled,' if compiled else dtype
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f'{next(iter(nets))} does not run in {how} on {device}: {reason}') from error
     peaks = {name: measured_peak(net, image, others[name]) for name, net in ready.items()}
     reference = statistics.median(times[list(nets)[-1]][warmup:])
     rows = []
@@ -589,11 +601,12 @@ def ntire(
     elif timed:
         import torch
 
-        others = place(nets, lambda one: one.to(device), device)[model]
-        image = torch.rand(1, 3, *NTIRE_SIZE, device=device)
         before = 0 if strict else warmup
-        times = interleaved(dict(nets), image, before, runs)
-        peak = measured_peak(net, image, others)
+        with enough_memory(f'the random image of --protocol {year}'):
+            others = place(nets, lambda one: one.to(device), device)[model]
+            image = torch.rand(1, 3, *NTIRE_SIZE, device=device)
+            times = interleaved(dict(nets), image, before, runs)
+            peak = measured_peak(net, image, others)
         mean = {n: statistics.fmean(values[before:]) for n, values in times.items()}
         how = f'mean of {runs} runs on a random 256x256 image'
         for one in nets.values():
