@@ -316,3 +316,12 @@ def test_official_checkpoints_are_recognised(reference):
     for name, (network, width, blocks) in expected.items():
         _, found, _, _ = recognise(reference / 'checkpoints' / f'{name}_official.pth', None, None)
         assert (found['type'], found['num_feat'], found['num_block'], found['upscale']) == (network, width, blocks, 4)
+
+
+@pytest.mark.parametrize(('name', 'layout'), [('b.onnx', 'bare'), ('b', 'basicsr'), ('b.pth', 'safetensors')])
+def test_a_file_is_named_by_its_layout(tmp_path, name, layout):
+    torch.save(build_network(TINY).state_dict(), tmp_path / 'a.pth')
+    result = run(tmp_path / 'a.pth', tmp_path / name, '--to', layout)
+    assert result.exit_code == 2
+    assert f'{name}: files of --to {layout} end in .' in result.output
+    assert [p.name for p in tmp_path.iterdir()] == ['a.pth']

@@ -295,6 +295,23 @@ def test_command_refuses_in_one_sentence_and_writes_nothing(weights):
     assert left(weights.parent) == ['bomb.pth', 'cut.pth', 'net.pth']
 
 
+@pytest.mark.filterwarnings('error::FutureWarning')
+def test_torchscript_is_written_without_a_warning(tmp_path):
+    export(tiny(), Form.torchscript, tmp_path / 'net.ts', metadata={})
+    assert left(tmp_path) == ['net.ts']
+
+
+def test_networks_of_the_host_have_their_scale(tmp_path):
+    option = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1, 'upscale': 2}
+    net = build_network({'type': 'EDSR', **option})
+    torch.save({'params': net.state_dict()}, tmp_path / 'edsr.pth')
+    settings = [word for key, value in option.items() for word in ('--set', f'{key}={value}')]
+    out = tmp_path / 'edsr.onnx'
+    result = run('--arch', 'EDSR', *settings, '--random', '--out', out)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f'{out}: EDSR x2, onnx')
+
+
 def test_command_ends_with_1_if_the_export_differs(weights):
     result = run(*NAMED, '--weights', weights, '--dtype', 'fp16', '--form', 'pth', '--tolerance', '1e-7')
     assert (result.exit_code, result.stderr.count('\n')) == (1, 1)

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.benchmarks_on_disk import Pair
 from basicsr_effsr.tools.check import list_pairs
-from basicsr_effsr.tools.evaluate import forward_function, measure, protocol_of, scale_of
+from basicsr_effsr.tools.evaluate import forward_function, measure, protocol_of
 from basicsr_effsr.tools.networks import UserError
 from basicsr_effsr.utils.checkpoint import write_atomic
 
@@ -95,7 +95,7 @@ def compare(opt_file: Path) -> tuple[list[Row], Image.Image, str]:
         raise UserError(f'{opt_file}: path.pretrain_network_g must name the weights to compare with')
     how = protocol_of(opt.get('val') or {}, None, None, None, None)
     net = networks.build(network, weights, key, fuse=how.fuse)
-    scale = scale_of(net, network, opt.get('scale'))
+    scale = networks.scale_of(net, network, opt.get('scale'))
     device = networks.pick_device('cpu' if opt.get('num_gpu') == 0 else None)
     run, protocol, _ = forward_function(net, scale, device, how)
     rows, panels = [], []

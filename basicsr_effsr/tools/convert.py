@@ -296,7 +296,7 @@ def command(
     scale: networks.Scale = None,
     settings: networks.Settings = None,
     param_key: networks.ParamKey = None,
-    fuse: Annotated[bool, typer.Option('--fuse', help='Write the deployed form (DPARN).')] = False,
+    fuse: Annotated[bool, typer.Option('--fuse', help='Write the deployed form (DPARN, EFRDN).')] = False,
     as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
 ) -> None:
     """Convert a checkpoint of any layout, network and options found out from its names and shapes alone."""
@@ -315,11 +315,9 @@ def command(
         else:
             if out.resolve() == source.resolve():
                 raise UserError(f'{out} is the source; give another name')
-            if (out.suffix == '.safetensors') != (to is Layout.safetensors):
-                raise UserError(
-                    f'{out}: files of --to {to.value} end in '
-                    + ('.safetensors' if to is Layout.safetensors else '.pth')
-                )
+            endings = ('.safetensors',) if to is Layout.safetensors else ('.pth', '.pt')
+            if out.suffix not in endings:
+                raise UserError(f'{out}: files of --to {to.value} end in {" or ".join(endings)}')
             report = convert(source, out, to, network=network, param_key=param_key, fuse=fuse)
     except (OSError, ValueError, KeyError) as error:
         raise networks.stop('convert', error) from error

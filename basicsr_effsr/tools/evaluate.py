@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import inspect
 import io
 import json
 import time
@@ -20,7 +19,7 @@ import typer
 from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.benchmarks_on_disk import Pair, find_sets, pairs_of
 from basicsr_effsr.tools.image_files import read_rgb
-from basicsr_effsr.tools.networks import UserError
+from basicsr_effsr.tools.networks import UserError, scale_of
 from basicsr_effsr.utils.metrics import score_y
 
 if TYPE_CHECKING:
@@ -180,27 +179,6 @@ def protocol_of(
         raise UserError(f'--overlap must be from 0 to --tile - 1, got {shared} and {side}')
     ensemble = bool(val.get('self_ensemble')) if self_ensemble is None else self_ensemble
     return Protocol(ensemble, side or None, shared, join, val.get('fuse') is not False)
-
-
-def scale_of(net: nn.Module, network: Mapping[str, Any], told: Any = None) -> int:
-    """The scale factor of a network.
-
-    Args:
-        net: the network; ours state ``upscale``.
-        network: its options.
-        told: ``scale`` of the option file, if there is one.
-
-    Raises:
-        UserError: nothing says it.
-    """
-    from basicsr.utils.registry import ARCH_REGISTRY
-
-    parameters = inspect.signature(ARCH_REGISTRY.get(network['type'])).parameters
-    defaults = [parameters[key].default for key in ('upscale', 'scale') if key in parameters]
-    for value in (getattr(net, 'upscale', None), told, network.get('upscale'), network.get('scale'), *defaults):
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    raise UserError(f'{network["type"]} does not say its scale factor; give an option file with scale')
 
 
 def forward_function(

@@ -346,7 +346,9 @@ def write_torchscript(net: nn.Module, path: Path, channels: int, metadata: dict[
     except Exception as error:  # whatever the network's code raises on traced sizes
         text = ' '.join(str(error).split())[:200]
         raise ExportError(f'{type(net).__name__} cannot be traced, use --form export or onnx: {text}') from error
-    torch.jit.save(traced, path, _extra_files={'metadata.json': json.dumps(metadata)})
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the format is deprecated, and asked for
+        torch.jit.save(traced, path, _extra_files={'metadata.json': json.dumps(metadata)})
 
 
 def run_torchscript(path: Path) -> Callable[[Tensor], Tensor]:
@@ -406,7 +408,7 @@ def metadata_of(network: dict[str, Any], net: nn.Module, weights: Path | None, d
     facts = {
         'network': str(network['type']),
         'options': json.dumps({k: v for k, v in network.items() if k != 'type'}, sort_keys=True),
-        'scale': str(getattr(net, 'upscale', network.get('upscale', ''))),
+        'scale': str(networks.scale_of(net, network)),
         'deployed': str(bool(getattr(net, 'deploy', False))).lower(),
         'dtype': dtype,
         'range': 'RGB in [0, 1]',
@@ -426,6 +428,7 @@ def export(
     dtype: str = 'fp32',
     tolerance: float | None = None,
     channels: int = 3,
+    scale: int | None = None,
 ) -> Report:
     """Writes ``net`` to ``out`` if, loaded back, it gives what PyTorch gives at two sizes; nothing otherwise.
 
@@ -437,6 +440,7 @@ def export(
         dtype: fp32, or fp16 for halved weights (compared with float32 all the same).
         tolerance: largest difference that passes; None takes the one of the dtype.
         channels: of the input image.
+        scale: stated in the report; None takes the network's ``upscale``.
 
     Raises:
         ExportError: PyTorch refuses, or the difference is larger than the tolerance.
@@ -447,6 +451,7 @@ def export(
     from basicsr_effsr.utils.checkpoint import write_atomic
 
     limit = TOLERANCE[dtype] if tolerance is None else tolerance
+    factor = int(getattr(net, 'upscale', 0)) if scale is None else scale
     half = dtype == 'fp16'
     written = copy.deepcopy(net).half() if half and form is not Form.onnx else net
     loaders = {Form.onnx: run_onnx, Form.export: run_export, Form.torchscript: run_torchscript}
@@ -475,7 +480,7 @@ def export(
                     form.value,
                     dtype,
                     type(net).__name__,
-                    int(getattr(net, 'upscale', 0)),
+                    factor,
                     path.stat().st_size,
                     found,
                     limit,
@@ -519,8 +524,7 @@ def _network_to_export(
         state, network, _, _ = recognise(weights, network, key)
         net = networks.build(network, None, fuse=False)
         net.load_state_dict(state, strict=True)
-        if fuse and hasattr(net, 'fuse') and not getattr(net, 'deploy', False):
-            net = net.fuse().eval()  # type: ignore[operator]
+        net = networks.deployed(net) if fuse else net
     return {**network, 'deploy': True} if getattr(net, 'deploy', False) else network, net
 
 
@@ -572,6 +576,8 @@ def command(
             raise UserError('no weights to export; give --weights, or --random for a look at the graph')
         checkpoint = None if random else checkpoint
         network, net = _network_to_export(named, checkpoint, key, not no_fuse)
+        told = networks.read_options(opt).get('scale') if opt is not None and scale is None else None
+        factor = networks.scale_of(net, network, told)
         stem = checkpoint.with_suffix('') if checkpoint is not None else Path(f'{network["type"]}_random'.lower())
         halved = '_fp16' if dtype == 'fp16' else ''
         target = out or stem.with_name(f'{stem.name}{halved}{SUFFIXES[form]}')
@@ -590,6 +596,7 @@ def command(
             dtype=dtype,
             tolerance=tolerance,
             channels=int(network.get('num_in_ch', 3)),
+            scale=factor,
         )
     except ExportError as error:
         typer.echo(f'effsr export: {error}', err=True)

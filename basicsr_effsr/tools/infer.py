@@ -247,9 +247,7 @@ def load_network(
         net.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise UserError(f'{weights} is of {found}, which --scale or --set contradict; leave them out') from error
-    if hasattr(net, 'fuse') and not getattr(net, 'deploy', False):
-        net = net.fuse().eval()  # type: ignore[operator]
-    return net.eval(), network, weights
+    return networks.deployed(net), network, weights
 
 
 def at_least(image: Tensor, side: int) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,10 +141,35 @@ def build(
         raise UserError(f'{network["type"]}: {error}; correct its options') from error
     if weights is not None:
         load_into(net, weights, param_key=param_key)
-    net.eval()
-    if fuse and hasattr(net, 'fuse') and not getattr(net, 'deploy', False):
-        net = net.fuse().eval()  # type: ignore[operator]
-    return net
+    return deployed(net) if fuse else net.eval()
+
+
+def deployed(net: nn.Module) -> nn.Module:
+    """The network in eval mode, and in its deployed form if it has one."""
+    if hasattr(net, 'fuse') and not getattr(net, 'deploy', False):
+        net = net.fuse()  # type: ignore[operator]
+    return net.eval()
+
+
+def scale_of(net: nn.Module, network: Mapping[str, Any], told: Any = None) -> int:
+    """The scale factor of a network.
+
+    Args:
+        net: the network; ours state ``upscale``.
+        network: its options.
+        told: ``scale`` of the option file, if there is one.
+
+    Raises:
+        UserError: nothing says it.
+    """
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    parameters = inspect.signature(ARCH_REGISTRY.get(network['type'])).parameters
+    defaults = [parameters[key].default for key in ('upscale', 'scale') if key in parameters]
+    for value in (getattr(net, 'upscale', None), told, network.get('upscale'), network.get('scale'), *defaults):
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    raise UserError(f'{network["type"]} does not say its scale factor; give an option file with scale')
 
 
 def pick_device(wanted: str | None) -> Any:
