@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from basicsr.archs import build_network
 from PIL import Image
 from typer.testing import CliRunner
 
+from basicsr_effsr._loop import replacements
 from basicsr_effsr.cli import app
 from basicsr_effsr.tools import check
 from basicsr_effsr.tools.check import forecast, list_pairs, problems
 from basicsr_effsr.tools.option_schema import option_schema
+from basicsr_effsr.utils.complexity import count_params, peak_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {'type': 'HASN', 'upscale': 4, 'num_feat': 8, 'num_block': 1, 'esa_channels': 4}
@@ -204,6 +207,11 @@ FAULTS = [
     ('logger.print_freq', 0, r'print_freq: must be at least 1, got 0'),
     ('logger.save_checkpoint_freq', 0, r'save_checkpoint_freq: must be at least 1, got 0'),
     ('logger.wandb', {'projct': 'x'}, r"wandb\.projct: .*did you mean 'project'"),
+    ('datasets.train.io_backend', {}, r'train\.io_backend\.type: is missing: disk for folders'),
+    ('train.optim_g.type', 'LBFGS', r'LBFGS needs several backward passes per iteration; take Adam'),
+    ('train.optim_g.type', 'Optimizer', r"torch\.optim has no 'Optimizer'"),
+    ('train.losses.l_style', {'type': 'L1Loss'}, r'EffSRModel: train\.losses\.l_style must have another name'),
+    ('val.tile', {'size': 8}, r'EffSRModel: val\.tile\.size must be at least 15, because HASN needs'),
 ]
 
 
@@ -248,16 +256,16 @@ def test_losses_are_built_without_fetching_and_without_drawing(opt, monkeypatch,
     monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', lambda *a, **k: pytest.fail('weights were fetched'))
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     percep = {'type': 'VGGFeatureLoss', 'download': True}
-    put(opt, 'train.losses.l_percep', percep)
+    put(opt, 'train.losses.l_vgg', percep)
     put(opt, 'train.perceptual_opt', {'type': 'PerceptualLoss', 'layer_weights': {'conv5_4': 1}})
     torch.manual_seed(0)
     state = torch.get_rng_state()
     assert not found(opt)
     assert torch.equal(torch.get_rng_state(), state)
     percep['download'] = False
-    assert any(t.startswith('train.losses.l_percep: VGGFeatureLoss: the ImageNet weights') for t in found(opt))
+    assert any(t.startswith('train.losses.l_vgg: VGGFeatureLoss: the ImageNet weights') for t in found(opt))
     percep |= {'if_missing': 'zero', 'layers': {'relu9_9': 1.0}}
-    assert any(t.startswith('train.losses.l_percep: ') and 'relu9_9' in t for t in found(opt))
+    assert any(t.startswith('train.losses.l_vgg: ') and 'relu9_9' in t for t in found(opt))
 
 
 HOST_NETS = {
@@ -355,11 +363,12 @@ def entries(section, path=()):
             yield from entries(value, (*path, key))
 
 
-def test_no_mutated_file_gives_a_traceback(opt, monkeypatch):
+def test_no_mutated_file_gives_a_traceback(opt, monkeypatch, tmp_path):
     """Every entry of a file with everything in it, replaced by what is not meant there."""
-    counted = check._network_facts
+    counted, weighed = check._network_facts, check._training_memory
     opt['model_type'] = 'DistillationModel'
     opt['network_t'] = dict(TINY)
+    torch.save({'params': build_network(TINY).state_dict()}, tmp_path / 't.pth')
     opt['train'] |= {
         'progressive': {'gt_size': [64, 80], 'iters': [10, 10], 'batch': [2, 2]},
         'distill': {'alpha': 1, 'feature_pairs': {'block_1': 'block_1'}, 'feature_loss': {'type': 'L1Loss'}},
@@ -370,10 +379,14 @@ def test_no_mutated_file_gives_a_traceback(opt, monkeypatch):
     opt['logger']['wandb'] = {'project': None}
     opt['datasets']['train'] |= {'filename_tmpl': '{}', 'mean': [0.5], 'std': [0.5], 'meta_info_file': None}
     opt['path'] |= {'resume_state': None, 'param_key_g': 'params', 'training_states': None}
+    opt['path']['pretrain_network_t'] = str(tmp_path / 't.pth')
+    assert not found(opt)
     broken = []
     for number, path in enumerate(entries(opt)):
         counts = path[0] in ('scale', 'network_g')  # what else is changed makes no difference to a network
         monkeypatch.setattr(check, '_network_facts', counted if counts else lambda *_: {})
+        weighs = counts or path[:2] in (('train', 'accumulate'), ('train', 'progressive'), ('train', 'distill'))
+        monkeypatch.setattr(check, '_training_memory', weighed if weighs else lambda *_: 0)
         for junk in JUNK[number % 6 :: 6] if len(path) > 1 else JUNK:
             changed = put(copy.deepcopy(opt), '.'.join(path), copy.deepcopy(junk))
             try:
@@ -443,6 +456,8 @@ def test_pairs_of_another_scale_and_unreadable_images_are_named(opt, data):
     whole = (data / 'LR' / '2.png').read_bytes()
     (data / 'LR' / '3.png').write_bytes(whole[:-20])
     assert any('LR/3.png is cut off' in t for t in found(opt))
+    (data / 'LR' / '3.png').write_bytes(whole[:20])
+    assert any('LR/3.png cannot be read as an image' in t for t in found(opt))
     (data / 'LR' / '3.png').write_bytes(b'no image')
     assert any('LR/3.png cannot be read as an image' in t for t in found(opt))
     (data / 'LR' / '3.png').unlink()
@@ -488,6 +503,92 @@ def test_lmdbs_are_compared_by_their_lists(opt, data):
     assert any('must be 4 times' in t for t in found(opt))
     (data / 'LR.lmdb' / 'meta_info.txt').write_text('0.png (20,24,3) 1\n')
     assert any("'1' is in one only" in t for t in found(opt))
+
+
+@pytest.mark.parametrize('line', ['0.png', '', '0.png (a,b,3) 1', '0.png (20) 1', '0.png (0,0,3) 1'])
+def test_a_malformed_list_of_an_lmdb_is_named_with_its_line(opt, data, line):
+    for name in ('HR', 'LR'):
+        (data / f'{name}.lmdb').mkdir()
+        (data / f'{name}.lmdb' / 'data.mdb').touch()
+        (data / f'{name}.lmdb' / 'meta_info.txt').write_text(f'1.png (80,96,3) 1\n{line}\n')
+    opt['datasets']['train'] |= {'dataroot_gt': str(data / 'HR.lmdb'), 'dataroot_lq': str(data / 'LR.lmdb')}
+    (text,) = found(put(opt, 'datasets.train.io_backend', {'type': 'lmdb'}))
+    assert text.startswith('datasets.train.dataroot_gt: line 2 of ')
+    assert f'must be like 0001.png (480,480,3) 1, got {line!r}; make the LMDB again' in text
+
+
+def test_a_list_of_images_in_another_encoding_is_named(opt, data):
+    (data / 'meta.txt').write_bytes('é.png (80,96,3)\n'.encode('latin-1'))
+    (text,) = found(put(opt, 'datasets.train.meta_info_file', str(data / 'meta.txt')))
+    assert text.startswith('datasets.train.meta_info_file: ')
+    assert text.endswith('meta.txt must be a text in UTF-8; save it as such')
+
+
+def test_images_of_any_size_are_measured(opt, data, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)  # Pillow refuses more than twice as many
+    assert problems(opt, True) == []
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+class TestChannels:
+    @pytest.fixture
+    def luma(self, opt):
+        for data in opt['datasets'].values():
+            data['color'] = 'y'
+        opt['network_g'] |= {'num_in_ch': 1, 'num_out_ch': 1}
+        return opt
+
+    def test_luma_for_a_network_of_one_channel_is_fine(self, luma):
+        assert problems(luma, True) == []
+
+    def test_a_network_of_one_channel_cannot_see_rgb(self, luma):
+        del luma['datasets']['val']['color']
+        assert found(luma) == [
+            f'network_g.{name}: must be 3, the channels of datasets.val (RGB), got 1; or set color: y there'
+            for name in ('num_in_ch', 'num_out_ch')
+        ]
+
+    def test_a_network_of_three_channels_cannot_see_luma(self, opt):
+        opt['datasets']['train']['color'] = 'y'
+        assert found(opt) == [
+            f'network_g.{name}: must be 1, the channels of datasets.train (color: y), got 3; or take color: y out'
+            for name in ('num_in_ch', 'num_out_ch')
+        ]
+
+    def test_the_teacher_sees_what_is_trained_on(self, opt):
+        opt |= {'model_type': 'DistillationModel', 'network_t': {**TINY, 'num_in_ch': 1, 'num_out_ch': 1}}
+        assert 'network_t.num_in_ch: must be 3, the channels of datasets.train (RGB), got 1' in str(found(opt))
+
+    def test_models_of_others_may_add_channels(self, opt):
+        opt['model_type'] = 'ESRGANModel'
+        opt['datasets']['train'] |= {'type': 'PairedImageDataset', 'use_rot': True}
+        opt['train']['pixel_opt'] = opt['train'].pop('losses')['l_pix']
+        opt['network_g'] = {'type': 'RRDBNet', 'num_in_ch': 4, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1}
+        assert not [text for text in found(opt) if 'num_in_ch' in text]
+        assert [text for text in found(opt, fatal=False) if 'num_in_ch: must be 3' in text]
+
+    def test_bytes_are_of_three_channels(self, luma):
+        texts = found(put(luma, 'datasets.train.uint8', True))
+        assert texts == ['datasets.train.uint8: cannot be combined with color, mean or std; drop one']
+
+    def test_luma_has_one_mean(self, luma):
+        luma['datasets']['train'] |= {'mean': [0.5, 0.5, 0.5], 'std': [1]}
+        assert found(luma) == ['datasets.train.mean: must hold one number per channel, got [0.5, 0.5, 0.5]']
+
+
+def test_stages_need_a_data_set_that_can_change_its_patches(opt):
+    opt['datasets']['train'] |= {'type': 'PairedImageDataset', 'use_rot': True}
+    (text,) = found(put(opt, 'train.progressive', {'gt_size': [64], 'iters': [20]}))
+    assert text == 'train.progressive: PairedImageDataset cannot change its patches; use EffSRPairedDataset'
+
+
+def test_an_empty_loss_is_none(opt):
+    assert not found(put(opt, 'train.losses.l_other', None))  # EffSRModel passes over it
+
+
+def test_training_has_one_phase(opt):
+    opt['datasets']['train_2'] = copy.deepcopy(opt['datasets']['train'])
+    assert [t.partition(':')[0] for t in found(opt)] == ['datasets.train_2']  # BasicSR knows train only
 
 
 def test_a_checkpoint_must_fit_unless_told_otherwise(opt, tmp_path):
@@ -549,6 +650,134 @@ def test_forecast_counts_what_will_happen(opt):
     assert 0 < will['estimated memory per GPU, MiB'] < 100
 
 
+def play(opt):
+    """The training loop of BasicSR with our loaders: (iterations, patches, epochs) of one rank."""
+    from basicsr.data import build_dataset
+
+    opt |= {'dist': False, 'world_size': 1, 'rank': 0}
+    data = copy.deepcopy(opt['datasets']['train']) | {'phase': 'train', 'scale': opt['scale']}
+    ours, batch = replacements(opt), data['batch_size_per_gpu']
+    source, ratio, total = build_dataset(data), data['dataset_enlarge_ratio'], opt['train']['total_iter']
+    sampler = ours['EnlargedSampler'](source, 1, 0, ratio)
+    loader = ours['build_dataloader'](source, data, num_gpu=opt['num_gpu'], sampler=sampler, seed=0)
+    done = patches = 0
+    for epoch in range(math.ceil(total / math.ceil(len(source) * ratio / batch)) + 1):
+        sampler.set_epoch(epoch)
+        for samples in loader:
+            done += 1
+            patches += len(samples['lq'])
+            if done == total:
+                return done, patches, epoch + 1
+    raise AssertionError('the run ends early')
+
+
+@pytest.mark.parametrize('gpus', [0, 2, 3])
+@pytest.mark.parametrize(
+    ('kind', 'stages', 'batches'),
+    [
+        ('PairedImageDataset', None, 5),
+        ('EffSRPairedDataset', None, 5),
+        ('EffSRPairedDataset', {'gt_size': [64, 72], 'iters': [8, 12]}, 5),
+        ('EffSRPairedDataset', {'gt_size': [64, 72], 'iters': [8, 12], 'batch': [8, 2]}, [8, 2]),
+        ('EffSRPairedDataset', {'gt_size': [64, 72, 80], 'iters': [8, 8, 100], 'batch': [8, 2, 1]}, [8, 2, 1]),
+        ('EffSRPairedDataset', {'gt_size': [64, 72, 80], 'iters': [8, 100, 9], 'batch': [8, 2, 100]}, [8, 2, 100]),
+    ],
+)
+def test_forecast_is_what_the_loop_of_the_host_does(opt, monkeypatch, kind, gpus, stages, batches):
+    monkeypatch.setattr(check, '_network_facts', lambda *_: {})
+    monkeypatch.setattr(check, '_training_memory', lambda *_: 0)
+    opt['datasets']['train'] |= {'type': kind, 'use_rot': True, 'dataset_enlarge_ratio': 20}
+    found_problems, will = forecast(put(put(opt, 'num_gpu', gpus), 'train.progressive', stages), True)
+    times, many = max(gpus, 1), batches if isinstance(batches, list) else [batches]
+    assert will['patches per iteration'] == ([b * times for b in many] if many is batches else batches * times)
+    per_epoch = [100 // (b * times) for b in many]
+    assert will['iterations per epoch'] == (per_epoch if many is batches else per_epoch[0])
+    fatal = [str(p) for p in found_problems if p.fatal]
+    if fatal:
+        with pytest.raises(ValueError, match='set dataset_enlarge_ratio to') as refused:
+            play(opt)
+        assert str(refused.value).split()[-1] == fatal[0].split()[-1]  # the ratio that both name
+    else:
+        names = ('iterations that will run', 'patches seen', 'epochs')
+        assert tuple(will[name] for name in names) == play(opt)
+
+
+def test_a_run_of_any_length_is_counted(opt):
+    opt['train'] |= {'total_iter': 10**12, 'progressive': {'gt_size': [64, 72], 'iters': [10**9 + 1, 1]}}
+    course = check._Check(opt, True, False, images={'train': check.Images(5)}).course()
+    assert (course.runs, course.epochs, course.patches) == (10**12, 25 * 10**10, 5 * 10**12)
+
+
+def test_patches_of_a_file_of_ours_with_stages():
+    opt = yaml.safe_load((ROOT / 'options' / 'train' / 'dparn_x4_distill.yml').read_text())
+    going = check._Check({**opt, 'num_gpu': 1}, True, False, images={'train': check.Images(32592)})
+    course = going.course()
+    assert (course.runs, course.batches) == (500_000, [16, 16, 16, 8])
+    assert course.patches == 16 * 400_000 + 8 * 100_000
+
+
+def test_forecast_of_several_ranks(opt):
+    opt |= {'dist': True, 'world_size': 3, 'num_gpu': 3}
+    put(opt, 'datasets.train.dataset_enlarge_ratio', 20)
+    _, will = forecast(opt, True)
+    names = ('iterations that will run', 'patches per iteration', 'iterations per epoch', 'epochs', 'patches seen')
+    assert [will[name] for name in names] == [20, 15, 6, 4, 300]  # 34 samples per rank, 5 at a time
+
+
+def test_auto_is_all_visible_gpus(opt, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    put(put(opt, 'num_gpu', 'auto'), 'datasets.train.dataset_enlarge_ratio', 20)
+    _, will = forecast(opt, True)
+    assert (will['patches per iteration'], will['patches seen']) == (10, 200)
+    assert any('2 GPUs without a launcher multiply the batch by 2' in text for text in found(opt, fatal=False))
+
+
+def test_a_run_that_several_gpus_cut_short_says_so(opt):
+    texts = found(put(opt, 'num_gpu', 2))
+    assert any('and 2 GPUs of one process take 2 times the batch' in text for text in texts), texts
+
+
+class TestMemoryOfTheTeacher:
+    LR, TEACHER = 16, {**TINY, 'num_feat': 24}
+
+    @pytest.fixture
+    def distil(self, opt, tmp_path):
+        torch.save({'params': build_network(self.TEACHER).state_dict()}, tmp_path / 't.pth')
+        opt |= {'model_type': 'DistillationModel', 'network_t': dict(self.TEACHER)}
+        opt['path']['pretrain_network_t'] = str(tmp_path / 't.pth')
+        opt['train']['distill'] = {'feature_pairs': {'block_1': 'block_1'}, 'feature_loss': {'type': 'FAKDLoss'}}
+        return put(opt, 'datasets.train.batch_size_per_gpu', 64)
+
+    @staticmethod
+    def estimate(opt):
+        return forecast(opt, True)[1]['estimated memory per GPU, MiB']
+
+    def test_it_is_in_the_estimate(self, distil):
+        with_teacher = self.estimate(distil)
+        alone = self.estimate({**distil, 'model_type': 'EffSRModel', 'train': {**distil['train'], 'distill': None}})
+        net = build_network(self.TEACHER)
+        image = 4 * 64 * 3 * self.LR**2
+        output = 16 * image
+        least = 4 * count_params(net) + image + output + 4 * 64 * 24 * self.LR**2  # with the features that are kept
+        assert least / 2**20 < with_teacher - alone
+        peak = peak_memory(net, (self.LR, self.LR)) - 4 * count_params(net)  # of one image
+        assert with_teacher - alone == pytest.approx(64 * peak / 2**20, rel=0.5)
+
+    def test_it_grows_with_the_batch_and_shrinks_with_its_precision(self, distil):
+        full = self.estimate(distil)
+        half = self.estimate(put(copy.deepcopy(distil), 'train.distill.teacher_dtype', 'bf16'))
+        parts = self.estimate(put(copy.deepcopy(distil), 'train.accumulate', 4))
+        assert half < full
+        assert parts == pytest.approx(full / 4, rel=0.1)
+
+    def test_what_cannot_be_counted_gives_no_figure(self, distil, monkeypatch):
+        network = check._Check.network
+        monkeypatch.setattr(
+            check._Check, 'network', lambda self, key: None if key == 'network_t' else network(self, key)
+        )
+        assert 'estimated memory per GPU, MiB' not in forecast(distil, True)[1]
+
+
 def run(*arguments):
     return CliRunner().invoke(app, ['check', *map(str, arguments)])
 
@@ -564,8 +793,54 @@ def test_exit_codes_and_json(opt, tmp_path):
     for bad in (['-opt', tmp_path / 'none.yml'], []):
         result = run(*bad)
         assert (result.exit_code, result.stderr.count('\n')) == (2, 1)
-    file.write_text('a: [')
-    assert 'is not YAML' in run('-opt', file).stderr
+
+
+@pytest.mark.parametrize(
+    ('content', 'expected'),
+    [
+        ('a: [', 'is not YAML: '),
+        ('manual_seed: 2024-13-45', 'is not YAML: '),
+        ('name: caf\xe9', 'must be saved as UTF-8, byte 9 is of another encoding'),
+        ('a: &a {b: *a}', 'must end somewhere, an anchor (&) is used within its own section'),
+        ('- a\n- b', 'must hold sections such as network_g and datasets, found a list'),
+        ('', 'must hold sections such as network_g and datasets, found None'),
+    ],
+)
+def test_what_is_no_option_file_is_one_sentence(tmp_path, content, expected):
+    (tmp_path / 'a.yml').write_bytes(content.encode('latin-1'))
+    result = run('-opt', tmp_path / 'a.yml')
+    assert (result.exit_code, result.stdout, result.stderr.count('\n')) == (2, '', 1)
+    assert expected in result.stderr
+    assert run('-opt', tmp_path).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ('dotted', 'value', 'expected'),
+    [
+        ('network_g', None, 'network_g: is missing'),
+        ('network_g', [], 'network_g: must be a section, got a list'),
+        ('network_g', 'HASN', "network_g: must be a section, got 'HASN'"),
+        ('network_g', {}, 'network_g: must be a section with a type, got a dict'),
+        ('network_g.type', ['HASN'], "network_g: must be a section with a type, got ['HASN']"),
+        ('path', 'abc', "path: must be a section, got 'abc'"),
+        ('path', None, 'path: is missing'),
+        ('path.pretrain_network_g', 5, 'path.pretrain_network_g: must be a text, got 5'),
+        ('datasets', None, 'datasets: is missing'),
+        ('datasets', 'DIV2K', "datasets: must be a section, got 'DIV2K'"),
+        ('datasets.train', 'DIV2K', "datasets.train: must be a section, got 'DIV2K'"),
+        ('train', None, 'train: is missing'),
+        ('train', [1], 'train: must be a section, got a list'),
+        ('val', 5, 'val: must be a section, got 5'),
+    ],
+)
+def test_odd_sections_are_one_error_each(opt, tmp_path, dotted, value, expected):
+    file = tmp_path / 'a.yml'
+    file.write_text(yaml.safe_dump(put(opt, dotted, value)))
+    result = run('-opt', file, '--json')
+    assert result.exit_code == 1
+    fatal = [f'{p["where"]}: {p["message"]}' for p in json.loads(result.stdout)['problems'] if p['fatal']]
+    assert len(fatal) == 1, fatal
+    assert fatal[0].startswith(expected)
 
 
 def test_shipped_schema_is_current():
@@ -573,9 +848,7 @@ def test_shipped_schema_is_current():
     assert json.loads((ROOT / 'basicsr_effsr' / 'option_schema.json').read_text()) == option_schema()
 
 
-def test_schema_accepts_our_files_and_refuses_misspellings(opt):
-    jsonschema = pytest.importorskip('jsonschema', reason='pip install jsonschema')
-    validator = jsonschema.Draft7Validator(option_schema())
+def test_schema_accepts_our_files_and_refuses_misspellings(opt, validator):
     for file in sorted((ROOT / 'options').rglob('*.yml')):
         errors = [e.message for e in validator.iter_errors(yaml.safe_load(file.read_text()))]
         assert not errors, f'{file.name}: {errors}'
@@ -592,6 +865,116 @@ def test_schema_accepts_our_files_and_refuses_misspellings(opt):
         ('scale', 0),
     ):
         assert list(validator.iter_errors(put(copy.deepcopy(opt), dotted, value))), dotted
+
+
+def both(validator, opt):
+    """Whether the schema underlines something, and the errors of the check."""
+    return bool(list(validator.iter_errors(opt))), found(opt)
+
+
+@pytest.fixture(scope='module')
+def validator():
+    jsonschema = pytest.importorskip('jsonschema', reason='pip install jsonschema')
+    return jsonschema.Draft7Validator(option_schema())
+
+
+COSINE = {'type': 'CosineAnnealingRestartLR', 'periods': [20], 'restart_weights': [1]}
+
+
+@pytest.mark.parametrize(
+    ('dotted', 'value'),
+    [
+        ('train.scheduler', {**COSINE, 'eta_mim': 1e-7}),
+        ('train.scheduler', {**COSINE, 'milestones': [5]}),
+        ('train.scheduler', {'type': 'CosineAnnealingRestartLR'}),
+        ('train.scheduler', {'type': 'StepLR'}),
+        ('train.scheduler.gama', 0.5),
+        ('train.optim_g.weigth_decay', 0),
+        ('train.optim_g.type', 'Adma'),
+        ('train.optim_g.type', 'LBFGS'),
+        ('train.optim_g', {'type': 'SGD', 'lr': 0.1, 'betas': [0.9, 0.99]}),
+        ('train.optim_g', {}),
+        ('train.distill', {'alpha': 1}),
+        ('train.losses.l_pix', {'type': 'EpsCharbonnierLoss', 'epsilon': 1e-3}),
+        ('train.progressive', {'gt_size': [64]}),
+        ('path.teacher', 'x.pth'),
+        ('datasets.trian', {}),
+        ('datasets.train.gt_size', None),
+        ('datasets.train.dataroot_gt', ...),
+        ('datasets.train.io_backend', None),
+        ('datasets.train.io_backend', {}),
+        ('datasets.train.filename_tmpl', None),
+        ('datasets.train.dataset_enlarge_ratio', None),
+        ('val.save_img', ...),
+        ('val.val_freq', ...),
+        ('val.metrics.psnr', None),
+        ('val.metrics.psnr', {'type': 'calculate_psnr', 'crop_boarder': 4}),
+        ('network_g', None),
+        ('num_gpu', '2'),
+        ('logger', None),
+    ],
+)
+def test_what_the_check_refuses_the_schema_underlines(opt, validator, dotted, value):
+    underlined, errors = both(validator, put(opt, dotted, value))
+    assert errors
+    assert underlined
+
+
+@pytest.mark.parametrize(
+    ('dotted', 'value'),
+    [
+        ('train.losses', None),
+        ('train.losses.l_other', None),
+        ('train.progressive', None),
+        ('train.compile', None),
+        ('train.pixel_opt', {'type': 'MSELoss', 'loss_weight': 1.0}),
+        ('train.scheduler', COSINE),
+        ('train.optim_g', {'type': 'SGD', 'lr': 0.1, 'momentum': 0.9, 'nesterov': True}),
+        ('val', None),
+        ('val.tile', None),
+        ('val.metrics', None),
+        ('val.metrics.psnr.test_y_channel', True),
+        ('network_t', None),
+        ('num_gpu', 'auto'),
+        ('datasets.val.meta_info_file', None),
+        ('datasets.val_2', {'name': 'c', 'type': 'RealESRGANPairedDataset', 'meta_info': 'pairs.txt'}),
+        ('datasets.val_2', {'name': 'c', 'type': 'VideoTestDataset', 'cache_data': True}),
+    ],
+)
+def test_what_the_check_accepts_is_not_underlined(opt, validator, dotted, value):
+    if dotted in ('train.losses', 'train.pixel_opt'):
+        opt['train'] |= {'pixel_opt': {'type': 'L1Loss'}, 'losses': None}
+    assert both(validator, put(opt, dotted, value)) == (False, [])
+
+
+def test_models_of_others_have_their_own_options(opt, validator):
+    opt['model_type'] = 'ESRGANModel'
+    opt['datasets']['train'] |= {'type': 'PairedImageDataset', 'use_rot': True}
+    opt['train'] |= {
+        'pixel_opt': opt['train'].pop('losses')['l_pix'],
+        'gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.005},
+        'optim_d': {'type': 'Adam', 'lr': 1e-4},
+        'net_d_iters': 1,
+    }
+    opt['network_d'] = {'type': 'VGGStyleDiscriminator', 'num_in_ch': 3, 'num_feat': 8, 'input_size': 128}
+    opt['path']['param_key_d'] = 'params'
+    assert both(validator, opt) == (False, [])
+    opt['model_type'] = 'SRModel'
+    underlined, errors = both(validator, opt)
+    assert underlined
+    assert errors
+
+
+def test_the_table_of_optimizers_is_complete():
+    """For editors, of any version of torch; an option that a newer one has is to be added."""
+    import inspect
+
+    from basicsr_effsr.tools.option_spec import OPTIMIZERS
+
+    for name, cls in vars(torch.optim).items():
+        optimizer = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+        if optimizer and name not in ('Optimizer', 'LBFGS'):
+            assert set(inspect.signature(cls).parameters) - {'params'} <= set(OPTIMIZERS[name]), name
 
 
 def test_our_models_and_the_table_name_the_same_keys():

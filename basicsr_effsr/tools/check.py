@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import logging
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -163,6 +165,29 @@ def _type_fix(value: Any, key: Key) -> str:
     return ''
 
 
+@dataclass(frozen=True)
+class Course:
+    """What a training will go through.
+
+    Attributes:
+        asked: iterations that the file asks for.
+        runs: iterations that will run.
+        ratio: ``dataset_enlarge_ratio`` with which all would run; that of the file where they do.
+        epochs: epochs begun until then.
+        per_epoch: iterations of a whole epoch, one number per stage.
+        batches: patches per iteration on all GPUs together, one number per stage.
+        patches: patches in all iterations on all GPUs together.
+    """
+
+    asked: int
+    runs: int
+    ratio: int
+    epochs: int
+    per_epoch: list[int]
+    batches: list[int]
+    patches: int
+
+
 @dataclass
 class Images:
     """What a data set was found to hold; sizes are (height, width)."""
@@ -181,6 +206,7 @@ class _Check:
     nets: dict[str, Any] = field(default_factory=dict)
     found: list[Problem] = field(default_factory=list)
     images: dict[str, Images] = field(default_factory=dict)
+    model_class: Any = None
 
     # ------------------------------------------------------------------ helpers
 
@@ -281,7 +307,7 @@ class _Check:
         networks = [k for k in opt if str(k).startswith('network_')]
         self.keys('', opt, spec.TOP, others=[*networks, *spec.AT_RUN_TIME], strict=False)
         self.nets = nets = {key: self.network(key) for key in networks if key in opt}
-        model = self.model()
+        self.model_class = model = self.model()
         self.scale(nets)
         self.path()
         self.weights(nets, model)
@@ -289,11 +315,13 @@ class _Check:
         for phase, data in self.section('datasets').items():
             self.dataset(str(phase), data)
         self.phases()
+        self.channels(model)
         if self.opt.get('scale') is None and any(self.is_paired(d) for d in self.section('datasets').values()):
             self.missing('scale', 'the factor between the sizes of HR and LR images')
         if self.is_train:
             self.training(model, nets)
         self.validation(model)
+        self.as_the_model_does(model, nets.get('network_g'))
 
     def model(self) -> Any:
         name = self.opt.get('model_type')
@@ -303,6 +331,26 @@ class _Check:
         if model is None:
             self.fatal('model_type', f'there is no model {name!r}; {near(name, known)}')
         return model
+
+    def as_the_model_does(self, model: Any, net: Any) -> None:
+        """What our models refuse at their start, asked of a model that is never begun, if nothing is known to be wrong.
+
+        Args:
+            model: the class.
+            net: network_g, None if it could not be built.
+        """
+        if not hasattr(model, 'train_keys') or any(problem.fatal for problem in self.found):
+            return
+        idle = object.__new__(model)
+        idle.opt = {**self.opt, 'is_train': self.is_train, 'dist': True}
+        idle.net_g = net
+        try:
+            idle._check_options(idle.opt)
+            if net is not None:
+                idle._check_tile_fits()
+        except Exception as error:  # whatever a model raises stops the run
+            text = error.args[0] if isinstance(error, KeyError) and error.args else error
+            self.fatal('model_type', ' '.join(str(text).split()))
 
     def network(self, key: str) -> Any:
         option = self.opt[key]
@@ -331,9 +379,22 @@ class _Check:
 
     def gpus(self) -> None:
         number = self.opt.get('num_gpu')
-        if number == 'auto' or not isinstance(number, int):
-            if number != 'auto' and number is not None:
+        if number != 'auto' and not isinstance(number, int):
+            if number is not None:
                 self.fatal('num_gpu', f'must be auto or a whole number, got {number!r}')
+            return
+        gpus = self.gpus_of_one_process()
+        if gpus > 1 and self.is_train:
+            launch = f'torchrun --nproc_per_node={gpus} -m basicsr.train -opt ... --launcher pytorch'
+            if 'distill' in getattr(self.model_class, 'train_keys', ()):
+                report = self.fatal if 'rank' in self.opt else self.warn
+                report('num_gpu', f'{gpus} GPUs of one process cannot be distilled on; use {launch}, or num_gpu: 1')
+            else:
+                self.warn(
+                    'num_gpu',
+                    f'{gpus} GPUs without a launcher multiply the batch by {gpus} in one process; {launch} is faster',
+                )
+        if number == 'auto':
             return
         import torch
 
@@ -341,12 +402,6 @@ class _Check:
         if number > there:
             report = self.fatal if 'rank' in self.opt else self.warn
             report('num_gpu', f'asks for {number} GPUs and {there} are visible; use auto, or 0 for the CPU')
-        if number > 1 and not self.opt.get('dist') and self.is_train:
-            self.warn(
-                'num_gpu',
-                f'{number} GPUs without a launcher multiply the batch by {number} in one process; '
-                f'torchrun --nproc_per_node={number} -m basicsr.train -opt ... --launcher pytorch is faster',
-            )
 
     # ------------------------------------------------------------------ weights
 
@@ -385,6 +440,8 @@ class _Check:
         if isinstance(state, str) and self.is_train and not Path(state).expanduser().is_file():
             self.fatal('path.resume_state', f'{state} does not exist; check the path, or use --auto_resume')
         for key, net in nets.items():
+            if self.opt[key] is None:
+                continue
             label = key.removeprefix('network_')
             where = f'path.pretrain_network_{label}'
             file = path.get(f'pretrain_network_{label}')
@@ -428,11 +485,14 @@ class _Check:
     # ------------------------------------------------------------------ data
 
     def phases(self) -> None:
+        if not isinstance(self.opt.get('datasets'), dict):
+            return  # which has been reported
         phases = [str(phase).split('_')[0] for phase in self.section('datasets')]
-        wanted = {'train', 'val'} if self.is_train else {'test', 'val'}
+        wanted = ('train', 'val') if self.is_train else ('test', 'val')
+        listed = 'train, val, val_2 ...' if self.is_train else 'test, test_2 ..., val, val_2 ...'
         for phase, full in zip(phases, self.section('datasets'), strict=True):
-            if phase not in wanted:
-                self.fatal(f'datasets.{full}', f'must be one of {", ".join(sorted(wanted))} (with _2, _3 behind it)')
+            if phase not in wanted or (phase == 'train' and full != phase):
+                self.fatal(f'datasets.{full}', f'must be one of {listed}')
         if self.is_train and 'train' not in phases:
             self.fatal('datasets.train', 'is missing: there is nothing to train on')
         if not self.is_train and not phases:
@@ -451,6 +511,7 @@ class _Check:
             return
         paired = self.is_paired(data)
         before = len(self.found)
+        needed: set[str] = set()
         if paired:
             needed = {'dataroot_gt'} | ({'gt_size', 'batch_size_per_gpu', 'num_worker_per_gpu'} if training else set())
             if 'Packed' not in str(name):
@@ -460,13 +521,19 @@ class _Check:
             table = {k: replace(v, required=v.required or k in needed) for k, v in spec.DATASET.items()}
             self.keys(where, data, table, strict=False)
             self.normalisation(where, data)
+            if training and data.get('dataset_enlarge_ratio', 1) is None:
+                self.missing(f'{where}.dataset_enlarge_ratio', 'give a number, or leave it out for 1')
+            if _is_ours(cls) and data.get('uint8') and (data.get('color') == 'y' or data.get('mean') is not None):
+                self.fatal(f'{where}.uint8', 'cannot be combined with color, mean or std; drop one')
         backend = data.get('io_backend')
         if isinstance(backend, dict) and cls.__module__.split('.')[0] in ('basicsr', 'basicsr_effsr'):
             self.keys(f'{where}.io_backend', backend, spec.IO_BACKEND, strict=True)
+            if backend.get('type') is None and 'io_backend' in needed:
+                self.missing(f'{where}.io_backend.type', 'disk for folders, lmdb for LMDB')
         if not training and data.get('persistent_workers'):
             self.fatal(f'{where}.persistent_workers', 'must be left out: validation reads without workers')
         if training:
-            self.loader(where, data, ours=cls.__module__.startswith('basicsr_effsr.'))
+            self.loader(where, data, ours=_is_ours(cls))
         of_pairs = ('filename_tmpl', 'io_backend', 'dataroot_gt', 'dataroot_lq', 'meta_info_file')
         bad = {problem.where.removeprefix(f'{where}.').split('.')[0] for problem in self.found[before:]}
         if paired and not bad.intersection(of_pairs):
@@ -482,8 +549,34 @@ class _Check:
         for name, other, value in (('mean', 'std', mean), ('std', 'mean', std)):
             if value is not None and data.get(other) is None:
                 self.fatal(f'{where}.{name}', f'needs {other} beside it; give both or neither')
-            elif value is not None and len(value) not in (1, 3):
+            elif value is not None and len(value) not in (1, 1 if data.get('color') == 'y' else 3):
                 self.fatal(f'{where}.{name}', f'must hold one number per channel, got {list(value)}')
+
+    def channels(self, model: Any) -> None:
+        """Channels of the networks against those of the images, of data sets whose options we know."""
+        own = hasattr(model, 'train_keys') or self.opt.get('model_type') == 'SRModel'
+        report = self.fatal if own else self.warn  # a model of others may put its own channels beside the image
+        for key, training in (('network_g', False), ('network_t', True)):
+            option = self.opt.get(key)
+            cls = lookup('ARCH', option.get('type'))[0] if isinstance(option, dict) else None
+            if cls is None or not isinstance(option, dict):
+                continue
+            for name in ('num_in_ch', 'num_out_ch'):
+                parameter = inspect.signature(cls).parameters.get(name)
+                number = option.get(name, parameter.default if parameter else None)
+                if isinstance(number, bool) or not isinstance(number, int):
+                    continue
+                for phase, data in self.section('datasets').items():
+                    if not self.is_paired(data) or (training and phase != 'train'):
+                        continue
+                    wanted, what = (1, 'color: y') if data.get('color') == 'y' else (3, 'RGB')
+                    if number != wanted:
+                        other = '; or take color: y out' if wanted == 1 else '; or set color: y there' * (number == 1)
+                        report(
+                            f'{key}.{name}',
+                            f'must be {wanted}, the channels of datasets.{phase} ({what}), got {number}{other}',
+                        )
+                        break
 
     def loader(self, where: str, data: Options, ours: bool) -> None:
         workers, batch = data.get('num_worker_per_gpu'), data.get('batch_size_per_gpu')
@@ -595,6 +688,8 @@ class _Check:
                 named[f'train.{key}'] = option
         group = train.get('losses')
         for name, option in group.items() if isinstance(group, Mapping) else ():
+            if option is None:
+                continue  # as the model does
             named[f'train.losses.{name}'] = option
             if not str(name).startswith('l_'):
                 self.warn(f'train.losses.{name}', 'should start with l_, so that the loggers put it among the losses')
@@ -640,19 +735,23 @@ class _Check:
             return
         import torch
 
-        known = [
-            n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)
-        ]
+        base = torch.optim.Optimizer
+        classes = {n: c for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, base)}
+        known = [name for name, cls in classes.items() if cls is not base]
         kind = option.get('type')
         if kind not in known:
             self.fatal(f'{where}.type', f'torch.optim has no {kind!r}; {near(kind, known)}')
             return
-        accepted, _ = spec.keys_of(getattr(torch.optim, str(kind)), ('params',))
+        cls = getattr(torch.optim, str(kind))
+        if inspect.signature(cls.step).parameters['closure'].default is inspect.Parameter.empty:
+            self.fatal(f'{where}.type', f'{kind} needs several backward passes per iteration; take Adam, AdamW or SGD')
+            return
+        accepted, _ = spec.keys_of(cls, ('params',))
         kinds = {k: spec.OPTIMIZER.get(k, Key((), '')) for k in accepted}
         if self.keys(where, option, {**kinds, 'type': Key(spec.STR, '')}, strict=True):
             arguments = {k: v for k, v in option.items() if k != 'type'}
             try:
-                getattr(torch.optim, str(kind))([torch.nn.Parameter(torch.zeros(1))], **arguments)
+                cls([torch.nn.Parameter(torch.zeros(1))], **arguments)
             except Exception as error:  # whatever the constructor raises stops the run
                 self.fatal(where, f'{kind} cannot be made: {_one_line(error)}')
         if not ours and kind != 'Adam':
@@ -708,6 +807,9 @@ class _Check:
         progressive = train.get('progressive')
         if not isinstance(progressive, dict):
             return
+        source = self.training_set()
+        if progressive and source is not None and not _is_ours(source):
+            self.fatal('train.progressive', f'{source.__name__} cannot change its patches; use EffSRPairedDataset')
         fine = self.keys('train.progressive', progressive, spec.PROGRESSIVE, strict=True)
         try:
             if fine:
@@ -717,6 +819,11 @@ class _Check:
             fine = False
         if not fine:
             del train['progressive']
+
+    def training_set(self) -> Any:
+        """The class of datasets.train, None if there is none of that name."""
+        data = self.section('datasets').get('train')
+        return lookup('DATASET', data.get('type'))[0] if isinstance(data, dict) else None
 
     def patch(self, train: Options, nets: Mapping[str, Any]) -> None:
         """Patches against the networks' least input, and against ``accumulate``."""
@@ -754,8 +861,19 @@ class _Check:
             if isinstance(parts, int) and isinstance(batch, int) and batch % parts:
                 self.fatal('train.accumulate', f'must divide the batch of {batch}, got {parts}')
 
-    def plan(self) -> tuple[int, int, int] | None:
-        """Iterations that will run, iterations asked for, and the ratio that fixes it; None if it cannot be said."""
+    def gpus_of_one_process(self) -> int:
+        """By so many BasicSR multiplies the batch of a loader: num_gpu, but not if a launcher starts the processes."""
+        number = self.opt.get('num_gpu')
+        if self.opt.get('dist'):
+            return 1
+        if number == 'auto':
+            import torch
+
+            number = torch.cuda.device_count()
+        return max(number, 1) if isinstance(number, int) else 1
+
+    def course(self) -> Course | None:
+        """What the training will go through; None if it cannot be said."""
         data, train = self.section('datasets').get('train'), self.section('train')
         images, total = self.images.get('train'), train.get('total_iter')
         if not isinstance(data, Mapping) or images is None or not images.count or not isinstance(total, int | float):
@@ -766,30 +884,62 @@ class _Check:
         from basicsr_effsr._loop import enlarge_ratio_for, iterations_that_run
         from basicsr_effsr.data.resumable_sampler import Plan
 
-        number = self.opt.get('num_gpu')
-        multiplier = number if isinstance(number, int) and number > 1 and not self.opt.get('dist') else 1
-        plan = Plan(batch * multiplier, train.get('progressive'))
+        multiplier, progressive = self.gpus_of_one_process(), train.get('progressive')
+        if isinstance(progressive, dict) and progressive.get('batch'):
+            progressive = {**progressive, 'batch': [samples * multiplier for samples in progressive['batch']]}
+        plan = Plan(batch * multiplier, progressive)
         world = self.opt.get('world_size')
         world = world if isinstance(world, int) and world > 0 else 1
         arguments = (plan, images.count, ratio, world, batch, int(total))
         runs = iterations_that_run(*arguments)
-        return runs, int(total), (int(ratio) if runs >= total else enlarge_ratio_for(*arguments))
+        samples = math.ceil(images.count * ratio / world)
+        epochs = done = 0
+        while done < runs:
+            stage = plan.at(done)
+            whole = samples // stage.batch
+            alike = (min(stage.end or runs, runs) - done - 1) // whole if whole else 0  # within one stage
+            done += alike * whole or plan.iterations(samples, done)
+            epochs += max(alike, 1)
+        begins = [0, *(min(stage.end, runs) for stage in plan.stages if stage.end is not None), runs]
+        return Course(
+            asked=int(total),
+            runs=runs,
+            ratio=int(ratio) if runs >= total else enlarge_ratio_for(*arguments),
+            epochs=epochs,
+            per_epoch=[samples // stage.batch for stage in plan.stages],
+            batches=[stage.batch * world for stage in plan.stages],
+            patches=sum(
+                (end - begin) * stage.batch * world
+                for stage, (begin, end) in zip(plan.stages, pairwise(begins), strict=True)
+            ),
+        )
 
     def iterations(self, train: Options) -> None:
-        found = self.plan()
-        if found is None:
+        course, gpus = self.course(), self.gpus_of_one_process()
+        if course is None:
             return
-        runs, total, ratio = found
-        if runs < total:
-            images = self.images['train'].count
+        images = self.images['train'].count
+        least = math.ceil(max(course.batches) / images) if _is_ours(self.training_set()) else 1
+        if course.runs < course.asked:
+            reason = 'the last incomplete batch of every epoch is dropped'
+            if gpus > 1:
+                reason += f' and {gpus} GPUs of one process take {gpus} times the batch'
             self.fatal(
                 'datasets.train.dataset_enlarge_ratio',
-                f'with {images} images training would end after {runs} of {total} iterations, because the last '
-                f'incomplete batch of every epoch is dropped; set it to {ratio}',
+                f'with {images} images training would end after {course.runs} of {course.asked} iterations, because '
+                f'{reason}; set it to {max(course.ratio, least)}',
+            )
+        elif not min(course.per_epoch) and _is_ours(self.training_set()):
+            self.fatal(
+                'datasets.train.dataset_enlarge_ratio',
+                f'with {images} images an epoch has fewer than the {max(course.batches)} patches of the largest '
+                f'batch, so a stage would have no iteration; set it to at least {least}',
             )
         progressive = train.get('progressive')
-        if isinstance(progressive, dict) and sum(progressive['iters']) > total:
-            self.warn('train.progressive.iters', f'sum up to {sum(progressive["iters"])}, the run ends after {total}')
+        if isinstance(progressive, dict) and sum(progressive['iters']) > course.asked:
+            self.warn(
+                'train.progressive.iters', f'sum up to {sum(progressive["iters"])}, the run ends after {course.asked}'
+            )
 
     def distillation(self, distill: dict[str, Any], nets: Mapping[str, Any]) -> None:
         self.keys('train.distill', distill, spec.DISTILL, strict=True)
@@ -866,6 +1016,10 @@ class _Check:
             self.warn(where, f'is {border}; papers crop {scale} pixels, the scale')
 
 
+def _is_ours(cls: Any) -> bool:
+    return getattr(cls, '__module__', '').startswith('basicsr_effsr.')
+
+
 def _split(message: str, where: str) -> tuple[str, str]:
     head, separator, rest = message.partition(': ')
     return (head, rest) if separator and head.startswith('datasets.') else (where, message)
@@ -897,17 +1051,23 @@ def image_size(path: str) -> tuple[int, int]:
     Raises:
         ValueError: the file is missing, cut off or no image.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
+    from basicsr_effsr.tools.image_files import _any_size
+
+    cut_off = False
     try:
-        with Image.open(path) as image:
-            if image.format == 'PNG' and b'IEND' not in _last_bytes(path, 64):
-                raise ValueError(f'{path} is cut off: a PNG ends with IEND; replace it')
-            return image.height, image.width
-    except UnidentifiedImageError as error:
-        raise ValueError(f'{path} cannot be read as an image; replace it') from error
+        with warnings.catch_warnings(), _any_size(), Image.open(path) as image:
+            warnings.simplefilter('ignore')
+            cut_off = image.format == 'PNG' and b'IEND' not in _last_bytes(path, 64)
+            size = image.height, image.width
     except FileNotFoundError as error:
         raise ValueError(f'{path} does not exist; check meta_info_file and filename_tmpl') from error
+    except Exception as error:  # decoders raise what they like on damaged headers, SyntaxError among them
+        raise ValueError(f'{path} cannot be read as an image; replace it') from error
+    if cut_off:
+        raise ValueError(f'{path} is cut off: a PNG ends with IEND; replace it')
+    return size
 
 
 def _last_bytes(path: str, count: int) -> bytes:
@@ -963,7 +1123,7 @@ def list_pairs(where: str, data: Options) -> list[Pair]:
     if meta:
         if not Path(meta).is_file():
             raise FileNotFoundError(f'{where}.meta_info_file: {meta} does not exist; see effsr prepare meta-info')
-        lines = Path(meta).read_text(encoding='utf-8').splitlines()
+        lines = _lines(f'{where}.meta_info_file', Path(meta))
         gt_names = [line.split(' ')[0] for line in lines if line.strip()]
     if not gt_names:
         raise ValueError(f'{where}.dataroot_gt: {meta or gt_folder} names no image')
@@ -985,6 +1145,13 @@ def list_pairs(where: str, data: Options) -> list[Pair]:
     return pairs
 
 
+def _lines(where: str, file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{where}: {file} must be a text in UTF-8; save it as such') from error
+
+
 def _pairs_in_lmdb(where: str, data: Options) -> list[Pair]:
     listed: dict[str, dict[str, tuple[int, int]]] = {}
     for key in ('dataroot_gt', 'dataroot_lq'):
@@ -997,10 +1164,14 @@ def _pairs_in_lmdb(where: str, data: Options) -> list[Pair]:
                 f'{where}.{key}: {folder} must hold data.mdb and meta_info.txt; see effsr prepare lmdb'
             )
         listed[key] = {}
-        for line in file.read_text(encoding='utf-8').splitlines():
-            name, _, rest = line.partition(' (')
-            height, width, *_ = rest.partition(')')[0].split(',')
-            listed[key][name.split('.')[0]] = (int(height), int(width))
+        for number, line in enumerate(_lines(f'{where}.{key}', file), 1):
+            told = re.fullmatch(r'([^.]+)\S* \((\d+), ?(\d+)(?:, ?\d+)?\).*', line)
+            if told is None or not int(told[2]) * int(told[3]):
+                raise ValueError(
+                    f'{where}.{key}: line {number} of {file} must be like 0001.png (480,480,3) 1, got {line!r}; '
+                    'make the LMDB again'
+                )
+            listed[key][told[1]] = (int(told[2]), int(told[3]))
     gt, lq = listed['dataroot_gt'], listed['dataroot_lq']
     odd = sorted(gt.keys() ^ lq.keys())
     if odd or not gt:
@@ -1089,35 +1260,49 @@ def _network_facts(key: str, net: nn.Module, opt: Options) -> dict[str, Any]:
 def _training_facts(check: _Check, net: nn.Module | None) -> dict[str, Any]:
     opt, train = check.opt, check.section('train')
     data = check.section('datasets').get('train')
-    plan = check.plan()
     facts: dict[str, Any] = {}
     if not isinstance(data, dict):
         return facts
-    batch, ratio, side = (data.get(k) for k in ('batch_size_per_gpu', 'dataset_enlarge_ratio', 'gt_size'))
-    if plan is not None and isinstance(batch, int):
-        runs, total, _ = plan
-        per_epoch = check.images['train'].count * (ratio or 1) // batch
-        facts |= {'iterations asked for': total, 'iterations that will run': runs}
-        facts |= {'iterations per epoch': int(per_epoch), 'epochs': math.ceil(runs / per_epoch) if per_epoch else 0}
-        facts['patches seen'] = runs * batch
+    batch, side = data.get('batch_size_per_gpu'), data.get('gt_size')
+    course = check.course()
+    if course is not None:
+        facts |= {'iterations asked for': course.asked, 'iterations that will run': course.runs}
+        facts |= {
+            'patches per iteration': _by_stage(course.batches),
+            'iterations per epoch': _by_stage(course.per_epoch),
+            'epochs': course.epochs,
+            'patches seen': course.patches,
+        }
         for section, key, label in (
             ('val', 'val_freq', 'validations'),
             ('logger', 'save_checkpoint_freq', 'checkpoints'),
         ):
             freq = check.section(section).get(key)
             if isinstance(freq, int | float) and freq > 0:
-                facts[label] = int(runs // freq)
+                facts[label] = int(course.runs // freq)
     scale = opt.get('scale')
+    teacher = None
+    if 'distill' in getattr(check.model_class, 'train_keys', ()) and opt.get('network_t') is not None:
+        teacher = check.nets.get('network_t')
+        if teacher is None:
+            return facts  # without the teacher the figure would be far too small
     if net is not None and isinstance(batch, int) and isinstance(side, int) and isinstance(scale, int):
         # a foreign network may make constants in its constructor or compute with values, and says nothing then
         with suppress(Exception), _quiet():
-            needed = _training_memory(opt, train, net, batch, side // scale)
+            needed = _training_memory(opt, train, net, teacher, batch, side // scale)
             facts['estimated memory per GPU, MiB'] = round(needed / 2**20)
     return facts
 
 
-def _training_memory(opt: Options, train: Options, net: nn.Module, batch: int, patch: int) -> int:
-    """Bytes of weights, gradients, Adam's two moments, the moving average, and what backward needs."""
+def _by_stage(numbers: list[int]) -> int | list[int]:
+    """The one number that holds for all stages, or all of them."""
+    return numbers[0] if len(set(numbers)) == 1 else numbers
+
+
+def _training_memory(
+    opt: Options, train: Options, net: nn.Module, teacher: nn.Module | None, batch: int, patch: int
+) -> int:
+    """Bytes of weights, gradients, Adam's two moments, the moving average, what backward needs, and the teacher."""
     from basicsr_effsr.utils.complexity import count_params, saved_for_backward
 
     parts = train.get('accumulate') or 1
@@ -1130,11 +1315,72 @@ def _training_memory(opt: Options, train: Options, net: nn.Module, batch: int, p
         batches = progressive.get('batch') or [batch] * len(sides)
         stages = [(b, s // opt['scale']) for b, s in zip(batches, sides, strict=True)]
     amp = train.get('amp') or None
-    saved = max(
-        saved_for_backward(net, (side, side), batch=max(b // parts, 1), num_in_ch=channels, amp=amp)
-        for b, side in stages
-    )
-    return 4 * copies * count_params(net) + saved
+    most = 0
+    for samples, side in dict.fromkeys((max(b // parts, 1), side) for b, side in stages):
+        needed = saved_for_backward(net, (side, side), batch=samples, num_in_ch=channels, amp=amp)
+        if teacher is not None:
+            needed += _teacher_memory(opt, train, teacher, samples, side)
+        most = max(most, needed)
+    return 4 * copies * count_params(net) + most
+
+
+def _teacher_memory(opt: Options, train: Options, teacher: nn.Module, batch: int, side: int) -> int:
+    """Bytes of the teacher's weights, and of its forward pass with the features that are kept."""
+    import torch
+    from torch import nn
+
+    from basicsr_effsr.utils.complexity import peak_memory
+
+    distill = train.get('distill') or {}
+    names = set((distill.get('feature_pairs') or {}).values())
+
+    class Asked(nn.Module):
+        """The teacher as it is asked in training; the one image that ``peak_memory`` gives becomes a batch."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = copy.deepcopy(teacher)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            kept: list[Any] = []
+            taps = [
+                self.net.get_submodule(name).register_forward_hook(lambda _, __, output: kept.append(output))
+                for name in names
+            ]
+            try:
+                return self.net(image.repeat(batch, 1, 1, 1))
+            finally:
+                for tap in taps:
+                    tap.remove()
+
+    half = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(distill.get('teacher_dtype') or '')
+    asked = Asked() if half is None else Asked().to(half)
+    return peak_memory(asked, (side, side), num_in_ch=opt['network_t'].get('num_in_ch', 3))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """An option file whose sections may be anything, as to say what is wrong with them is up to the check.
+
+    Raises:
+        UserError: it does not exist, is no YAML in UTF-8, holds no sections, or one that holds itself.
+    """
+    import yaml
+
+    from basicsr_effsr.tools.networks import UserError
+
+    try:
+        options = _copy(yaml.safe_load(file.read_text(encoding='utf-8')))
+    except OSError as error:
+        raise UserError(f'no option file {file} that can be read; give one of options/') from error
+    except UnicodeDecodeError as error:
+        raise UserError(f'{file} must be saved as UTF-8, byte {error.start} is of another encoding') from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
+        raise UserError(f'{file} is not YAML: {_one_line(error)}') from error
+    except RecursionError as error:
+        raise UserError(f'{file} must end somewhere, an anchor (&) is used within its own section') from error
+    if not isinstance(options, dict):
+        raise UserError(f'{file} must hold sections such as network_g and datasets, found {_plain(options)}')
+    return options
 
 
 def command(
@@ -1148,7 +1394,7 @@ def command(
     ] = False,
 ) -> None:
     """Check an option file and say what it will do; exit code 1 if the run would not do what the file says."""
-    from basicsr_effsr.tools.networks import UserError, read_options, stop
+    from basicsr_effsr.tools.networks import UserError, stop
 
     if schema:
         from basicsr_effsr.tools.option_schema import option_schema
@@ -1158,7 +1404,7 @@ def command(
     try:
         if opt is None:
             raise UserError('give an option file with -opt, or ask for the --schema')
-        options = read_options(opt)
+        options = _read(opt)
     except UserError as error:
         raise stop('check', error) from error
     datasets = options.get('datasets')
@@ -1179,7 +1425,8 @@ def _print(file: Path, found: list[Problem], will: Mapping[str, Any]) -> None:
     console = Console(soft_wrap=True)
     table = Table(show_header=False, title=str(file), title_justify='left')
     for key, value in will.items():
-        table.add_row(key, f'{value:,}' if isinstance(value, int) else str(value))
+        parts = value if isinstance(value, list) else [value]
+        table.add_row(key, ' / '.join(f'{part:,}' if isinstance(part, int) else str(part) for part in parts))
     console.print(table)
     for problem in found:
         label, style = ('error', 'red') if problem.fatal else ('warning', 'yellow')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -51,17 +51,124 @@ def _ours(registry: str) -> dict[str, Any]:
     }
 
 
+def _where(key: str, values: Iterable[str], then: Mapping[str, Any]) -> dict[str, Any]:
+    """What holds where an option has one of these values."""
+    return {'if': {'properties': {key: {'enum': list(values)}}, 'required': [key]}, 'then': dict(then)}
+
+
 def _by_type(doc: str, classes: Mapping[str, Section]) -> dict[str, Any]:
     """A section whose options depend on its ``type``; types that are not ours are open."""
-    rules = [
-        {'if': {'properties': {'type': {'const': name}}}, 'then': _object(section)} for name, section in classes.items()
-    ]
     return {
         'description': doc,
-        'type': ['object', 'null'],
+        'type': 'object',
         'required': ['type'],
         'properties': {'type': {'type': 'string', 'examples': list(classes)}},
-        'allOf': rules,
+        'allOf': [_where('type', [name], _object(section)) for name, section in classes.items()],
+    }
+
+
+def _of_these_types(doc: str, classes: Mapping[str, Section]) -> dict[str, Any]:
+    """As ``_by_type``, of no other type."""
+    schema = _by_type(doc, classes)
+    schema['properties']['type'] = {'type': 'string', 'enum': list(classes)}
+    return schema
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The same section, which may also be left empty."""
+    if '$ref' in schema:
+        return {'anyOf': [schema, {'type': 'null'}]}
+    return {**schema, 'type': ['object', 'null']}
+
+
+def _schedulers() -> dict[str, Section]:
+    from basicsr.models import lr_scheduler
+
+    sections: dict[str, Section] = {}
+    for name, cls in spec.SCHEDULERS.items():
+        accepted, _ = spec.keys_of(getattr(lr_scheduler, cls), ('optimizer', 'last_epoch'))
+        known = {k: replace(spec.SCHEDULE.get(k, key), required=key.required) for k, key in accepted.items()}
+        sections[name] = {'type': Key(spec.STR, '', required=True), **known}
+    return sections
+
+
+def _optimizers() -> dict[str, Section]:
+    return {
+        name: {'type': Key(spec.STR, '', required=True), **{k: spec.OPTIMIZER.get(k, Key((), '')) for k in options}}
+        for name, options in spec.OPTIMIZERS.items()
+    }
+
+
+def _metric() -> dict[str, Any]:
+    """A metric; open, as BasicSR's drop options that they do not know."""
+    schema = _object(spec.METRIC_EXTRAS, closed=False)
+    cropping = ['calculate_psnr', 'calculate_ssim', 'calculate_niqe']
+    border = {'type': 'integer', 'minimum': 0, 'description': 'Pixels left out at every side.'}
+    schema['allOf'] = [
+        _where('type', cropping, {'properties': {'crop_border': border}, 'required': ['type', 'crop_border']})
+    ]
+    return schema
+
+
+def _data_sets() -> dict[str, Any]:
+    """Data sets by phase; those whose options are not in the table are open."""
+    disk = [name for name in spec.PAIRED if 'Packed' not in name]
+    backend = {'$ref': '#/definitions/io_backend'}
+    phases = {}
+    for phase, needed in (
+        ('^train$', ('dataroot_gt', 'gt_size', 'batch_size_per_gpu', 'num_worker_per_gpu')),
+        ('^(val|test)(_.*)?$', ('dataroot_gt',)),
+    ):
+        flips = ['use_hflip', 'use_rot'] if phase == '^train$' else []
+        section = _object(
+            {
+                name: replace(key, required=key.required or name in needed)
+                for name, key in spec.DATASET.items()
+                if name not in ('phase', 'scale')
+            }
+        )
+        section['properties'] |= {'io_backend': _or_null(backend)}
+        section['properties']['dataset_enlarge_ratio'] |= {'type': 'number'}
+        section['properties']['filename_tmpl'] |= {'type': 'string', 'pattern': r'\{.*\}'}
+        phases[phase] = {
+            'type': 'object',
+            'required': ['type'],
+            'properties': {'type': {'type': 'string', 'examples': list(spec.PAIRED)}},
+            'allOf': [
+                _where('type', spec.PAIRED, section),
+                _where('type', disk, {'properties': {'io_backend': backend}, 'required': ['io_backend']}),
+                _where('type', ['PairedImageDataset'], {'required': flips}),
+            ],
+        }
+    return {'type': 'object', 'patternProperties': phases, 'additionalProperties': False}
+
+
+def _models() -> list[dict[str, Any]]:
+    """Which options of ``train`` and ``val`` a model has; of those that are not named here, any."""
+    own = {k for k, v in spec.TRAIN.items() if ': EffSRModel' not in v.doc and ': Distill' not in v.doc}
+    keys: dict[str, tuple[Iterable[str], Iterable[str]]] = {'SRModel': (own, spec.VAL)}
+    keys |= {name: (cls.train_keys, cls.val_keys) for name, cls in _ours('MODEL').items()}
+    return [
+        _where(
+            'model_type',
+            [name],
+            {
+                'properties': {
+                    section: {'propertyNames': {'enum': sorted(known)}}
+                    for section, known in (('train', train), ('val', val))
+                }
+            },
+        )
+        for name, (train, val) in keys.items()
+    ]
+
+
+def _in_training() -> dict[str, Any]:
+    """What a file must hold beside ``train``."""
+    val = {'properties': {'val_freq': {'type': 'number'}}, 'required': ['val_freq']}
+    return {
+        'if': {'properties': {'train': {'type': 'object'}}, 'required': ['train']},
+        'then': {'properties': {'logger': {'type': 'object'}, 'val': val}, 'required': ['logger']},
     }
 
 
@@ -74,48 +181,50 @@ def option_schema() -> dict[str, Any]:
         {name: {'type': Key(spec.STR, '', required=True), **spec.keys_of(cls)[0]} for name, cls in _ours(kind).items()}
         for kind in ('ARCH', 'LOSS')
     )
-    data = _object({k: v for k, v in spec.DATASET.items() if k not in ('phase', 'scale')})
-    backend = {k: v for k, v in spec.IO_BACKEND.items() if not v.doc.startswith('Set by')}
-    data['properties']['io_backend'] = _object(backend)
     path = _object(spec.PATH)
-    path['additionalProperties'] = True
-    train = _object(spec.TRAIN)
+    path['patternProperties'] = {'^(pretrain_network|param_key|strict_load)_.+$': {}}  # of further networks
     loss = {'$ref': '#/definitions/loss'}
-    train['properties'] |= {
-        'pixel_opt': loss,
-        'perceptual_opt': loss,
-        'losses': {'type': 'object', 'propertyNames': {'pattern': '^l_'}, 'additionalProperties': loss},
-        'progressive': _object(spec.PROGRESSIVE),
-        'distill': _object(spec.DISTILL),
-    }
     compiled = _object(spec.COMPILE)
-    train['properties']['compile'] |= {key: compiled[key] for key in ('properties', 'additionalProperties')}
-    train['properties']['distill']['properties']['feature_loss'] = loss
-    schedulers = Key(spec.STR, 'Scheduler of BasicSR.', tuple(spec.SCHEDULERS), True)
-    schedule = {name: replace(key, required=False) for name, key in spec.SCHEDULE.items()}
-    train['properties']['scheduler'] = _object({**schedule, 'type': schedulers}, closed=False)
-    train['properties']['optim_g'] = _object(spec.OPTIMIZER, closed=False)
-    val = _object(spec.VAL)
-    val['properties']['tile'] = _object(spec.TILE)
-    val['properties']['metrics'] = {
-        'type': ['object', 'null'],
-        'additionalProperties': _object(spec.METRIC_EXTRAS, closed=False),
+    distill = _object(spec.DISTILL)
+    distill['properties']['feature_loss'] = _or_null(loss)
+    train = _object(spec.TRAIN, closed=False)
+    train['properties'] |= {
+        'pixel_opt': _or_null(loss),
+        'perceptual_opt': _or_null(loss),
+        'losses': {'type': ['object', 'null'], 'additionalProperties': _or_null(loss)},
+        'progressive': _or_null(_object(spec.PROGRESSIVE)),
+        'distill': _or_null(distill),
+        'optim_g': {'$ref': '#/definitions/optimizer'},
+        'scheduler': _of_these_types('Learning rate: type and its options.', _schedulers()),
     }
+    train['patternProperties'] = {'^optim_.+$': {'$ref': '#/definitions/optimizer'}}
+    train['properties']['compile'] |= {key: compiled[key] for key in ('properties', 'additionalProperties')}
+    val = _object(spec.VAL) | {'required': ['save_img']}
+    val['properties']['tile'] = _or_null(_object(spec.TILE))
+    val['properties']['metrics'] = {'type': ['object', 'null'], 'additionalProperties': _metric()}
+    logger = _object(spec.LOGGER)
+    logger['properties']['wandb'] |= _or_null(_object(spec.WANDB))
     schema = _object(spec.TOP)
     schema['properties'] |= {
-        'datasets': {'type': 'object', 'patternProperties': {'^(train|val|test)(_.*)?$': data}},
+        'num_gpu': {
+            'description': spec.TOP['num_gpu'].doc,
+            'anyOf': [{'const': 'auto'}, {'type': 'integer', 'minimum': 0}],
+        },
+        'datasets': _data_sets(),
         'path': path,
-        'train': train,
-        'val': val,
-        'logger': _object(spec.LOGGER),
+        'train': _or_null(train),
+        'val': _or_null(val),
+        'logger': _or_null(logger),
+        'network_g': {'$ref': '#/definitions/network'},
     }
-    schema['properties']['logger']['properties']['wandb'] |= _object(spec.WANDB) | {'type': ['object', 'null']}
-    schema['patternProperties'] = {'^network_.+$': {'$ref': '#/definitions/network'}}
-    for name in ('network_g', 'network_t'):
-        schema['properties'][name] = {'$ref': '#/definitions/network'}
+    del schema['properties']['network_t']
+    schema['patternProperties'] = {'^network_(?!g$).+$': _or_null({'$ref': '#/definitions/network'})}
+    schema['allOf'] = [*_models(), _in_training()]
     schema['definitions'] = {
         'network': _by_type('A network: type and its options.', networks),
         'loss': _by_type('A loss: type and its options.', losses),
+        'optimizer': _of_these_types('An optimizer of torch.optim: type and its options.', _optimizers()),
+        'io_backend': _object({k: v for k, v in spec.IO_BACKEND.items() if not v.doc.startswith('Set by')}),
     }
     return {
         '$schema': 'http://json-schema.org/draft-07/schema#',

@@ -159,6 +159,28 @@ OPTIMIZER: Section = {
     'weight_decay': Key(NUMBER, 'Decay of the weights.', least=0),
     'betas': Key(LIST, 'Decay of the moments.', least=0, below=1, of=NUMBER),
 }
+# optimizers of torch.optim that need no closure, and their options in any version, but for lr; for editors only:
+# the check itself asks the torch that is installed
+_SWITCHES = 'foreach maximize differentiable capturable'
+OPTIMIZERS = {
+    name: ('lr', *options.split())
+    for name, options in {
+        'ASGD': f'lambd alpha t0 weight_decay {_SWITCHES}',
+        'Adadelta': f'rho eps weight_decay {_SWITCHES}',
+        'Adafactor': 'beta2_decay eps d weight_decay foreach maximize',
+        'Adagrad': 'lr_decay weight_decay initial_accumulator_value eps foreach maximize differentiable fused',
+        'Adam': f'betas eps weight_decay amsgrad decoupled_weight_decay fused {_SWITCHES}',
+        'AdamW': f'betas eps weight_decay amsgrad fused {_SWITCHES}',
+        'Adamax': f'betas eps weight_decay {_SWITCHES}',
+        'Muon': 'weight_decay momentum nesterov ns_coefficients eps ns_steps adjust_lr_fn',
+        'NAdam': f'betas eps weight_decay momentum_decay decoupled_weight_decay {_SWITCHES}',
+        'RAdam': f'betas eps weight_decay decoupled_weight_decay {_SWITCHES}',
+        'RMSprop': f'alpha eps weight_decay momentum centered {_SWITCHES}',
+        'Rprop': f'etas step_sizes {_SWITCHES}',
+        'SGD': 'momentum dampening weight_decay nesterov foreach maximize differentiable fused',
+        'SparseAdam': 'betas eps maximize',
+    }.items()
+}
 SCHEDULE: Section = {
     'milestones': Key(LIST, 'Iterations at which the learning rate falls.', required=True, of=NUMBER),
     'gamma': Key(NUMBER, 'To this part.'),
