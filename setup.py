@@ -27,7 +27,7 @@ setup(
         'scikit-image',
         'setuptools; python_version >= "3.12"',
         'tifffile',
-        'torch>=2.5',
+        'torch>=2.4',
         'torchvision',
         'typer>=0.12',
     ],
