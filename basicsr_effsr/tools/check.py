@@ -1017,7 +1017,7 @@ class _Check:
 
 
 def _is_ours(cls: Any) -> bool:
-    return getattr(cls, '__module__', '').startswith('basicsr_effsr.')
+    return any(base.__module__.startswith('basicsr_effsr.') for base in getattr(cls, '__mro__', ()))  # or derived
 
 
 def _split(message: str, where: str) -> tuple[str, str]:
