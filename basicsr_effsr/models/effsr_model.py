@@ -162,8 +162,8 @@ class EffSRModel(SRModel):
         for term in train.get('losses') or {}:
             if not isinstance(term, str) or not term or '.' in term or term in NO_TERMS:
                 raise ValueError(
-                    f'{name}: a key of train.losses must be a name without a dot such as l_edge, and none of the log '
-                    f'or of torch, got {term!r}'
+                    f'{name}: a key of train.losses must be a name without a dot, such as l_edge, that neither '
+                    f'the log nor torch has, got {term!r}'
                 )
         taken = self.reserved_terms | {term for term, key in host.items() if train.get(key)}
         for clash in sorted(taken & set(train.get('losses') or {})):
