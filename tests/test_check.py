@@ -275,12 +275,13 @@ HOST_NETS = {
 
 
 @pytest.mark.parametrize('name', HOST_NETS)
-def test_networks_of_the_host_that_need_memory_have_no_memory_figure(opt, name, capfd):
+def test_networks_of_the_host_that_need_memory_are_counted(opt, name, capfd):
     channels = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'img_range': 255.0, 'rgb_mean': [0.45, 0.44, 0.4]}
     opt['network_g'] = {'type': name, **channels, **HOST_NETS[name], 'upscale': 4}
     problems_found, will = forecast(opt, True)
     assert not [p for p in problems_found if p.fatal]
     assert will['network_g, parameters'] == sum(p.numel() for p in build_network(opt['network_g']).parameters())
+    assert will['estimated memory per GPU, MiB'] > 0
     assert 'Traceback' not in ''.join(capfd.readouterr())
 
 
