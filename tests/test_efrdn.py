@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from basicsr.models import build_model
+from conventions import torchsummaryx_macs
 from nets import CASES
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,33 +57,11 @@ def with_random_statistics(net: nn.Module) -> nn.Module:
 # The paper ------------------------------------------------------------------------------------------
 
 
-def torchsummaryx_macs(net: nn.Module, height: int, width: int) -> float:
-    """Multiply-adds in 10^9 by the rule of torchsummaryX, which the paper's figures follow.
-
-    At each call of a layer: a convolution counts its weight's elements times its output's pixels, any other layer its
-    weight's elements once. So a linear layer is not multiplied by the tokens that go through it, and products of two
-    activations (all of attention) are not counted.
-    """
-    total = 0
-
-    def count(layer: nn.Module, _, out: Tensor) -> None:
-        nonlocal total
-        weight = getattr(layer, 'weight', None)
-        if weight is not None:
-            total += weight.numel() * (math.prod(out.shape[2:]) if isinstance(layer, nn.Conv2d) else 1)
-
-    for layer in net.modules():
-        if not list(layer.children()):
-            layer.register_forward_hook(count)
-    net.eval()(torch.empty(1, 3, height, width, device='meta'))
-    return total / 1e9
-
-
 def cost(size: tuple[int, int] = GRIDS[4], **options) -> tuple[int, float]:
     """Parameters, and 10^9 multiply-adds by torchsummaryX, without memory or work."""
     with torch.device('meta'):
         net = EFRDN(**options)
-    return sum(p.numel() for p in net.parameters()), torchsummaryx_macs(net, *size)
+    return sum(p.numel() for p in net.parameters()), torchsummaryx_macs(net, size)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +85,7 @@ def test_rule_of_torchsummaryx(layer, shape, expected):
             self.layer(torch.empty(shape, device='meta'))
             return self.layer(torch.empty(shape, device='meta'))
 
-    assert torchsummaryx_macs(Twice(), 1, 1) == pytest.approx(2 * expected / 1e9, rel=1e-12)
+    assert torchsummaryx_macs(Twice(), (1, 1)) == pytest.approx(2 * expected / 1e9, rel=1e-12)
 
 
 # table, row, options, parameters, 10^9 multiply-adds by torchsummaryX; both as the paper prints them
