@@ -90,7 +90,7 @@ def test_published_sizes(blocks, sizes):
     ids=['baseline', 'ID', 'ID+AS', 'ID+CS', 'ASID', 'IntraGroup'],
 )
 def test_tables_3_and_4(options, parameters, paper, gmacs, paper_gmacs):
-    """Multiply-adds by the rule of thop, which has no attention products but small terms of its own, to the last digit."""
+    """Multiply-adds by the rule of thop, which leaves out attention products and adds small terms, to the digit."""
     assert size(upscale=2, **options) == parameters
     assert round(parameters / 1000) == paper
     macs = count_macs(ASID(upscale=2, **options).eval(), (360, 640))
