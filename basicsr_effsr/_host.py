@@ -19,8 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from basicsr_effsr._autoload import DEAD_TORCHVISION, OPTIONS, REGISTRY
-
-ALIAS_SUFFIX = '_effsr'
+from basicsr_effsr._registration import ALIAS_SUFFIX
 
 
 class _AdaptingLoader:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from pkgutil import iter_modules
 
+ALIAS_SUFFIX = '_effsr'
 ROOMS = {'arch': 'archs', 'loss': 'losses', 'dataset': 'data', 'model': 'models'}  # registry -> our folder
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from basicsr.archs import build_network
 from PIL import Image
 from skimage import data
 from typer.testing import CliRunner
@@ -248,16 +247,6 @@ class TestReading:
         Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / 'f.tif')
         with pytest.raises(UserError, match=r'f\.tif cannot be read as an image'):
             read_rgb(tmp_path / 'f.tif')
-
-
-def test_scale_comes_from_the_network_the_file_or_the_default():
-    network = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1}
-    assert evaluate.scale_of(build_network({**network, 'scale': 2}), {**network, 'scale': 2}, 2) == 2
-    assert evaluate.scale_of(torch.nn.Identity(), {**network, 'scale': 2}) == 2
-    assert evaluate.scale_of(torch.nn.Identity(), network) == 4
-    assert evaluate.scale_of(HASN(**TINY), {'type': 'HASN'}, 4) == 2
-    with pytest.raises(UserError, match='does not say its scale factor'):
-        evaluate.scale_of(torch.nn.Identity(), {'type': 'VGGStyleDiscriminator'})
 
 
 def test_error_map_is_black_where_equal_and_white_where_far():

@@ -602,6 +602,16 @@ class TestInference:
         model.validation(None, 1, None)
         assert seen[1] is None
 
+    def test_validation_in_the_deployed_form_draws_nothing(self, opt, monkeypatch):
+        """A run that was killed in a validation resumes before it, and must draw what the other one draws."""
+        opt['network_g'] = {'type': 'DPARN', 'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
+        model, forms = self.model(opt), []
+        monkeypatch.setattr(type(model).__mro__[1], 'validation', lambda self, *_: forms.append(self._deployed))
+        before = torch.get_rng_state()
+        model.validation(None, 1, None)
+        assert forms[0].deploy
+        assert torch.equal(torch.get_rng_state(), before)
+
     @pytest.mark.parametrize('off', [0, None, False])
     def test_testing_leaves_the_training_mode(self, opt, off):
         opt['train']['ema_decay'] = off

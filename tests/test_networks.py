@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from basicsr.archs import build_network
 
-from basicsr_effsr.tools.networks import UserError, check_folder, describe, read_options
+from basicsr_effsr.archs.hasn_arch import HASN
+from basicsr_effsr.tools.networks import UserError, check_folder, describe, read_options, scale_of
 
 
 @pytest.mark.parametrize(
@@ -65,3 +68,13 @@ def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / 'locked').mkdir(mode=0o500)
     with pytest.raises(UserError, match='cannot be written'):
         check_folder(Path(tmp_path / 'locked' / 'below'))
+
+
+def test_scale_comes_from_the_network_the_file_or_the_default():
+    network = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1}
+    assert scale_of(build_network({**network, 'scale': 2}), {**network, 'scale': 2}, 2) == 2
+    assert scale_of(torch.nn.Identity(), {**network, 'scale': 2}) == 2
+    assert scale_of(torch.nn.Identity(), network) == 4
+    assert scale_of(HASN(num_feat=8, num_block=1, upscale=2), {'type': 'HASN'}, 4) == 2
+    with pytest.raises(UserError, match='does not say its scale factor'):
+        scale_of(torch.nn.Identity(), {'type': 'VGGStyleDiscriminator'})

@@ -17,6 +17,7 @@ from basicsr_effsr._loop import replacements
 from basicsr_effsr.data.draws import SampleIndex, draw
 from datasets_prep.files import read_image, write_png
 from datasets_prep.jobs import Plan
+from datasets_prep.lmdb_maker import make_lmdb
 from datasets_prep.lr import make_lr
 from datasets_prep.pack import make_pack
 from datasets_prep.pack_format import PackError
@@ -80,6 +81,22 @@ def test_equal_to_the_folder_data_set_sample_by_sample(pair, options):
 def test_the_comparison_above_meets_every_symmetry():
     draws = [draw(SampleIndex(p % 3, 5, 2, p), (16, 20), 8, True, True)[2:] for p in range(48)]
     assert len(set(draws)) == 8
+
+
+def test_every_form_has_the_order_of_the_folder(tmp_path):
+    """Else the same run draws other images from it: one name is the beginning of another."""
+    for i, name in enumerate(('img', 'img-2', 'img3', 'im')):
+        write_png(tmp_path / 'HR' / f'{name}.png', noise(24, 24, 3, seed=i))
+    make_lr(tmp_path / 'HR', tmp_path, scales=(3,))
+    for folder in ('HR', 'X3'):
+        make_pack(tmp_path / folder, tmp_path / f'{folder}.pack')
+        make_lmdb(tmp_path / folder, tmp_path / f'{folder}.lmdb')
+    data = folders(tmp_path)
+    roots = {'dataroot_gt': str(tmp_path / 'HR.lmdb'), 'dataroot_lq': str(tmp_path / 'X3.lmdb')}
+    stored = folders(tmp_path, **roots, io_backend={'type': 'lmdb'})
+    for other in (packed(tmp_path), stored):
+        for i in range(4):
+            assert_same(other[SampleIndex(i, 7, 2, i)], data[SampleIndex(i, 7, 2, i)])
 
 
 def test_crops_and_turns_are_distributed_as_the_hosts(tmp_path):

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize
 
 from basicsr_effsr.data.draws import Draw, SampleIndex, draw
-from datasets_prep.pack_format import PACK_SUFFIX, Pack
+from datasets_prep.pack_format import PACK_SUFFIX, Pack, folder_order
 from datasets_prep.templates import check_file_template
 
 __all__ = ['PackedPairedImageDataset']
@@ -95,7 +95,7 @@ class PackedPairedImageDataset(Dataset):
         template = opt.get('filename_tmpl', '{}')
         check_file_template('PackedPairedImageDataset: filename_tmpl', template)
         self.gt, self.lq = PackSet(opt['dataroot_gt']), PackSet(opt['dataroot_lq'])
-        self.pairs = [(name, template.format(name)) for name in sorted(self.gt.where)]
+        self.pairs = [(name, template.format(name)) for name in sorted(self.gt.where, key=folder_order)]
         self._check()
 
     def _check(self) -> None:

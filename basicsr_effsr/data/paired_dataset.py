@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize
 
 from basicsr_effsr.data.draws import SampleIndex, cut, draw
+from datasets_prep.pack_format import folder_order
 
 __all__ = ['EffSRPairedDataset']
 
@@ -99,7 +100,8 @@ class EffSRPairedDataset(Dataset):
         if self.backend['type'] == 'lmdb':
             self.backend.update(db_paths=[lq, gt], client_keys=['lq', 'gt'])
             try:
-                self.paths = paired_paths_from_lmdb([lq, gt], ['lq', 'gt'])
+                pairs = paired_paths_from_lmdb([lq, gt], ['lq', 'gt'])
+                self.paths = sorted(pairs, key=lambda pair: folder_order(pair['gt_path']))
             except (OSError, ValueError) as error:
                 raise ValueError(
                     f'{lq} and {gt} must be LMDB folders with the same keys in their meta_info.txt ({error}); make '

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +28,7 @@ from basicsr_effsr.utils.checkpoint import (
     remove_leftovers,
     save_atomic,
 )
+from basicsr_effsr.utils.deploy import can_be_deployed, deployed
 from basicsr_effsr.utils.options import refuse_unknown
 from basicsr_effsr.utils.self_ensemble import self_ensemble
 from basicsr_effsr.utils.tiling import BLENDS, tiled_forward
@@ -47,12 +47,6 @@ LEAST_SCALE = 1.0  # of the loss under fp16; a gradient that overflows without b
 HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 NO_TERMS = {'epoch', 'iter', 'lrs', 'time', 'data_time', *dir(nn.ModuleDict())}  # the host's log and torch have these
 SCHEDULE = ('milestones', 'gamma', 'restarts', 'periods', 'restart_weights', 'eta_min', 'base_lrs')
-
-
-def _offers_deployed_form(net: nn.Module) -> bool:
-    """True if ``net.fuse(inplace=False)`` is a copy: another's ``fuse()`` may change the network that is trained."""
-    fuse = getattr(net, 'fuse', None)
-    return callable(fuse) and hasattr(net, 'deploy') and 'inplace' in inspect.signature(fuse).parameters
 
 
 def check_tile(who: str, tile: Any) -> None:
@@ -409,16 +403,16 @@ class EffSRModel(SRModel):
 
     def validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False) -> None:
         net = getattr(self, 'net_g_ema', None) or self.get_bare_model(self.net_g)
-        if self.opt['val'].get('fuse', True) and _offers_deployed_form(net) and not net.deploy:
-            was_training = net.training
-            self._deployed = net.eval().fuse(inplace=False).eval()
-            net.train(was_training)
         states = random_states()
         try:
+            if self.opt['val'].get('fuse', True) and can_be_deployed(net):
+                was_training = net.training
+                self._deployed = deployed(net)
+                net.train(was_training)
             super().validation(dataloader, current_iter, tb_logger, save_img)
         finally:
             self._deployed = None
-            restore_random_states(states)  # loaders draw a seed; a run resumed after this validation does not
+            restore_random_states(states)  # loaders and new layers draw; a run resumed after this validation does not
         if self.is_train and self._saved == current_iter:
             self._save_side_file(current_iter)  # with the scores of this validation
 

@@ -24,9 +24,8 @@ import numpy as np
 import typer
 
 from basicsr_effsr.tools import networks
-from basicsr_effsr.tools.evaluate import scale_of
 from basicsr_effsr.tools.image_files import read_rgb
-from basicsr_effsr.tools.networks import UserError
+from basicsr_effsr.tools.networks import UserError, scale_of
 
 if TYPE_CHECKING:
     import torch
@@ -845,6 +844,8 @@ def command(
     """Parameters, multiply-adds, memory and latency, with RLFN and SPAN measured in turns in the same process."""
     import torch
 
+    from basicsr_effsr.utils.deploy import can_be_deployed, deployed
+
     try:
         if out is not None:
             networks.check_folder(out)
@@ -881,8 +882,8 @@ def command(
             if min(height, width) < least:
                 raise UserError(f'--size {height}x{width}: {type(net).__name__} needs at least {least} pixels a side')
         forms = {'as trained': net}
-        if hasattr(net, 'fuse') and not getattr(net, 'deploy', False):
-            forms['deployed'] = net.fuse().eval()  # type: ignore[operator]
+        if can_be_deployed(net):
+            forms['deployed'] = deployed(net)
         on_gpu = where.type == 'cuda'
         rounds = runs or (50 if on_gpu else 10)
         before = warmup if warmup is not None else (10 if on_gpu else 2)

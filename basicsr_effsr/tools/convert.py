@@ -160,13 +160,14 @@ def recognise(
         UserError: no network of ours, or not the given one; the message lists what does not fit.
     """
     from basicsr_effsr.utils.checkpoint import read_state_dict
+    from basicsr_effsr.utils.deploy import can_be_deployed
     from basicsr_effsr.utils.identify import NETWORKS, candidates, identify, looks_like
 
     state, renamed, dropped = to_official_names(strip_wrappers(read_state_dict(source, param_key)))
     if network is not None:
         net = on_meta(network)
         problem = misfit(net, state)
-        if problem and hasattr(net, 'fuse') and not misfit(on_meta({**network, 'deploy': True}), state):
+        if problem and can_be_deployed(net) and not misfit(on_meta({**network, 'deploy': True}), state):
             return state, {**network, 'deploy': True}, renamed, dropped
         if problem:
             own = identify(state, on_meta)
@@ -237,6 +238,7 @@ def convert(
     import torch
 
     from basicsr_effsr.utils.checkpoint import read_state_dict, write_atomic
+    from basicsr_effsr.utils.deploy import can_be_deployed, deployed
 
     state, found, renamed, dropped = recognise(source, network, param_key)
     assumed = assumed_of(found, network or stated(source) or {})
@@ -244,9 +246,9 @@ def convert(
     net.load_state_dict(state, strict=True)
     kept: Mapping[str, Tensor] = state
     if fuse:
-        if not hasattr(net, 'fuse') or getattr(net, 'deploy', False):
+        if not can_be_deployed(net):
             raise UserError(f'{found["type"]} of {source} has no other form to be deployed; leave --fuse out')
-        net = net.fuse()  # type: ignore[operator]
+        net = deployed(net)
         found, kept = {**found, 'deploy': True}, {}
     # the dtype of the source stays; counters that it lacks are the network's
     plain = {name: kept.get(name, tensor).detach().contiguous() for name, tensor in net.state_dict().items()}
@@ -308,10 +310,10 @@ def command(
             raise UserError('--scale and --set need --arch')
         if out is None:
             state, found, renamed, dropped = recognise(source, network, param_key)
-            deployed = bool(found.get('deploy'))
+            is_deployed = bool(found.get('deploy'))
             count = sum(tensor.numel() for tensor in state.values())
             assumed = assumed_of(found, network or stated(source) or {})
-            report = Report(str(source), '', '', found, count, renamed, dropped, deployed, assumed)
+            report = Report(str(source), '', '', found, count, renamed, dropped, is_deployed, assumed)
         else:
             if out.resolve() == source.resolve():
                 raise UserError(f'{out} is the source; give another name')

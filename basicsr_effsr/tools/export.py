@@ -516,6 +516,7 @@ def _network_to_export(
 ) -> tuple[dict[str, Any], nn.Module]:
     """The network option, as recognised and deployed, and the network in eval mode."""
     from basicsr_effsr.tools.convert import recognise
+    from basicsr_effsr.utils.deploy import deployed
 
     if weights is None:
         assert network is not None
@@ -524,7 +525,7 @@ def _network_to_export(
         state, network, _, _ = recognise(weights, network, key)
         net = networks.build(network, None, fuse=False)
         net.load_state_dict(state, strict=True)
-        net = networks.deployed(net) if fuse else net
+        net = deployed(net) if fuse else net
     return {**network, 'deploy': True} if getattr(net, 'deploy', False) else network, net
 
 

@@ -21,6 +21,7 @@ import typer
 from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.image_files import DEEP, ENDINGS, SUFFIXES, Picture, check_size, fitting, read, write
 from basicsr_effsr.tools.networks import UserError
+from basicsr_effsr.utils.deploy import deployed
 from basicsr_effsr.utils.memory import out_of_memory
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ def load_network(
         net.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise UserError(f'{weights} is of {found}, which --scale or --set contradict; leave them out') from error
-    return networks.deployed(net), network, weights
+    return deployed(net), network, weights
 
 
 def at_least(image: Tensor, side: int) -> Tensor:

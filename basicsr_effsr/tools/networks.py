@@ -129,6 +129,7 @@ def build(
     from basicsr.utils.registry import ARCH_REGISTRY
 
     from basicsr_effsr.utils.checkpoint import load_into
+    from basicsr_effsr.utils.deploy import deployed
 
     options = dict(network)
     try:
@@ -142,13 +143,6 @@ def build(
     if weights is not None:
         load_into(net, weights, param_key=param_key)
     return deployed(net) if fuse else net.eval()
-
-
-def deployed(net: nn.Module) -> nn.Module:
-    """The network in eval mode, and in its deployed form if it has one."""
-    if hasattr(net, 'fuse') and not getattr(net, 'deploy', False):
-        net = net.fuse()  # type: ignore[operator]
-    return net.eval()
 
 
 def scale_of(net: nn.Module, network: Mapping[str, Any], told: Any = None) -> int:

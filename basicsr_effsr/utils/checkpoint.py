@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basicsr_effsr.utils.deploy import can_be_deployed, deployed
+
 CONTAINERS = (
     'params_ema',
     'params-ema',
@@ -133,13 +135,7 @@ def _tried(net: nn.Module, state: Mapping[str, Tensor], strict: bool) -> Any:
 
 
 def _fits_fused(net: nn.Module, given: Mapping[str, tuple[int, ...]]) -> bool:
-    if not hasattr(net, 'fuse') or getattr(net, 'deploy', False):
-        return False
-    try:
-        fused = copy.deepcopy(net).to('meta').fuse()
-    except Exception:  # foreign networks may fuse in other ways
-        return False
-    return _shapes(fused.state_dict()) == given
+    return can_be_deployed(net) and _shapes(deployed(copy.deepcopy(net).to('meta')).state_dict()) == given
 
 
 def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:
