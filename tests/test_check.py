@@ -6,8 +6,10 @@ import copy
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,7 +20,7 @@ from typer.testing import CliRunner
 from basicsr_effsr._loop import replacements
 from basicsr_effsr.cli import app
 from basicsr_effsr.tools import check
-from basicsr_effsr.tools.check import forecast, list_pairs, problems
+from basicsr_effsr.tools.check import forecast, image_size, list_pairs, problems
 from basicsr_effsr.tools.option_schema import option_schema
 from basicsr_effsr.utils.complexity import count_params, peak_memory
 
@@ -107,7 +109,13 @@ FAULTS = [
     ('train.optim_g.type', 'AdamX', r"torch\.optim has no 'AdamX'"),
     ('train.scheduler.type', 'StepLR', r"BasicSR has no 'StepLR'; did you mean 'MultiStepLR'"),
     ('train.scheduler.gama', 0.5, r"train\.scheduler\.gama: .*'gamma'"),
-    ('train.total_iter', '20', r"train\.total_iter: must be .*got '20'"),
+    ('train.total_iter', '20', r"train\.total_iter: must be .*got '20'; in quotes it is a text, write 20 without them"),
+    ('network_g.num_feat', '1e1', r"network_g\.num_feat: must be a whole number, got '1e1'$"),
+    (
+        'train.optim_g.lr',
+        '1',
+        r"train\.optim_g\.lr: must be a number, got '1'; in quotes it is a text, write 1 without",
+    ),
     ('train.amp', 'fp8', r'train\.amp: must be one of bf16, fp16'),
     ('train.accumulate', 2, r'train\.accumulate: must divide the batch of 5, got 2'),
     ('train.losses', {}, r'train\.losses: names no loss'),
@@ -453,7 +461,10 @@ def test_a_host_data_set_ends_early_too(opt):
 
 def test_pairs_of_another_scale_and_unreadable_images_are_named(opt, data):
     Image.new('RGB', (48, 40)).save(data / 'LR' / '3.png')
-    assert any('3.png (96x80) must be 4 times the size of' in t and 'it is 2 times' in t for t in found(opt))
+    assert any(
+        '3.png (96x80) must be 4 times the size of' in t and 'it is 2 times as wide and 2 times as high' in t
+        for t in found(opt)
+    )
     whole = (data / 'LR' / '2.png').read_bytes()
     (data / 'LR' / '3.png').write_bytes(whole[:-20])
     assert any('LR/3.png is cut off' in t for t in found(opt))
@@ -465,12 +476,58 @@ def test_pairs_of_another_scale_and_unreadable_images_are_named(opt, data):
     assert any('3.png does not exist, the partner of' in t for t in found(opt))
 
 
+def test_the_ratio_of_both_sides_is_said(opt, data):
+    Image.new('RGB', (23, 20)).save(data / 'LR' / '3.png')
+    assert any('it is 4.17 times as wide and 4 times as high' in t for t in found(opt))
+
+
+@pytest.mark.parametrize('kind', ['png', 'jpg'])
+def test_images_of_validation_that_cannot_be_decoded_are_named(opt, data, kind):
+    """Their headers are whole; the first validation would end the run without a word on the file."""
+    noise = np.random.default_rng(0).integers(0, 256, (80, 96, 3), np.uint8)
+    for folder, image in (('HR', noise), ('LR', noise[::4, ::4])):
+        (data / 'val' / folder).mkdir(parents=True)
+        Image.fromarray(image).save(data / 'val' / folder / f'a.{kind}')
+    opt['datasets']['val'] |= {'dataroot_gt': str(data / 'val' / 'HR'), 'dataroot_lq': str(data / 'val' / 'LR')}
+    assert not found(opt)
+    file = data / 'val' / 'HR' / f'a.{kind}'
+    whole = file.read_bytes()
+    damaged = whole[: len(whole) // 3] if kind == 'jpg' else whole[:2000] + bytes(200) + whole[2200:]
+    file.write_bytes(damaged)
+    assert image_size(str(file)) == (80, 96)
+    (text,) = found(opt)
+    assert text.startswith(f'datasets.val: {file} cannot be decoded (')
+
+
+def test_images_of_validation_that_are_too_small_for_the_network_are_refused(opt, data):
+    for folder, size in (('HR', (96, 56)), ('LR', (24, 14))):
+        (data / 'val' / folder).mkdir(parents=True)
+        Image.new('RGB', size).save(data / 'val' / folder / 'a.png')
+    opt['datasets']['val'] |= {'dataroot_gt': str(data / 'val' / 'HR'), 'dataroot_lq': str(data / 'val' / 'LR')}
+    words = 'datasets.val.dataroot_lq: HASN needs LR images of at least 15 pixels a side, the smallest side is 14; '
+    assert found(opt) == [words + 'leave the image out']
+
+
+@pytest.mark.parametrize('few', [100, 5])
+def test_one_small_image_among_many_is_found_where_looking_is_cheap(opt, data, monkeypatch, few):
+    monkeypatch.setattr(check, 'FEW_PAIRS', few)
+    monkeypatch.setattr(check, 'SAMPLED_PAIRS', 2)
+    for i in range(5, 60):
+        for folder in ('HR', 'LR'):
+            shutil.copy(data / folder / '0.png', data / folder / f'{i}.png')
+    for folder, size in (('HR', (96, 60)), ('LR', (24, 15))):
+        Image.new('RGB', size).save(data / folder / '41.png')
+    told = 'the smallest is 24x15; lower gt_size' in ' '.join(found(opt))
+    assert told == (few == 100), 'of a larger folder only a sample is read'
+
+
 def test_surplus_images_are_refused(opt, data):
     Image.new('RGB', (24, 20)).save(data / 'LR' / 'more.png')
     assert any('5 HR and' in t and '6 LR images' in t for t in found(opt))
 
 
-def test_every_header_is_read_of_validation_and_of_training_when_asked_for(opt, data):
+def test_every_header_is_read_of_validation_and_of_training_when_asked_for(opt, data, monkeypatch):
+    monkeypatch.setattr(check, 'FEW_PAIRS', 50)
     for i in range(60):
         Image.new('RGB', (96, 80)).save(data / 'HR' / f'x{i:02}.png')
         Image.new('RGB', (24, 20)).save(data / 'LR' / f'x{i:02}.png')
@@ -525,7 +582,7 @@ def test_a_list_of_images_in_another_encoding_is_named(opt, data):
     assert text.endswith('meta.txt must be a text in UTF-8; save it as such')
 
 
-def test_images_of_any_size_are_measured(opt, data, monkeypatch):
+def test_images_ofany_size_are_measured(opt, data, monkeypatch):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)  # Pillow refuses more than twice as many
     assert problems(opt, True) == []
     assert Image.MAX_IMAGE_PIXELS == 100

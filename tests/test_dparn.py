@@ -418,7 +418,7 @@ def test_convolutional_form_states_an_exact_halo():
 
 
 @pytest.mark.slow
-def test_onnx_of_the_fused_form_takes_any_size(tmp_path):
+def test_onnx_of_the_fused_form_takesany_size(tmp_path):
     pytest.importorskip('onnxscript')
     onnxruntime = pytest.importorskip('onnxruntime')
     net = DPARN(**TINY).fuse().eval()

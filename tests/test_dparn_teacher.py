@@ -240,7 +240,7 @@ def test_masks_take_the_dtype_of_the_tokens_where_only_parameters_are_cast(masks
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (1, 7), (3, 2), (5, 9), (8, 8), (8, 11)], ids=str)
-def test_any_size_is_padded_by_reflection_and_cropped(shape):
+def testany_size_is_padded_by_reflection_and_cropped(shape):
     net = DPARNTeacher(**TINY, upscale=3).double().eval()
     x = torch.rand(2, 3, *shape, dtype=torch.float64)
     missing = [(-side) % 4 for side in shape]

@@ -633,7 +633,7 @@ def test_statistics_of_batch_norms_follow_in_the_average(tmp_path):
 
 
 @pytest.mark.slow
-def test_onnx_of_the_fused_form_takes_any_size(tmp_path):
+def test_onnx_of_the_fused_form_takesany_size(tmp_path):
     """Also sizes whose pixels do not divide by the strips; there attention is no longer fused."""
     pytest.importorskip('onnxscript')
     onnxruntime = pytest.importorskip('onnxruntime')

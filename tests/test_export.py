@@ -47,7 +47,7 @@ def left(folder):
 
 @pytest.mark.parametrize('scale', [2, 3, 4])
 @pytest.mark.parametrize('name', ['IMDN', 'HASN'])
-def test_onnx_takes_any_size_and_equals_pytorch(name, scale, tmp_path):
+def test_onnx_takesany_size_and_equals_pytorch(name, scale, tmp_path):
     net = tiny(name, upscale=scale)
     report = export(net, Form.onnx, tmp_path / 'net.onnx', metadata={'network': name})
     assert report.largest < 1e-5

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 Options = Mapping[str, Any]
 NONE: Section = MappingProxyType({})
 BUILT_LOSSES = ('basicsr.losses.', 'basicsr_effsr.losses.')  # modules of losses whose constructors are tried
-SAMPLED_PAIRS = 24  # headers read per data set when a run is about to start; all of them with --all
+FEW_PAIRS = 2000  # of folders with more only a sample of headers is read when a run is about to start, without --all
+SAMPLED_PAIRS = 24
 
 
 @dataclass(frozen=True)
@@ -157,11 +158,15 @@ def _keys_read(model: type) -> set[str]:
 
 def _type_fix(value: Any, key: Key) -> str:
     if isinstance(value, str) and {'int', 'number'} & set(key.kinds):
-        try:
-            float(value)
-        except ValueError:
-            return ''
-        return f'; YAML reads it as a text, write !!float {value}'
+        fixes: dict[type, str] = {int: f'; in quotes it is a text, write {value} without them'}
+        if 'number' in key.kinds:
+            fixes[float] = f'; YAML reads it as a text, write !!float {value}'
+        for kind, fix in fixes.items():
+            try:
+                kind(value)
+            except ValueError:
+                continue
+            return fix
     return ''
 
 
@@ -320,6 +325,7 @@ class _Check:
             self.missing('scale', 'the factor between the sizes of HR and LR images')
         if self.is_train:
             self.training(model, nets)
+        self.least_input(nets.get('network_g'))
         self.validation(model)
         self.as_the_model_does(model, nets.get('network_g'))
 
@@ -610,7 +616,8 @@ class _Check:
         patch = side // scale if training and isinstance(side, int) else 1
         if training and isinstance(side, int) and side % scale:
             self.fatal(f'{where}.gt_size', f'must be a multiple of scale {scale}, got {side}')
-        step = 1 if self.every_image or not training else max(1, len(pairs) // SAMPLED_PAIRS)
+        every = self.every_image or not training or len(pairs) <= FEW_PAIRS or pairs[0].known is not None
+        step = 1 if every else len(pairs) // SAMPLED_PAIRS
         sizes = []
         for pair in pairs[::step]:
             try:
@@ -621,14 +628,19 @@ class _Check:
             whole = gt == (lq[0] * scale, lq[1] * scale)
             cropped = not training and all(0 <= g - small * scale < scale for g, small in zip(gt, lq, strict=True))
             if not whole and not cropped:
-                ratio = f'{gt[0] / lq[0]:.3g}'
                 self.fatal(
                     f'{where}.dataroot_lq',
                     f'{pair.gt} ({gt[1]}x{gt[0]}) must be {scale} times the size of {pair.lq} ({lq[1]}x{lq[0]}), it is '
-                    f'{ratio} times; check scale and the folder',
+                    f'{gt[1] / lq[1]:.3g} times as wide and {gt[0] / lq[0]:.3g} times as high; check scale and the '
+                    'folder',
                 )
                 return
             sizes.append(lq)
+        if not training:  # few images, each of which would stop the run in its first validation
+            damaged = undecodable([file for pair in pairs if pair.known is None for file in (pair.gt, pair.lq)])
+            if damaged:
+                self.fatal(where, damaged)
+                return
         smallest = (min(s[0] for s in sizes), min(s[1] for s in sizes)) if sizes else None
         self.images[phase].smallest_lq = smallest
         if smallest and min(smallest) < patch:
@@ -861,6 +873,18 @@ class _Check:
             if isinstance(parts, int) and isinstance(batch, int) and batch % parts:
                 self.fatal('train.accumulate', f'must divide the batch of {batch}, got {parts}')
 
+    def least_input(self, net: Any) -> None:
+        """Images of validation and testing against the network's least input."""
+        least = getattr(net, 'min_size', 1)
+        for phase, images in self.images.items():
+            if phase.startswith('train') or images.smallest_lq is None or min(images.smallest_lq) >= least:
+                continue
+            self.fatal(
+                f'datasets.{phase}.dataroot_lq',
+                f'{type(net).__name__} needs LR images of at least {least} pixels a side, the smallest side is '
+                f'{min(images.smallest_lq)}; leave the image out',
+            )
+
     def gpus_of_one_process(self) -> int:
         """By so many BasicSR multiplies the batch of a loader: num_gpu, but not if a launcher starts the processes."""
         number = self.opt.get('num_gpu')
@@ -1053,11 +1077,11 @@ def image_size(path: str) -> tuple[int, int]:
     """
     from PIL import Image
 
-    from basicsr_effsr.tools.image_files import _any_size
+    from basicsr_effsr.tools.image_files import any_size
 
     cut_off = False
     try:
-        with warnings.catch_warnings(), _any_size(), Image.open(path) as image:
+        with warnings.catch_warnings(), any_size(), Image.open(path) as image:
             warnings.simplefilter('ignore')
             cut_off = image.format == 'PNG' and b'IEND' not in _last_bytes(path, 64)
             size = image.height, image.width
@@ -1068,6 +1092,27 @@ def image_size(path: str) -> tuple[int, int]:
     if cut_off:
         raise ValueError(f'{path} is cut off: a PNG ends with IEND; replace it')
     return size
+
+
+def undecodable(files: list[str]) -> str:
+    """The first of the files whose pixels cannot be read, in words; empty if all can. Decodes on several threads."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from PIL import Image
+
+    from basicsr_effsr.tools.image_files import any_size
+
+    def fault(path: str) -> str:
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except Exception as error:  # decoders raise what they like
+            return f'{path} cannot be decoded ({" ".join(str(error).split())}); replace it'
+        return ''
+
+    with warnings.catch_warnings(), any_size(), ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
+        warnings.simplefilter('ignore')
+        return next(filter(None, threads.map(fault, files)), '')
 
 
 def _last_bytes(path: str, count: int) -> bytes:

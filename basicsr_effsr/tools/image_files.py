@@ -59,7 +59,7 @@ class Picture:
 
 
 @contextmanager
-def _any_size() -> Iterator[None]:
+def any_size() -> Iterator[None]:
     """Lifts Pillow's limit of pixels: the images are the user's own."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
@@ -215,7 +215,7 @@ def read(file: Path) -> Picture:
     """
     try:
         data = file.read_bytes()
-        with _any_size(), warnings.catch_warnings():
+        with any_size(), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # what is damaged is raised, or told as lost
             pixels, orientation, told, icc, lost = _read_deep_tiff(data) or _read_others(data)
     except Exception as error:  # decoders raise what they like on damaged files, SyntaxError among them
