@@ -10,7 +10,7 @@ import torch
 from basicsr.archs import build_network
 
 from basicsr_effsr.archs.hasn_arch import HASN
-from basicsr_effsr.tools.networks import UserError, check_folder, describe, read_options, scale_of
+from basicsr_effsr.tools.networks import UserError, build, check_folder, describe, read_options, scale_of
 
 
 @pytest.mark.parametrize(
@@ -78,3 +78,24 @@ def test_scale_comes_from_the_network_the_file_or_the_default():
     assert scale_of(HASN(num_feat=8, num_block=1, upscale=2), {'type': 'HASN'}, 4) == 2
     with pytest.raises(UserError, match='does not say its scale factor'):
         scale_of(torch.nn.Identity(), {'type': 'VGGStyleDiscriminator'})
+
+
+def test_nothing_is_printed_where_a_name_is_taken_for_another(capsys):
+    """BasicSR says so on standard output, where JSON may be wanted."""
+    net = build({'type': 'SRVGGNetCompact', 'num_feat': 4, 'num_conv': 1}, None)
+    assert scale_of(net, {'type': 'SRVGGNetCompact'}) == 4
+    assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize(
+    ('network', 'words'),
+    [
+        ({'type': 'HASM'}, "there is no network 'HASM'; did you mean 'HASN'"),
+        ({'type': 'HASN', 'num_feats': 3}, 'HASN: .*num_feats.*; correct its options'),
+        ({'type': 'SwinIR', 'img_size': 30, 'window_size': 8}, 'SwinIR: .*; correct its options'),
+        ({'type': 'RRDBNet', 'num_in_ch': 3}, 'RRDBNet: .*num_out_ch.*; correct its options'),
+    ],
+)
+def test_networks_that_cannot_be_built_are_one_sentence(network, words):
+    with pytest.raises(UserError, match=words):
+        build(network, None)

@@ -766,20 +766,6 @@ def _print(report: Report) -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def registered(name: Any) -> str:
-    """The name under which a network is registered; BasicSR's own look-up prints, which would break JSON.
-
-    Raises:
-        UserError: there is none.
-    """
-    from basicsr_effsr.tools.check import lookup, near
-
-    found, known = lookup('ARCH', name)
-    if found is None:
-        raise UserError(f'there is no network {name!r}; {near(name, known)}')
-    return name if name in known else f'{name}_basicsr'
-
-
 def _refuse_idle(given: Mapping[str, Any], protocol: str | None, no_latency: bool) -> None:
     """Refuses options that would change nothing, and values out of range.
 
@@ -861,7 +847,6 @@ def command(
         if data is not None:
             images_of(data)
         network, checkpoint, key = networks.describe(opt, arch, scale, weights, settings, param_key)
-        network['type'] = registered(network['type'])
         if checkpoint is not None and not checkpoint.is_file() and weights is None:
             checkpoint = None  # cost does not depend on weights; a test file may name some that are not there
         net = networks.build(network, checkpoint, key, fuse=False)

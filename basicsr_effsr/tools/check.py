@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from basicsr_effsr.tools import option_spec as spec
+from basicsr_effsr.tools.networks import UserError, lookup, near, stop
 from basicsr_effsr.tools.option_spec import Key, Section
 
 if TYPE_CHECKING:
@@ -55,43 +56,18 @@ class Problem:
 def problems(opt: Any, is_train: bool, *, every_image: bool = False) -> list[Problem]:
     """What is wrong with the options, worst first; ``opt`` is not changed and nothing is written.
 
-    Reads names of files, headers of a sample of images and weights that are named; decodes no image.
+    Reads names of files, headers of images to train on, weights that are named, and decodes images of validation.
 
     Args:
         opt: as in the file, or as BasicSR has parsed it.
         is_train: for training; False for testing.
-        every_image: read the header of every image instead of a sample.
+        every_image: read the header of every image to train on, however many there are.
     """
     if not isinstance(opt, dict):
         return [Problem('option file', f'must hold sections such as network_g and datasets, found {_plain(opt)}')]
     check = _Check(_copy(opt), is_train, every_image)
     check.run()
     return check.problems()
-
-
-def lookup(registry: str, name: Any) -> tuple[Any, list[str]]:
-    """The class or function of that name in a registry of BasicSR (ours are loaded), and the names there are."""
-    from basicsr.utils import registry as registries
-
-    found = getattr(registries, f'{registry}_REGISTRY')
-    if not isinstance(name, str):
-        return None, list(dict(iter(found)))
-    if name not in found and f'{name}_basicsr' not in found:
-        from basicsr_effsr._registration import register
-
-        register(registry.lower())
-    known = dict(iter(found))
-    return known.get(name, known.get(f'{name}_basicsr')), list(known)
-
-
-def near(name: Any, known: Iterable[str]) -> str:
-    """' (did you mean ...?)', or the known names if none is near."""
-    names = [str(k) for k in known]
-    match = get_close_matches(str(name), names, 1)
-    if match:
-        return f'did you mean {match[0]!r}?'
-    shown = sorted(n for n in names if not n.endswith('_effsr'))
-    return f'known are {", ".join(shown[:12])}{" ..." if len(shown) > 12 else ""}'
 
 
 def network_on_meta(option: Options) -> nn.Module:
@@ -1411,8 +1387,6 @@ def _read(file: Path) -> dict[str, Any]:
     """
     import yaml
 
-    from basicsr_effsr.tools.networks import UserError
-
     try:
         options = _copy(yaml.safe_load(file.read_text(encoding='utf-8')))
     except OSError as error:
@@ -1439,7 +1413,6 @@ def command(
     ] = False,
 ) -> None:
     """Check an option file and say what it will do; exit code 1 if the run would not do what the file says."""
-    from basicsr_effsr.tools.networks import UserError, stop
 
     if schema:
         from basicsr_effsr.tools.option_schema import option_schema

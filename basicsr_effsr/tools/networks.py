@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,6 +112,34 @@ def describe(
     return network, weights, param_key
 
 
+def lookup(registry: str, name: Any) -> tuple[Any, list[str]]:
+    """The class or function of that name in a registry of BasicSR (ours are loaded), and the names there are.
+
+    BasicSR's own look-up prints when it takes a name for another, which would be in the way of JSON.
+    """
+    from basicsr.utils import registry as registries
+
+    found = getattr(registries, f'{registry}_REGISTRY')
+    if not isinstance(name, str):
+        return None, list(dict(iter(found)))
+    if name not in found and f'{name}_basicsr' not in found:
+        from basicsr_effsr._registration import register
+
+        register(registry.lower())
+    known = dict(iter(found))
+    return known.get(name, known.get(f'{name}_basicsr')), list(known)
+
+
+def near(name: Any, known: Iterable[str]) -> str:
+    """' (did you mean ...?)', or the known names if none is near."""
+    names = [str(k) for k in known]
+    match = get_close_matches(str(name), names, 1)
+    if match:
+        return f'did you mean {match[0]!r}?'
+    shown = sorted(n for n in names if not n.endswith('_effsr'))
+    return f'known are {", ".join(shown[:12])}{" ..." if len(shown) > 12 else ""}'
+
+
 def build(
     network: dict[str, Any], weights: Path | None, param_key: str | None = None, *, fuse: bool = True
 ) -> nn.Module:
@@ -126,19 +155,17 @@ def build(
         UserError: no such network, or an option it does not have.
         ValueError, FileNotFoundError: an option out of its range, a checkpoint that does not fit.
     """
-    from basicsr.utils.registry import ARCH_REGISTRY
-
     from basicsr_effsr.utils.checkpoint import load_into
     from basicsr_effsr.utils.deploy import deployed
 
     options = dict(network)
-    try:
-        found = ARCH_REGISTRY.get(options.pop('type'))
-    except KeyError as error:
-        raise UserError(f'there is no network {network.get("type")!r}; effsr doctor lists ours') from error
+    name = options.pop('type')
+    found, known = lookup('ARCH', name)
+    if found is None:
+        raise UserError(f'there is no network {name!r}; {near(name, known)}')
     try:
         net: nn.Module = found(**options)
-    except TypeError as error:
+    except (TypeError, RuntimeError, AssertionError) as error:  # those of the host check little and raise what they hit
         raise UserError(f'{network["type"]}: {error}; correct its options') from error
     if weights is not None:
         load_into(net, weights, param_key=param_key)
@@ -156,9 +183,8 @@ def scale_of(net: nn.Module, network: Mapping[str, Any], told: Any = None) -> in
     Raises:
         UserError: nothing says it.
     """
-    from basicsr.utils.registry import ARCH_REGISTRY
-
-    parameters = inspect.signature(ARCH_REGISTRY.get(network['type'])).parameters
+    found, _ = lookup('ARCH', network['type'])
+    parameters = inspect.signature(found).parameters
     defaults = [parameters[key].default for key in ('upscale', 'scale') if key in parameters]
     for value in (getattr(net, 'upscale', None), told, network.get('upscale'), network.get('scale'), *defaults):
         if isinstance(value, int) and not isinstance(value, bool):
