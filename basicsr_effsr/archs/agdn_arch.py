@@ -143,6 +143,13 @@ class RCCA(nn.Module):
         return complement + self.cca(deep) + x
 
 
+def _pick_columns(x: Tensor, index: Tensor) -> Tensor:
+    """(..., W) -> (..., len(index)): the same as ``index_select``, which on a CPU takes nine times as long."""
+    if is_compiling():  # a graph would hold the index at the size of the maps
+        return x.index_select(-1, index)
+    return x.gather(-1, index.expand(*x.shape[:-1], -1))
+
+
 class _Axis:
     """TLC's windows on one axis of ``length`` pixels, and the way back from windows to pixels.
 
@@ -199,13 +206,13 @@ class SGSA(nn.Module):
     def attend_locally(self, qkv: Tensor, kernel: int) -> Tensor:
         """(N, 3, heads, C / heads, H, W) -> (N, heads, C / heads, H, W)."""
         rows, columns = (_Axis(length, kernel, qkv.device) for length in qkv.shape[-2:])
-        windows = qkv.index_select(-2, rows.take).index_select(-1, columns.take)
+        windows = _pick_columns(qkv.index_select(-2, rows.take), columns.take)
         windows = windows.unflatten(-1, (columns.count, columns.side)).unflatten(-3, (rows.count, rows.side))
         windows = windows.permute(0, 1, 2, 4, 6, 3, 5, 7)  # N, 3, heads, row and column of the window, C / heads, pixel
         out = self.attend(*windows.flatten(-2).flatten(3, 4).unbind(1))
         out = out.unflatten(2, (rows.count, columns.count)).unflatten(-1, (rows.side, columns.side))
         out = out.permute(0, 1, 4, 2, 5, 3, 6).flatten(-2)
-        out = (out.index_select(-1, columns.first) + out.index_select(-1, columns.last)) / 2
+        out = (_pick_columns(out, columns.first) + _pick_columns(out, columns.last)) / 2
         out = out.flatten(-3, -2)
         return (out.index_select(-2, rows.first) + out.index_select(-2, rows.last)) / 2
 
