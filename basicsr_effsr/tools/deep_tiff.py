@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
-import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
@@ -21,8 +19,6 @@ BITS, ORIENTATION, ICC = 258, 274, 34675
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, CMYK = 0, 1, 2, 5
 UNNAMED, PREMULTIPLIED, STRAIGHT = 0, 1, 2
 SEPARATE = 2
-HORIZONTAL = 2
-LZW, ZSTD = 5, 50000  # tifffile decodes them only beside the package imagecodecs, Pillow's libtiff by itself
 UNKNOWN_CHANNEL = 'channel of unknown meaning'
 
 
@@ -57,9 +53,9 @@ def _silent() -> Iterator[None]:
 def read_deep_tiff(data: bytes) -> DeepTiff | None:
     """The image of a TIFF, None if it is no TIFF or not of 16 bits.
 
-    Planes may be separate, tiles and every byte order are read, uncompressed, LZW, deflate, PackBits, LZMA and (where
-    Pillow has it) Zstandard; other compressions with the package imagecodecs. An extra channel is alpha if the file
-    says so or says nothing of it.
+    Planes may be separate, tiles and every byte order are read, uncompressed, deflate, PackBits and LZMA; LZW where
+    planes are together; everything else with the package imagecodecs. An extra channel is alpha if the file says so or
+    says nothing of it.
 
     Raises:
         ValueError: several pages; pixels that are not unsigned; colours that are not gray or RGB.
@@ -106,71 +102,35 @@ def _check_kind(page: TiffPage, depths: np.ndarray) -> None:
 
 def _samples(page: TiffPage, data: bytes) -> np.ndarray:
     """(H, W, C) as stored."""
-    if page.compression in (LZW, ZSTD):
-        return _through_libtiff(page, data)
     try:
         planes = page.asarray(squeeze=False)  # (C or 1, 1, H, W, 1 or C)
     except (KeyError, ValueError) as error:
         if 'imagecodecs' in str(error):
-            name = getattr(page.compression, 'name', page.compression)
-            raise ValueError(f'its compression is {name}; save it with deflate or LZW') from error
+            return _through_opencv(page, data)
         raise
     return np.moveaxis(planes[:, 0], 0, -2).reshape(*planes.shape[2:4], -1)
 
 
-def _through_libtiff(page: TiffPage, data: bytes) -> np.ndarray:
-    """(H, W, C) of compressed data, given to Pillow as gray images of bytes, which it does not round."""
-    if page.predictor not in (1, HORIZONTAL):
-        raise ValueError(f'its predictor is {page.predictor}; save it without')
-    planes = page.samplesperpixel if page.planarconfig == SEPARATE else 1
-    channels = page.samplesperpixel // planes
-    height, width = page.imagelength, page.imagewidth
-    count = len(page.dataoffsets) // planes
-    stored = []
-    for i in range(planes):
-        parts = slice(i * count, (i + 1) * count)
-        file = _file_of_bytes(page, data, 2 * channels, page.dataoffsets[parts], page.databytecounts[parts])
-        with Image.open(io.BytesIO(file)) as image:
-            levels = np.asarray(image).view(f'{page.parent.byteorder}u2').astype(np.uint16)
-        stored.append(levels.reshape(height, width, channels))
-    samples = np.concatenate(stored, axis=-1)
-    if page.predictor == HORIZONTAL:
-        step = page.tilewidth if page.is_tiled else width
-        for left in range(0, width, step):
-            part = samples[:, left : left + step]
-            np.cumsum(part, axis=1, dtype=np.uint16, out=part)
-    return samples
+def _through_opencv(page: TiffPage, data: bytes) -> np.ndarray:
+    """(H, W, C) of compressions that tifffile decodes only beside imagecodecs; OpenCV's libtiff knows LZW."""
+    import cv2
 
-
-def _file_of_bytes(
-    page: TiffPage, data: bytes, bytes_per_pixel: int, offsets: tuple[int, ...], counts: tuple[int, ...]
-) -> bytes:
-    """A gray TIFF of 8 bits with the same strips or tiles; a pixel becomes as many as it has bytes."""
-    tags = {
-        256: [page.imagewidth * bytes_per_pixel],
-        257: [page.imagelength],
-        258: [8],
-        259: [int(page.compression)],
-        262: [BLACK_IS_ZERO],
-        266: [int(page.fillorder)],
-        277: [1],
-    }
-    if page.is_tiled:
-        tags |= {322: [page.tilewidth * bytes_per_pixel], 323: [page.tilelength], 324: [], 325: list(counts)}
-    else:
-        tags |= {273: [], 278: [min(page.rowsperstrip or page.imagelength, page.imagelength)], 279: list(counts)}
-    body = bytearray(8)
-    for offset, count in zip(offsets, counts, strict=True):
-        tags[324 if page.is_tiled else 273].append(len(body))
-        body += data[offset : offset + count]
-    entries = struct.pack('<H', len(tags))
-    for tag, values in sorted(tags.items()):
-        packed = struct.pack(f'<{len(values)}I', *values)
-        if len(packed) > 4:
-            packed, body = struct.pack('<I', len(body)), body + packed
-        entries += struct.pack('<HHI', tag, 4, len(values)) + packed
-    body[:8] = b'II*\0' + struct.pack('<I', len(body))
-    return bytes(body) + entries + bytes(4)
+    found = None
+    count = page.samplesperpixel
+    if count == 1 or (count in (3, 4) and page.planarconfig != SEPARATE):  # others it takes for what they are not
+        before = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        try:
+            found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        finally:
+            cv2.utils.logging.setLogLevel(before)
+    if found is None or found.dtype != np.uint16 or found.size != page.size:
+        name = getattr(page.compression, 'name', page.compression)
+        raise ValueError(
+            f'its compression is {name}, damaged or in a layout that only imagecodecs reads; save it with deflate, or '
+            'pip install imagecodecs'
+        )
+    found = found.reshape(*found.shape[:2], -1)
+    return found[..., [2, 1, 0, 3][: found.shape[2]]] if found.shape[2] > 1 else found
 
 
 # ---------------------------------------------------------------------- what it means
