@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from basicsr_effsr.tools import option_spec as spec
-from basicsr_effsr.tools.networks import UserError, lookup, near, stop
+from basicsr_effsr.tools.networks import UserError, lookup, near, one_line, stop
 from basicsr_effsr.tools.option_spec import Key, Section
 
 if TYPE_CHECKING:
@@ -78,10 +78,6 @@ def network_on_meta(option: Options) -> nn.Module:
     cls, _ = lookup('ARCH', options.pop('type'))
     with torch.device('meta'):
         return cls(**options)
-
-
-def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split()) or type(error).__name__
 
 
 def _plain(value: Any) -> Any:
@@ -331,8 +327,7 @@ class _Check:
             if net is not None:
                 idle._check_tile_fits()
         except Exception as error:  # whatever a model raises stops the run
-            text = error.args[0] if isinstance(error, KeyError) and error.args else error
-            self.fatal('model_type', ' '.join(str(text).split()))
+            self.fatal('model_type', one_line(error))
 
     def network(self, key: str) -> Any:
         option = self.opt[key]
@@ -345,7 +340,7 @@ class _Check:
             with _quiet():
                 return network_on_meta(option)
         except (ValueError, TypeError, ZeroDivisionError) as error:
-            self.fatal(key, _one_line(error))
+            self.fatal(key, one_line(error))
         except Exception:  # a foreign network that cannot be built without memory is not at fault
             return None
         return None
@@ -704,9 +699,9 @@ class _Check:
                 cls(**arguments)
         except FileNotFoundError as error:
             if not fetches:
-                self.fatal(where, _one_line(error))
+                self.fatal(where, one_line(error))
         except Exception as error:  # whatever the constructor raises stops the run
-            self.fatal(where, _one_line(error))
+            self.fatal(where, one_line(error))
 
     def optimizer(self, key: str, option: Any, ours: bool) -> None:
         """An optimizer by the signature of its class, and built once.
@@ -741,7 +736,7 @@ class _Check:
             try:
                 cls([torch.nn.Parameter(torch.zeros(1))], **arguments)
             except Exception as error:  # whatever the constructor raises stops the run
-                self.fatal(where, f'{kind} cannot be made: {_one_line(error)}')
+                self.fatal(where, f'{kind} cannot be made: {one_line(error)}')
         if not ours and kind != 'Adam':
             self.warn(f'{where}.type', f"{kind} works with BasicSR's head, its release 1.4.2 knows Adam only")
 
@@ -769,7 +764,7 @@ class _Check:
             try:
                 target(optimizer, **{k: v for k, v in option.items() if k != 'type'})
             except Exception as error:  # whatever the constructor raises stops the run
-                self.fatal('train.scheduler', f'{kind} cannot be made: {_one_line(error)}')
+                self.fatal('train.scheduler', f'{kind} cannot be made: {one_line(error)}')
 
     def schedule(self, option: Options, total: Any) -> None:
         """Milestones and periods against the iterations of the run, weights against restarts."""
@@ -803,7 +798,7 @@ class _Check:
             if fine:
                 Plan(1, progressive or {'gt_size': [], 'iters': []})
         except (ValueError, TypeError) as error:
-            self.fatal('train.progressive', _one_line(error).removeprefix('train.progressive').lstrip(': '))
+            self.fatal('train.progressive', one_line(error).removeprefix('train.progressive').lstrip(': '))
             fine = False
         if not fine:
             del train['progressive']
@@ -1083,7 +1078,7 @@ def undecodable(files: list[str]) -> str:
             with Image.open(path) as image:
                 image.load()
         except Exception as error:  # decoders raise what they like
-            return f'{path} cannot be decoded ({" ".join(str(error).split())}); replace it'
+            return f'{path} cannot be decoded ({one_line(error)}); replace it'
         return ''
 
     with warnings.catch_warnings(), any_size(), ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
@@ -1394,7 +1389,7 @@ def _read(file: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f'{file} must be saved as UTF-8, byte {error.start} is of another encoding') from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
-        raise UserError(f'{file} is not YAML: {_one_line(error)}') from error
+        raise UserError(f'{file} is not YAML: {one_line(error)}') from error
     except RecursionError as error:
         raise UserError(f'{file} must end somewhere, an anchor (&) is used within its own section') from error
     if not isinstance(options, dict):

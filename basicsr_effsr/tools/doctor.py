@@ -15,6 +15,7 @@ import typer
 
 from basicsr_effsr import _host
 from basicsr_effsr._autoload import DEAD_TORCHVISION
+from basicsr_effsr.tools.networks import one_line
 
 OURS = 'basicsr_effsr'
 BASICSR_FIX = (
@@ -52,7 +53,7 @@ def _inspect_torch(report: Report) -> bool:
         import torch
     except Exception as error:  # a missing library of the system, a folder torch/ in the way ...
         report.problems.append(
-            f'PyTorch does not import ({type(error).__name__}: {" ".join(str(error).split())}): install it again, '
+            f'PyTorch does not import ({type(error).__name__}: {one_line(error)}): install it again, '
             'pip install --force-reinstall torch torchvision, and look for a file or folder torch here'
         )
         return False

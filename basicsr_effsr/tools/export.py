@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from basicsr_effsr.tools import networks
-from basicsr_effsr.tools.networks import UserError
+from basicsr_effsr.tools.networks import UserError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -196,7 +196,7 @@ def compare(
             try:
                 given = exported(image)
             except Exception as error:  # engines raise their own types
-                text = ' '.join(str(error).split())[:200]
+                text = one_line(error)[:200]
                 raise ExportError(f'the exported network does not run at {size[0]}x{size[1]}: {text}') from error
         if given.shape != expected.shape:
             raise ExportError(
@@ -231,7 +231,7 @@ def _exported_program(net: nn.Module, channels: int, *, guarded: bool = False) -
                 return program
         except Exception as error:  # torch raises many types
             failed = error
-    text = ' '.join(str(failed).split())[:300]
+    text = one_line(failed)[:300]
     raise ExportError(f'{type(net).__name__} cannot be exported with any height and width: {text}') from failed
 
 
@@ -268,7 +268,7 @@ def write_onnx(net: nn.Module, path: Path, channels: int, metadata: dict[str, st
                 verbose=False,
             )
     except Exception as error:
-        text = ' '.join(str(error).split())[:300]
+        text = one_line(error)[:300]
         raise ExportError(f'{type(net).__name__} cannot be exported to ONNX: {text}') from error
     finally:
         logging.getLogger('torch.onnx').setLevel(level)
@@ -344,7 +344,7 @@ def write_torchscript(net: nn.Module, path: Path, channels: int, metadata: dict[
             warnings.simplefilter('ignore')
             traced = torch.jit.trace(net, (sample(net, trace_size(net), channels),), check_trace=False)
     except Exception as error:  # whatever the network's code raises on traced sizes
-        text = ' '.join(str(error).split())[:200]
+        text = one_line(error)[:200]
         raise ExportError(f'{type(net).__name__} cannot be traced, use --form export or onnx: {text}') from error
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the format is deprecated, and asked for

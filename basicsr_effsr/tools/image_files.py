@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from basicsr_effsr.tools.deep_tiff import UNKNOWN_CHANNEL, read_deep_tiff
-from basicsr_effsr.tools.networks import UserError
+from basicsr_effsr.tools.networks import UserError, one_line
 
 SUFFIXES = {  # of files taken from a folder -> format they are written in
     **dict.fromkeys(('.png', '.bmp', '.gif', '.ppm', '.pgm'), 'png'),
@@ -220,7 +220,7 @@ def read(file: Path) -> Picture:
             pixels, orientation, told, icc, lost = _read_deep_tiff(data) or _read_others(data)
     except Exception as error:  # decoders raise what they like on damaged files, SyntaxError among them
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = 'it is of no known kind' if unknown else ' '.join(str(error).split()) or type(error).__name__
+        reason = 'it is of no known kind' if unknown else one_line(error)
         raise UserError(f'{file} cannot be read as an image: {reason}') from error
     if pixels.ndim == 2:
         pixels = pixels[..., None]

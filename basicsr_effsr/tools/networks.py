@@ -28,10 +28,15 @@ class UserError(ValueError):
     """Something the user can mend; printed as one sentence, exit code 2."""
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, without line ends; its type if it says nothing."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error  # whose own text has quotes
+    return ' '.join(str(text).split()) or type(error).__name__
+
+
 def stop(command: str, error: Exception) -> typer.Exit:
     """Prints the one sentence of ``error`` and gives the exit to raise."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    typer.echo(f'effsr {command}: {" ".join(str(text).split())}', err=True)
+    typer.echo(f'effsr {command}: {one_line(error)}', err=True)
     return typer.Exit(2)
 
 
@@ -46,7 +51,7 @@ def read_options(file: Path) -> dict[str, Any]:
     try:
         opt = yaml.safe_load(file.read_text(encoding='utf-8'))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f'{file} is not YAML in UTF-8: {" ".join(str(error).split())}') from error
+        raise UserError(f'{file} is not YAML in UTF-8: {one_line(error)}') from error
     if not isinstance(opt, dict) or 'network_g' not in opt:
         raise UserError(f'{file} must hold options with network_g')
     network = opt['network_g']
