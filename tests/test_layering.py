@@ -1,44 +1,64 @@
-"""Who may import whom, and which Python the drop-in files speak."""
+"""Who may import whom: every file of both packages, imports inside functions included; and what drop-in files need.
+
+``pytest tests/test_layering.py -s`` prints the floors.
+"""
 
 from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import basicsr_effsr
 
-ROOT = Path(basicsr_effsr.__file__).parent
-FILES = [f for f in ROOT.rglob('*.py') if f.parent != ROOT and f.name != '__init__.py']
-ARCH_FILES = [*sorted((ROOT / 'archs').glob('*_arch.py')), ROOT / 'archs' / 'effsr_blocks.py']
-MAY_IMPORT = {  # folder -> our own modules, by prefix, that its files may import
-    'archs': ('archs.effsr_blocks',),
-    'losses': ('losses.',),
-    'utils': ('utils.',),
-    'data': ('data.', 'utils.'),
-    'models': ('models.', 'data.', 'utils.'),
-    'tools': (
-        'basicsr_effsr',
-        'tools.',
-        'archs.effsr_blocks',
-        'utils.',
-        'data.',
-        '_autoload',
-        '_host',
-        '_loop',
-        '_registration',
-        'register',
-        '__version__',
-    ),
+PACKAGE = Path(basicsr_effsr.__file__).parent
+ROOT = PACKAGE.parent
+ARCH_FILES = [*sorted((PACKAGE / 'archs').glob('*_arch.py')), PACKAGE / 'archs' / 'effsr_blocks.py']
+
+# From the ground up. A module may import what stands on a lower floor, and its own floor where that is one folder.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ('basicsr_effsr.utils',),
+    ('basicsr_effsr._registration',),
+    ('basicsr_effsr.archs', 'basicsr_effsr.losses'),
+    ('basicsr_effsr.data',),
+    ('datasets_prep',),
+    ('basicsr_effsr.models',),
+    ('basicsr_effsr._loop',),
+    ('basicsr_effsr._host',),
+    ('basicsr_effsr._autoload',),
+    ('basicsr_effsr',),
+    ('basicsr_effsr.spandrel_bridge', 'basicsr_effsr.tools'),
+    ('basicsr_effsr.cli', 'basicsr_effsr.train', 'basicsr_effsr.test'),
+)
+# What breaks the rule today: this list must shrink to nothing.
+TODAY = {
+    ('basicsr_effsr._autoload', 'basicsr_effsr._host'),
+    ('basicsr_effsr._host', 'basicsr_effsr._autoload'),
+    ('basicsr_effsr._host', 'basicsr_effsr._registration'),
+    ('basicsr_effsr._host', 'basicsr_effsr.tools.check'),
+    ('basicsr_effsr._registration', 'basicsr_effsr._host'),
+    ('basicsr_effsr.data.packed_dataset', 'datasets_prep.pack_format'),
+    ('basicsr_effsr.data.packed_dataset', 'datasets_prep.templates'),
+    ('basicsr_effsr.data.paired_dataset', 'datasets_prep.pack_format'),
+    ('basicsr_effsr.tools.convert', 'basicsr_effsr.tools.export'),
+    ('basicsr_effsr.tools.export', 'basicsr_effsr.tools.convert'),
+    ('datasets_prep.sample', 'datasets_prep.cli'),
 }
 
 
-def modules_imported(file: Path):
-    """Absolute names of what ``file`` imports, ``from a import b`` given as ``a.b``."""
-    package = ['basicsr_effsr', *file.relative_to(ROOT).parts[:-1]]
-    for node in ast.walk(ast.parse(file.read_text())):
+def modules(root: Path) -> dict[str, Path]:
+    """Every module of both packages by its dotted name."""
+    files = [file for package in ('basicsr_effsr', 'datasets_prep') for file in (root / package).rglob('*.py')]
+    return {'.'.join(f.relative_to(root).with_suffix('').parts).removesuffix('.__init__'): f for f in files}
+
+
+def names_imported(source: str, package: list[str]) -> Iterator[str]:
+    """Absolute names of what a source imports, anywhere in it; ``from a import b`` is given as ``a.b``."""
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -46,29 +66,114 @@ def modules_imported(file: Path):
             yield from ('.'.join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names)
 
 
-@pytest.mark.parametrize('file', FILES, ids=lambda f: str(f.relative_to(ROOT)))
-def test_imports_point_down(file):
-    ours = [m.removeprefix('basicsr_effsr.') for m in modules_imported(file) if m.startswith('basicsr_effsr')]
-    allowed = MAY_IMPORT[file.relative_to(ROOT).parts[0]]
-    assert all(m.startswith(allowed) for m in ours), ours
+def arrows(files: Mapping[str, Path]) -> set[tuple[str, str]]:
+    """(importing module, imported module), both ours."""
+    found = set()
+    for module, file in files.items():
+        package = module.split('.') if file.name == '__init__.py' else module.split('.')[:-1]
+        for name in names_imported(file.read_text(encoding='utf-8'), package):
+            while name and name not in files:
+                name = name.rpartition('.')[0]
+            if name and name != module:
+                found.add((module, name))
+    return found
+
+
+def place(module: str) -> tuple[int, str]:
+    """(floor, room) of a module: the longest entry of FLOORS that it lies in."""
+    rooms = [
+        (len(room), floor, room)
+        for floor, names in enumerate(FLOORS)
+        for room in names
+        if module == room or (module.startswith(f'{room}.') and room != 'basicsr_effsr')
+    ]
+    assert rooms, f'{module} is on no floor: give it one in FLOORS'
+    _, floor, room = max(rooms)
+    return floor, room
+
+
+def upward(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those arrows that point up, or across from room to room."""
+    found = []
+    for module, imported in pairs:
+        (floor, room), (other_floor, other_room) = place(module), place(imported)
+        if not (other_floor < floor or room == other_room):
+            found.append((module, imported))
+    return sorted(found)
+
+
+def circle(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Modules that import each other in a circle; empty if none do."""
+    graph: dict[str, set[str]] = {}
+    for module, imported in pairs:
+        graph.setdefault(module, set()).add(imported)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_imports_point_down():
+    pairs = arrows(modules(ROOT))
+    found = [pair for pair in upward(pairs) if pair not in TODAY]
+    assert not found, f'upward: {found}'
+    assert not circle(pairs - TODAY), f'circle: {circle(pairs - TODAY)}'
+    for number, names in reversed(list(enumerate(FLOORS))):
+        print(f'{number:2d}  {", ".join(names)}')
+
+
+def test_what_breaks_the_rule_today_still_does():
+    assert arrows(modules(ROOT)) >= TODAY, 'take what is mended out of TODAY'
+
+
+@pytest.mark.parametrize(
+    'planted',
+    [
+        ('basicsr_effsr/utils/planted.py', 'import basicsr_effsr.models.effsr_model'),
+        ('basicsr_effsr/models/planted.py', 'def f():\n    from basicsr_effsr.tools import evaluate'),
+        ('basicsr_effsr/losses/planted.py', 'from basicsr_effsr.archs.hasn_arch import HASN'),
+        ('basicsr_effsr/data/planted.py', 'from .. import cli'),
+        ('datasets_prep/planted.py', 'from basicsr_effsr.models import effsr_model'),
+    ],
+    ids=lambda planted: planted[0],
+)
+def test_a_planted_upward_import_is_found(tmp_path, planted):
+    file, source = planted
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(source)
+    module = file.removesuffix('.py').replace('/', '.')
+    pairs = arrows(modules(ROOT) | modules(tmp_path))
+    assert [pair for pair in upward(pairs) if pair[0] == module]
+
+
+def test_a_planted_circle_is_found(tmp_path):
+    (tmp_path / 'datasets_prep').mkdir()
+    (tmp_path / 'datasets_prep' / 'one.py').write_text('from datasets_prep import two')
+    (tmp_path / 'datasets_prep' / 'two.py').write_text('def f():\n    from . import one')
+    assert set(circle(arrows(modules(tmp_path)))) == {'datasets_prep.one', 'datasets_prep.two'}
+
+
+def foreign_names(file: Path) -> set[str]:
+    """What a drop-in file imports beside the standard library, torch, the registry and the blocks."""
+    return {
+        name
+        for name in names_imported(file.read_text(encoding='utf-8'), ['basicsr_effsr', 'archs'])
+        if name.split('.')[0] not in {*sys.stdlib_module_names, 'torch'}
+        and not name.startswith(('basicsr.utils.registry.', 'basicsr_effsr.archs.effsr_blocks.'))
+    }
 
 
 @pytest.mark.parametrize('file', ARCH_FILES, ids=lambda f: f.stem)
 def test_drop_in_files_need_torch_and_the_registry_only(file):
-    foreign = {
-        m
-        for m in modules_imported(file)
-        if m.split('.')[0] not in {*sys.stdlib_module_names, '__future__', 'torch'}
-        and not m.startswith(('basicsr.utils.registry.', 'basicsr_effsr.archs.effsr_blocks.'))
-    }
-    assert not foreign
+    assert not foreign_names(file)
 
 
 def test_blocks_need_torch_only():
-    tops = {m.split('.')[0] for m in modules_imported(ROOT / 'archs' / 'effsr_blocks.py')}
-    assert tops <= {'__future__', 'math', 'torch'}
+    names = names_imported((PACKAGE / 'archs' / 'effsr_blocks.py').read_text(), ['basicsr_effsr', 'archs'])
+    assert {name.split('.')[0] for name in names} <= {'__future__', 'math', 'torch'}
 
 
 @pytest.mark.parametrize('file', ARCH_FILES, ids=lambda f: f.stem)
 def test_drop_in_files_parse_on_old_pythons(file):
-    ast.parse(file.read_text(), feature_version=(3, 8))
+    ast.parse(file.read_text(encoding='utf-8'), feature_version=(3, 8))
