@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from basicsr_effsr._autoload import DEAD_TORCHVISION, OPTIONS, REGISTRY
-from basicsr_effsr._registration import ALIAS_SUFFIX
+from basicsr_effsr._registration import derives_from_ours, free_names_only
 
 
 class _AdaptingLoader:
@@ -69,40 +69,6 @@ def adapt_loaded(names: Iterable[str]) -> None:
     for name in names:
         if name in sys.modules and name in ADAPTATIONS:
             ADAPTATIONS[name](sys.modules[name])
-
-
-def _is_ours(obj: Any) -> bool:
-    return getattr(obj, '__module__', '').startswith('basicsr_effsr.')
-
-
-def free_names_only(registry: Any) -> None:
-    """Lets our classes take free names only, and gives a name of ours to whoever registers it later.
-
-    Reason: BasicSR's registries refuse a name a second time, so an arch file copied into a fork would stop our whole
-    package from loading there, and whoever registers a ``HASN`` after ours was loaded would die. Each of our classes
-    is registered under ``<name>_effsr``, too, so that it can be had beside a fork's own. Condition: every version.
-
-    Args:
-        registry: the host's class ``Registry``.
-    """
-    original = registry._do_register
-    if getattr(original, '_effsr', False):
-        return
-
-    @wraps(original)
-    def do_register(self, name, obj, suffix=None):
-        if _is_ours(obj):
-            for free in (name, name + ALIAS_SUFFIX):
-                if free not in self:
-                    original(self, free, obj)
-            return
-        full = f'{name}_{suffix}' if isinstance(suffix, str) else name
-        if _is_ours(self._obj_map.get(full)):
-            del self._obj_map[full]
-        original(self, name, obj, *([suffix] if suffix is not None else []))
-
-    do_register._effsr = True  # type: ignore[attr-defined]
-    registry._do_register = do_register
 
 
 def _adapt_registry(module: ModuleType) -> None:
@@ -165,7 +131,7 @@ def uses_our_classes(opt: dict[str, Any]) -> bool:
         wanted += [(found, section.get('type')) for section in sections if isinstance(section, dict)]
     for found, name in wanted:
         with suppress(KeyError):
-            if isinstance(name, str) and any(map(_is_ours, getattr(found.get(name), '__mro__', ()))):
+            if isinstance(name, str) and derives_from_ours(found.get(name)):
                 return True
     return False
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from basicsr_effsr._registration import derives_from_ours
 from basicsr_effsr.data.resumable_sampler import Plan, PlannedBatches, ResumableSampler, make_loader
 from basicsr_effsr.utils.checkpoint import CheckpointError, read_state_dict
 
@@ -181,11 +182,6 @@ def enlarge_ratio_for(plan: Plan, length: int, ratio: float, world: int, batch: 
     return enough
 
 
-def _is_ours(dataset: Any) -> bool:
-    """True for our data sets and what a user derives from them."""
-    return any(base.__module__.startswith('basicsr_effsr.') for base in type(dataset).__mro__)
-
-
 def _epoch_at(plan: Plan, samples: int, done: int) -> int:
     """The epoch in which a run of this plan from its first iteration on would be."""
     epoch = before = 0
@@ -206,11 +202,11 @@ def _anchor(dataset: Any, sampling: Options, resumed: Options, plan: Plan, sampl
     if state is None:
         return (0, 0)
     before = {key: value for key, value in resumed['sampling'].items() if key != 'anchor'}
-    if _is_ours(dataset) and before == sampling:
+    if derives_from_ours(type(dataset)) and before == sampling:
         epoch, done = resumed['sampling']['anchor']
         return (epoch, done)
     state['epoch'] = _epoch_at(plan, samples, state['iter'])
-    if _is_ours(dataset):
+    if derives_from_ours(type(dataset)):
         changed = [key for key in sampling if before.get(key) != sampling[key]]
         had, has = ({key: of.get(key) for key in changed} for of in (before, sampling))
         reason = f'it had {had} and now has {has}'
@@ -246,7 +242,7 @@ def replacements(opt: Options) -> dict[str, Any]:
         return state
 
     def sampler(dataset: Any, num_replicas: int, rank: int, ratio: float = 1) -> Any:
-        if not _is_ours(dataset):
+        if not derives_from_ours(type(dataset)):
             return HostSampler(dataset, num_replicas, rank, ratio)
         return ResumableSampler(dataset, num_replicas, rank, ratio, seed=opt['manual_seed'])
 
@@ -254,7 +250,7 @@ def replacements(opt: Options) -> dict[str, Any]:
         _refuse_bytes_for_the_host(opt, dataset_opt)
         if dataset_opt['phase'] != 'train':
             return host_loader(dataset, dataset_opt, num_gpu=num_gpu, dist=dist, **others)
-        if not _is_ours(dataset) and opt['train'].get('progressive'):
+        if not derives_from_ours(type(dataset)) and opt['train'].get('progressive'):
             raise ValueError(
                 f'train.progressive: {type(dataset).__name__} cannot change its patches; use EffSRPairedDataset'
             )
@@ -268,7 +264,7 @@ def replacements(opt: Options) -> dict[str, Any]:
         total = int(opt['train']['total_iter'])
         ratio = dataset_opt.get('dataset_enlarge_ratio', 1)
         arguments = (plan, len(dataset), ratio, ours.num_replicas, dataset_opt['batch_size_per_gpu'])
-        if _is_ours(dataset):
+        if derives_from_ours(type(dataset)):
             PlannedBatches(ours, plan)  # refuses an epoch without a batch, in words
             sides = [stage.gt_size for stage in plan.stages if stage.gt_size]
             if sides and hasattr(dataset, 'check_gt_size'):
@@ -281,7 +277,7 @@ def replacements(opt: Options) -> dict[str, Any]:
                 f'training would end after {runs} of {total} iterations, because the last incomplete batch of every '
                 f'epoch is dropped; set dataset_enlarge_ratio to {enlarge_ratio_for(*arguments, total)}'
             )
-        if not _is_ours(dataset):
+        if not derives_from_ours(type(dataset)):
             return host_loader(dataset, dataset_opt, num_gpu=num_gpu, dist=dist, **others)
         if dataset_opt.get('prefetch_mode') == 'cpu':
             _warn(

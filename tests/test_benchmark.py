@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from basicsr_effsr.archs.dparn_arch import DPARN
 from basicsr_effsr.cli import app
 from basicsr_effsr.tools import benchmark
-from basicsr_effsr.tools.networks import UserError
+from basicsr_effsr.utils.errors import UserError
 
 TINY = ['--arch', 'DPARN', '--set', 'num_feat=8', '--set', 'num_block=1', '--set', 'esa_channels=4']
 CPU = torch.device('cpu')

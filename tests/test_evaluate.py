@@ -22,7 +22,7 @@ from basicsr_effsr.cli import app
 from basicsr_effsr.tools import evaluate
 from basicsr_effsr.tools.benchmarks_on_disk import canonical, find_sets, pairs_of
 from basicsr_effsr.tools.image_files import read_rgb
-from basicsr_effsr.tools.networks import UserError
+from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.metrics import score_y
 from datasets_prep.bicubic import imresize
 

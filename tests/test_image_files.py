@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 
 from basicsr_effsr.tools import deep_tiff, image_files
 from basicsr_effsr.tools.image_files import Picture, read
-from basicsr_effsr.tools.networks import UserError
+from basicsr_effsr.utils.errors import UserError
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 GRAY = SRGB[:16] + b'GRAY' + SRGB[20:]  # what a profile is of stands in its header

@@ -28,7 +28,7 @@ from basicsr_effsr.cli import app
 from basicsr_effsr.tools import image_files, infer
 from basicsr_effsr.tools.image_files import Picture
 from basicsr_effsr.tools.infer import Blend, Enlarger, Format, Job
-from basicsr_effsr.tools.networks import UserError
+from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.self_ensemble import self_ensemble
 from basicsr_effsr.utils.tiling import tiled_forward
 

@@ -38,9 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 TODAY = {
     ('basicsr_effsr._autoload', 'basicsr_effsr._host'),
     ('basicsr_effsr._host', 'basicsr_effsr._autoload'),
-    ('basicsr_effsr._host', 'basicsr_effsr._registration'),
     ('basicsr_effsr._host', 'basicsr_effsr.tools.check'),
-    ('basicsr_effsr._registration', 'basicsr_effsr._host'),
     ('basicsr_effsr.data.packed_dataset', 'datasets_prep.pack_format'),
     ('basicsr_effsr.data.packed_dataset', 'datasets_prep.templates'),
     ('basicsr_effsr.data.paired_dataset', 'datasets_prep.pack_format'),

@@ -10,7 +10,8 @@ import torch
 from basicsr.archs import build_network
 
 from basicsr_effsr.archs.hasn_arch import HASN
-from basicsr_effsr.tools.networks import UserError, build, check_folder, describe, read_options, scale_of
+from basicsr_effsr.tools.networks import build, check_folder, describe, read_options, scale_of
+from basicsr_effsr.utils.errors import UserError
 
 
 @pytest.mark.parametrize(

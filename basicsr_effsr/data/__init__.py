@@ -1,5 +1,4 @@
-"""Importing this package registers every ``*_dataset.py`` in the folder with BasicSR."""
+"""Data sets, which ``basicsr_effsr.register()`` imports (``*_dataset.py``), and what they are read from.
 
-from basicsr_effsr._registration import import_all
-
-import_all(__name__, __path__, suffix='_dataset')
+Importing this package itself loads nothing: ``datasets_prep``, which needs neither torch nor BasicSR, uses the rest.
+"""

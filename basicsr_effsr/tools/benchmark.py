@@ -25,7 +25,8 @@ import typer
 
 from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.image_files import read_rgb
-from basicsr_effsr.tools.networks import UserError, scale_of
+from basicsr_effsr.tools.networks import scale_of
+from basicsr_effsr.utils.errors import UserError
 
 if TYPE_CHECKING:
     import torch

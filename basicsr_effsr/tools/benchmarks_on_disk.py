@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from basicsr_effsr.tools.networks import UserError
+from basicsr_effsr.utils.errors import UserError
 
 SETS = ('Set5', 'Set14', 'B100', 'Urban100', 'Manga109')
 IMAGES = {'.png', '.bmp', '.jpg', '.jpeg', '.tif', '.tiff'}

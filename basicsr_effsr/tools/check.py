@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from basicsr_effsr._registration import derives_from_ours, lookup
 from basicsr_effsr.tools import option_spec as spec
-from basicsr_effsr.tools.networks import UserError, lookup, near, one_line, stop
+from basicsr_effsr.tools.networks import stop
 from basicsr_effsr.tools.option_spec import Key, Section
+from basicsr_effsr.utils.errors import UserError, near, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -500,7 +502,11 @@ class _Check:
             self.normalisation(where, data)
             if training and data.get('dataset_enlarge_ratio', 1) is None:
                 self.missing(f'{where}.dataset_enlarge_ratio', 'give a number, or leave it out for 1')
-            if _is_ours(cls) and data.get('uint8') and (data.get('color') == 'y' or data.get('mean') is not None):
+            if (
+                derives_from_ours(cls)
+                and data.get('uint8')
+                and (data.get('color') == 'y' or data.get('mean') is not None)
+            ):
                 self.fatal(f'{where}.uint8', 'cannot be combined with color, mean or std; drop one')
         backend = data.get('io_backend')
         if isinstance(backend, dict) and cls.__module__.split('.')[0] in ('basicsr', 'basicsr_effsr'):
@@ -510,7 +516,7 @@ class _Check:
         if not training and data.get('persistent_workers'):
             self.fatal(f'{where}.persistent_workers', 'must be left out: validation reads without workers')
         if training:
-            self.loader(where, data, ours=_is_ours(cls))
+            self.loader(where, data, ours=derives_from_ours(cls))
         of_pairs = ('filename_tmpl', 'io_backend', 'dataroot_gt', 'dataroot_lq', 'meta_info_file')
         bad = {problem.where.removeprefix(f'{where}.').split('.')[0] for problem in self.found[before:]}
         if paired and not bad.intersection(of_pairs):
@@ -791,7 +797,7 @@ class _Check:
         if not isinstance(progressive, dict):
             return
         source = self.training_set()
-        if progressive and source is not None and not _is_ours(source):
+        if progressive and source is not None and not derives_from_ours(source):
             self.fatal('train.progressive', f'{source.__name__} cannot change its patches; use EffSRPairedDataset')
         fine = self.keys('train.progressive', progressive, spec.PROGRESSIVE, strict=True)
         try:
@@ -914,7 +920,7 @@ class _Check:
         if course is None:
             return
         images = self.images['train'].count
-        least = math.ceil(max(course.batches) / images) if _is_ours(self.training_set()) else 1
+        least = math.ceil(max(course.batches) / images) if derives_from_ours(self.training_set()) else 1
         if course.runs < course.asked:
             reason = 'the last incomplete batch of every epoch is dropped'
             if gpus > 1:
@@ -924,7 +930,7 @@ class _Check:
                 f'with {images} images training would end after {course.runs} of {course.asked} iterations, because '
                 f'{reason}; set it to {max(course.ratio, least)}',
             )
-        elif not min(course.per_epoch) and _is_ours(self.training_set()):
+        elif not min(course.per_epoch) and derives_from_ours(self.training_set()):
             self.fatal(
                 'datasets.train.dataset_enlarge_ratio',
                 f'with {images} images an epoch has fewer than the {max(course.batches)} patches of the largest '
@@ -1009,10 +1015,6 @@ class _Check:
                 return
         if border != scale:
             self.warn(where, f'is {border}; papers crop {scale} pixels, the scale')
-
-
-def _is_ours(cls: Any) -> bool:
-    return any(base.__module__.startswith('basicsr_effsr.') for base in getattr(cls, '__mro__', ()))  # or derived
 
 
 def _split(message: str, where: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from basicsr_effsr.tools import networks
-from basicsr_effsr.tools.networks import UserError
+from basicsr_effsr.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -15,7 +15,7 @@ import typer
 
 from basicsr_effsr import _host
 from basicsr_effsr._autoload import DEAD_TORCHVISION
-from basicsr_effsr.tools.networks import one_line
+from basicsr_effsr.utils.errors import one_line
 
 OURS = 'basicsr_effsr'
 BASICSR_FIX = (

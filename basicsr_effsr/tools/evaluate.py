@@ -19,7 +19,8 @@ import typer
 from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.benchmarks_on_disk import Pair, find_sets, pairs_of
 from basicsr_effsr.tools.image_files import read_rgb
-from basicsr_effsr.tools.networks import UserError, scale_of
+from basicsr_effsr.tools.networks import scale_of
+from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.metrics import score_y
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from basicsr_effsr.tools import networks
-from basicsr_effsr.tools.networks import UserError, one_line
+from basicsr_effsr.utils.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

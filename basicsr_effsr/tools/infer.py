@@ -20,8 +20,8 @@ import typer
 
 from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.image_files import DEEP, ENDINGS, SUFFIXES, Picture, check_size, fitting, read, write
-from basicsr_effsr.tools.networks import UserError
 from basicsr_effsr.utils.deploy import deployed
+from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.memory import out_of_memory
 
 if TYPE_CHECKING:

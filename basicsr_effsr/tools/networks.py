@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
+
+from basicsr_effsr._registration import lookup
+from basicsr_effsr.utils.errors import UserError, near, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,16 +24,6 @@ Weights = Annotated[Path | None, typer.Option(help='Checkpoint; replaces the one
 Settings = Annotated[list[str] | None, typer.Option('--set', help='Network option, such as num_block=4; repeatable.')]
 ParamKey = Annotated[str | None, typer.Option(help='Entry of the checkpoint: params, params_ema; default: the best.')]
 Device = Annotated[str | None, typer.Option(help='cpu, cuda, cuda:1 ...; default: a GPU if there is one.')]
-
-
-class UserError(ValueError):
-    """Something the user can mend; printed as one sentence, exit code 2."""
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, without line ends; its type if it says nothing."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error  # whose own text has quotes
-    return ' '.join(str(text).split()) or type(error).__name__
 
 
 def stop(command: str, error: Exception) -> typer.Exit:
@@ -115,34 +107,6 @@ def describe(
         except yaml.YAMLError as error:
             raise UserError(f'--set {key} must be a value as in an option file, got {value!r}') from error
     return network, weights, param_key
-
-
-def lookup(registry: str, name: Any) -> tuple[Any, list[str]]:
-    """The class or function of that name in a registry of BasicSR (ours are loaded), and the names there are.
-
-    BasicSR's own look-up prints when it takes a name for another, which would be in the way of JSON.
-    """
-    from basicsr.utils import registry as registries
-
-    found = getattr(registries, f'{registry}_REGISTRY')
-    if not isinstance(name, str):
-        return None, list(dict(iter(found)))
-    if name not in found and f'{name}_basicsr' not in found:
-        from basicsr_effsr._registration import register
-
-        register(registry.lower())
-    known = dict(iter(found))
-    return known.get(name, known.get(f'{name}_basicsr')), list(known)
-
-
-def near(name: Any, known: Iterable[str]) -> str:
-    """' (did you mean ...?)', or the known names if none is near."""
-    names = [str(k) for k in known]
-    match = get_close_matches(str(name), names, 1)
-    if match:
-        return f'did you mean {match[0]!r}?'
-    shown = sorted(n for n in names if not n.endswith('_effsr'))
-    return f'known are {", ".join(shown[:12])}{" ..." if len(shown) > 12 else ""}'
 
 
 def build(

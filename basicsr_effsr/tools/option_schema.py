@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from basicsr_effsr._registration import is_ours
 from basicsr_effsr.tools import option_spec as spec
 from basicsr_effsr.tools.option_spec import Key, Section
 
@@ -44,11 +45,7 @@ def _ours(registry: str) -> dict[str, Any]:
     from basicsr.utils import registry as registries
 
     found = dict(iter(getattr(registries, f'{registry}_REGISTRY')))
-    return {
-        name: cls
-        for name, cls in sorted(found.items())
-        if getattr(cls, '__module__', '').startswith('basicsr_effsr.') and not name.endswith('_effsr')
-    }
+    return {name: cls for name, cls in sorted(found.items()) if is_ours(cls) and not name.endswith('_effsr')}
 
 
 def _where(key: str, values: Iterable[str], then: Mapping[str, Any]) -> dict[str, Any]:

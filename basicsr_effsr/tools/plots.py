@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from basicsr_effsr.tools.benchmark import lr_size
-from basicsr_effsr.tools.networks import UserError, check_folder, stop
+from basicsr_effsr.tools.networks import check_folder, stop
+from basicsr_effsr.utils.errors import UserError
 
 PAPERS = Path(__file__).with_name('papers.json')
 OURS = ('HASN', 'DPARN', 'AGDN', 'AGDN-S', 'EFRDN', 'ASID', 'ASID-D8')
