@@ -12,7 +12,6 @@ The host's loop lives in ``basicsr/train.py`` and takes these names from its own
 from __future__ import annotations
 
 import logging
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ from typing import Any
 import torch
 
 from basicsr_effsr._registration import derives_from_ours
-from basicsr_effsr.data.resumable_sampler import Plan, PlannedBatches, ResumableSampler, make_loader
+from basicsr_effsr.data.course import Plan, enlarge_ratio_for, epoch_at, iterations_that_run
+from basicsr_effsr.data.resumable_sampler import PlannedBatches, ResumableSampler, make_loader
 from basicsr_effsr.utils.checkpoint import CheckpointError, read_state_dict
 
 Options = dict[str, Any]
-MOST_RATIOS = 100_000  # candidates of dataset_enlarge_ratio, tried in less than a second
 
 
 def _warn(message: str) -> None:
@@ -130,68 +129,6 @@ def _take_over_seed(opt: Options, state: Path) -> None:
         opt['manual_seed'] = seed
 
 
-def iterations_that_run(
-    plan: Plan, length: int, ratio: float, world: int, batch: int, total: int, start: tuple[int, int] = (0, 0)
-) -> int:
-    """Iterations after which the host's loop stops: it counts epochs rounded up, loaders give them rounded down.
-
-    Args:
-        plan: the stages of the run.
-        length: images of the data set.
-        ratio: ``dataset_enlarge_ratio``.
-        world: ranks.
-        batch: ``batch_size_per_gpu``.
-        total: ``total_iter``.
-        start: (epoch, iterations done before it) from which on the run has these options.
-    """
-    samples = math.ceil(length * ratio / world)
-    left = math.ceil(total / math.ceil(length * ratio / (batch * world))) + 1 - start[0]
-    done = start[1]
-    while left > 0 and done < total:
-        stage = plan.at(done)
-        whole = samples // stage.batch
-        alike = left if stage.end is None else min(left, (stage.end - done - 1) // max(whole, 1))
-        if alike and whole:  # epochs that lie in one stage have one length
-            done, left = done + alike * whole, left - alike
-            continue
-        step = plan.iterations(samples, done)
-        if step == 0:
-            break
-        done, left = done + step, left - 1
-    return min(done, total)
-
-
-def enlarge_ratio_for(plan: Plan, length: int, ratio: float, world: int, batch: int, total: int) -> int:
-    """The smallest whole ``dataset_enlarge_ratio`` with which a run of ``total`` iterations reaches its end.
-
-    A larger one may be too small again, so all are tried; where more than ``MOST_RATIOS`` would have to be, one that
-    suffices.
-    """
-    largest = max(stage.batch for stage in plan.stages)
-    least = math.ceil(((largest - 1) * world + 1) / length)  # with fewer samples an epoch has no batch of that size
-
-    def reaches(ratio: int) -> bool:
-        return iterations_that_run(plan, length, ratio, world, batch, total) >= total
-
-    for candidate in range(least, least + MOST_RATIOS):
-        if reaches(candidate):
-            return candidate
-    enough = max(least + MOST_RATIOS, math.ceil(ratio))
-    while not reaches(enough):
-        enough += enough // 8
-    return enough
-
-
-def _epoch_at(plan: Plan, samples: int, done: int) -> int:
-    """The epoch in which a run of this plan from its first iteration on would be."""
-    epoch = before = 0
-    while True:
-        step = plan.iterations(samples, before)
-        if step == 0 or before + step > done:
-            return epoch
-        epoch, before = epoch + 1, before + step
-
-
 def _anchor(dataset: Any, sampling: Options, resumed: Options, plan: Plan, samples: int) -> tuple[int, int]:
     """(epoch, iterations before it) since which samples have been drawn like this.
 
@@ -205,7 +142,7 @@ def _anchor(dataset: Any, sampling: Options, resumed: Options, plan: Plan, sampl
     if derives_from_ours(type(dataset)) and before == sampling:
         epoch, done = resumed['sampling']['anchor']
         return (epoch, done)
-    state['epoch'] = _epoch_at(plan, samples, state['iter'])
+    state['epoch'] = epoch_at(plan, samples, state['iter'])
     if derives_from_ours(type(dataset)):
         changed = [key for key in sampling if before.get(key) != sampling[key]]
         had, has = ({key: of.get(key) for key in changed} for of in (before, sampling))

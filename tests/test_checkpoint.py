@@ -20,8 +20,8 @@ from basicsr_effsr.utils.checkpoint import (
     mismatch,
     read_state_dict,
     save_atomic,
-    write_atomic,
 )
+from basicsr_effsr.utils.files import write_atomic
 
 TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4}
 

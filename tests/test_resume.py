@@ -25,8 +25,8 @@ from runs import TINY_HASN, short_run, write
 
 from basicsr_effsr import _loop
 from basicsr_effsr._host import uses_our_classes
-from basicsr_effsr._loop import enlarge_ratio_for, iterations_that_run, load_resume_state, replacements
-from basicsr_effsr.data.resumable_sampler import Plan
+from basicsr_effsr._loop import load_resume_state, replacements
+from basicsr_effsr.data.course import Plan, enlarge_ratio_for, iterations_that_run
 from basicsr_effsr.models.effsr_model import EffSRModel
 from basicsr_effsr.utils.checkpoint import CheckpointError
 from datasets_prep.pack import make_pack

@@ -4,80 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from basicsr_effsr.data.course import Plan
 from basicsr_effsr.data.draws import SampleIndex
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stretch of a run with patches of one size.
-
-    Attributes:
-        end: iteration after which the next stage begins; None for the last.
-        batch: samples per iteration and rank.
-        gt_size: side of the HR patch; None leaves it to the data set.
-    """
-
-    end: int | None
-    batch: int
-    gt_size: int | None = None
-
-
-class Plan:
-    """The stages of a run, from ``train.progressive`` or one stage for all of it.
-
-    ``train.progressive: {gt_size: [64, 128], iters: [1000, 500], batch: [16, 8]}`` gives the side of the
-    HR patch, the iterations and the samples per rank of each stage; after the last, the last goes on.
-
-    Raises:
-        ValueError: the lists differ in length or hold something other than positive whole numbers.
-    """
-
-    def __init__(self, batch: int, progressive: dict[str, list[int]] | None = None) -> None:
-        if not progressive:
-            self.stages = [Stage(None, batch)]
-            return
-        known = {'gt_size', 'iters', 'batch'}
-        if set(progressive) - known or 'gt_size' not in progressive or 'iters' not in progressive:
-            raise ValueError(f'train.progressive must have gt_size, iters and maybe batch, got {sorted(progressive)}')
-        sizes, iters = progressive['gt_size'], progressive['iters']
-        batches = progressive.get('batch') or [batch] * len(sizes)
-        values = [*sizes, *iters, *batches]
-        if len({len(sizes), len(iters), len(batches)}) != 1 or not sizes:
-            raise ValueError(
-                f'train.progressive: gt_size, iters and batch must be lists of one length, got {len(sizes)}, '
-                f'{len(iters)} and {len(batches)}'
-            )
-        if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
-            raise ValueError(f'train.progressive must hold whole numbers of at least 1, got {progressive!r}')
-        self.stages = []
-        end = 0
-        for size, count, samples in zip(sizes, iters, batches, strict=True):
-            end += count
-            self.stages.append(Stage(end, samples, size))
-        self.stages[-1] = Stage(None, batches[-1], sizes[-1])
-
-    def at(self, done: int) -> Stage:
-        """The stage of the iteration that follows ``done`` finished ones."""
-        return next(stage for stage in self.stages if stage.end is None or done < stage.end)
-
-    def iterations(self, samples: int, done: int) -> int:
-        """Iterations that an epoch of ``samples`` samples per rank gives after ``done`` finished ones."""
-        start = done
-        while True:
-            stage = self.at(done)
-            count = samples // stage.batch
-            if stage.end is not None:
-                count = min(count, stage.end - done)
-            if count == 0:
-                return done - start
-            done += count
-            samples -= count * stage.batch
 
 
 class ResumableSampler(Sampler):

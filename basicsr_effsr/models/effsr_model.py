@@ -25,10 +25,10 @@ from basicsr_effsr.utils.checkpoint import (
     load_into,
     mismatch,
     read_state_dict,
-    remove_leftovers,
     save_atomic,
 )
 from basicsr_effsr.utils.deploy import can_be_deployed, deployed
+from basicsr_effsr.utils.files import remove_leftovers
 from basicsr_effsr.utils.options import refuse_unknown
 from basicsr_effsr.utils.self_ensemble import self_ensemble
 from basicsr_effsr.utils.tiling import BLENDS, tiled_forward

@@ -737,7 +737,7 @@ def as_csv(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def write(report: Report, folder: Path) -> None:
     """benchmark.md, .json, cost.csv and latency.csv, each all or nothing."""
-    from basicsr_effsr.utils.checkpoint import write_atomic
+    from basicsr_effsr.utils.files import write_atomic
 
     texts = {
         'benchmark.md': markdown(report),

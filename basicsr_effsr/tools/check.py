@@ -791,7 +791,7 @@ class _Check:
 
     def stages(self, train: dict[str, Any]) -> None:
         """``train.progressive``; taken out if it cannot be followed."""
-        from basicsr_effsr.data.resumable_sampler import Plan
+        from basicsr_effsr.data.course import Plan
 
         progressive = train.get('progressive')
         if not isinstance(progressive, dict):
@@ -882,8 +882,7 @@ class _Check:
         batch, ratio = data.get('batch_size_per_gpu'), data.get('dataset_enlarge_ratio', 1)
         if not isinstance(batch, int) or not isinstance(ratio, int | float):
             return None
-        from basicsr_effsr._loop import enlarge_ratio_for, iterations_that_run
-        from basicsr_effsr.data.resumable_sampler import Plan
+        from basicsr_effsr.data.course import Plan, enlarge_ratio_for, iterations_that_run
 
         multiplier, progressive = self.gpus_of_one_process(), train.get('progressive')
         if isinstance(progressive, dict) and progressive.get('batch'):

@@ -15,8 +15,8 @@ from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.benchmarks_on_disk import Pair
 from basicsr_effsr.tools.check import list_pairs
 from basicsr_effsr.tools.evaluate import forward_function, measure, protocol_of
-from basicsr_effsr.utils.checkpoint import write_atomic
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.files import write_atomic
 
 MARGIN, CAPTION, CROP, PANEL = 12, 26, 72, 288  # pixels; CROP is the side of the enlarged detail in HR pixels
 

@@ -237,8 +237,9 @@ def convert(
     """
     import torch
 
-    from basicsr_effsr.utils.checkpoint import read_state_dict, write_atomic
+    from basicsr_effsr.utils.checkpoint import read_state_dict
     from basicsr_effsr.utils.deploy import can_be_deployed, deployed
+    from basicsr_effsr.utils.files import write_atomic
 
     state, found, renamed, dropped = recognise(source, network, param_key)
     assumed = assumed_of(found, network or stated(source) or {})

@@ -380,7 +380,7 @@ def evaluate(
 
 def write(texts: dict[str, str], folder: Path) -> None:
     """Puts each text into its file, all or nothing."""
-    from basicsr_effsr.utils.checkpoint import write_atomic
+    from basicsr_effsr.utils.files import write_atomic
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():

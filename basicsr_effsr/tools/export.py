@@ -448,7 +448,7 @@ def export(
     """
     import copy
 
-    from basicsr_effsr.utils.checkpoint import write_atomic
+    from basicsr_effsr.utils.files import write_atomic
 
     limit = TOLERANCE[dtype] if tolerance is None else tolerance
     factor = int(getattr(net, 'upscale', 0)) if scale is None else scale

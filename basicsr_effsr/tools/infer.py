@@ -445,7 +445,7 @@ def enlarge_file(enlarge: Enlarger, job: Job, quality: int, progress: Callable[[
         UserError: the image cannot be read, the network fails on it, or its result cannot be held by the format.
         OSError: the result cannot be written.
     """
-    from basicsr_effsr.utils.checkpoint import write_atomic
+    from basicsr_effsr.utils.files import write_atomic
 
     picture = read(job.source)
     height, width = picture.pixels.shape[:2]

@@ -358,7 +358,7 @@ def command(
         sources = 'as printed in the papers' + (', black edge: measured here' if measured else '')
         title, x_label = f'{dataset} x{scale}, {sources}', axis_label(against, points)
         figure = draw(points, title, x_label, f'PSNR-Y on {dataset} [dB]')
-        from basicsr_effsr.utils.checkpoint import write_atomic
+        from basicsr_effsr.utils.files import write_atomic
 
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, lambda path: figure.savefig(path, format=out.suffix[1:].lower(), dpi=150))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from basicsr_effsr.utils.deploy import can_be_deployed, deployed
+from basicsr_effsr.utils.files import write_atomic
 
 CONTAINERS = (
     'params_ema',
@@ -200,31 +200,6 @@ def load_into(
             raise CheckpointError(f'checkpoint {path} shares no parameter with {type(net).__name__}: check type')
         net.load_state_dict(fitting, strict=False)
     return state
-
-
-def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Lets ``write`` fill a temporary file beside ``path``, then puts it there in one step.
-
-    Whatever happens, ``path`` holds either what it held before or all of the new content.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; ``path`` is as before.
-    """
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        write(temporary)
-        with open(temporary, 'rb') as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_leftovers(folder: str | Path) -> None:
-    """Deletes the temporary files of writes that were killed; no writer may be at work in ``folder``."""
-    for leftover in Path(folder).glob('.*.tmp'):
-        leftover.unlink(missing_ok=True)
 
 
 def save_atomic(obj: Any, path: str | Path) -> None:

@@ -1,0 +1,137 @@
+"""How long a run is: its stages, its epochs, and the iterations after which the host's loop ends it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+MOST_RATIOS = 100_000  # candidates of dataset_enlarge_ratio, tried in less than a second
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of a run with patches of one size.
+
+    Attributes:
+        end: iteration after which the next stage begins; None for the last.
+        batch: samples per iteration and rank.
+        gt_size: side of the HR patch; None leaves it to the data set.
+    """
+
+    end: int | None
+    batch: int
+    gt_size: int | None = None
+
+
+class Plan:
+    """The stages of a run, from ``train.progressive`` or one stage for all of it.
+
+    ``train.progressive: {gt_size: [64, 128], iters: [1000, 500], batch: [16, 8]}`` gives the side of the
+    HR patch, the iterations and the samples per rank of each stage; after the last, the last goes on.
+
+    Raises:
+        ValueError: the lists differ in length or hold something other than positive whole numbers.
+    """
+
+    def __init__(self, batch: int, progressive: dict[str, list[int]] | None = None) -> None:
+        if not progressive:
+            self.stages = [Stage(None, batch)]
+            return
+        known = {'gt_size', 'iters', 'batch'}
+        if set(progressive) - known or 'gt_size' not in progressive or 'iters' not in progressive:
+            raise ValueError(f'train.progressive must have gt_size, iters and maybe batch, got {sorted(progressive)}')
+        sizes, iters = progressive['gt_size'], progressive['iters']
+        batches = progressive.get('batch') or [batch] * len(sizes)
+        values = [*sizes, *iters, *batches]
+        if len({len(sizes), len(iters), len(batches)}) != 1 or not sizes:
+            raise ValueError(
+                f'train.progressive: gt_size, iters and batch must be lists of one length, got {len(sizes)}, '
+                f'{len(iters)} and {len(batches)}'
+            )
+        if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
+            raise ValueError(f'train.progressive must hold whole numbers of at least 1, got {progressive!r}')
+        self.stages = []
+        end = 0
+        for size, count, samples in zip(sizes, iters, batches, strict=True):
+            end += count
+            self.stages.append(Stage(end, samples, size))
+        self.stages[-1] = Stage(None, batches[-1], sizes[-1])
+
+    def at(self, done: int) -> Stage:
+        """The stage of the iteration that follows ``done`` finished ones."""
+        return next(stage for stage in self.stages if stage.end is None or done < stage.end)
+
+    def iterations(self, samples: int, done: int) -> int:
+        """Iterations that an epoch of ``samples`` samples per rank gives after ``done`` finished ones."""
+        start = done
+        while True:
+            stage = self.at(done)
+            count = samples // stage.batch
+            if stage.end is not None:
+                count = min(count, stage.end - done)
+            if count == 0:
+                return done - start
+            done += count
+            samples -= count * stage.batch
+
+
+def iterations_that_run(
+    plan: Plan, length: int, ratio: float, world: int, batch: int, total: int, start: tuple[int, int] = (0, 0)
+) -> int:
+    """Iterations after which the host's loop stops: it counts epochs rounded up, loaders give them rounded down.
+
+    Args:
+        plan: the stages of the run.
+        length: images of the data set.
+        ratio: ``dataset_enlarge_ratio``.
+        world: ranks.
+        batch: ``batch_size_per_gpu``.
+        total: ``total_iter``.
+        start: (epoch, iterations done before it) from which on the run has these options.
+    """
+    samples = math.ceil(length * ratio / world)
+    left = math.ceil(total / math.ceil(length * ratio / (batch * world))) + 1 - start[0]
+    done = start[1]
+    while left > 0 and done < total:
+        stage = plan.at(done)
+        whole = samples // stage.batch
+        alike = left if stage.end is None else min(left, (stage.end - done - 1) // max(whole, 1))
+        if alike and whole:  # epochs that lie in one stage have one length
+            done, left = done + alike * whole, left - alike
+            continue
+        step = plan.iterations(samples, done)
+        if step == 0:
+            break
+        done, left = done + step, left - 1
+    return min(done, total)
+
+
+def enlarge_ratio_for(plan: Plan, length: int, ratio: float, world: int, batch: int, total: int) -> int:
+    """The smallest whole ``dataset_enlarge_ratio`` with which a run of ``total`` iterations reaches its end.
+
+    A larger one may be too small again, so all are tried; where more than ``MOST_RATIOS`` would have to be, one that
+    suffices.
+    """
+    largest = max(stage.batch for stage in plan.stages)
+    least = math.ceil(((largest - 1) * world + 1) / length)  # with fewer samples an epoch has no batch of that size
+
+    def reaches(ratio: int) -> bool:
+        return iterations_that_run(plan, length, ratio, world, batch, total) >= total
+
+    for candidate in range(least, least + MOST_RATIOS):
+        if reaches(candidate):
+            return candidate
+    enough = max(least + MOST_RATIOS, math.ceil(ratio))
+    while not reaches(enough):
+        enough += enough // 8
+    return enough
+
+
+def epoch_at(plan: Plan, samples: int, done: int) -> int:
+    """The epoch in which a run of this plan from its first iteration on would be."""
+    epoch = before = 0
+    while True:
+        step = plan.iterations(samples, before)
+        if step == 0 or before + step > done:
+            return epoch
+        epoch, before = epoch + 1, before + step
