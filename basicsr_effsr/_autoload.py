@@ -2,7 +2,7 @@
 
 PyTorch calls :func:`install` at the end of ``import torch`` (entry point group ``torch.backends``).
 It only puts a finder on the import path; the finder acts on three module names and, until one of
-them is imported, costs nothing. What is then changed in the host is written down in ``_host.py``.
+them is imported, costs nothing. What is then changed in the host is written down in ``adapt.py``.
 
 This module imports ``sys`` and nothing else: every process that imports torch pays for it.
 """
@@ -25,11 +25,11 @@ class _Finder:
             return None
         if name in self.busy:
             return None
-        from basicsr_effsr import _host
+        from basicsr_effsr.host import adapt
 
         self.busy = (*self.busy, name)
         try:
-            return _host.find_spec(name)
+            return adapt.find_spec(name)
         finally:
             self.busy = self.busy[:-1]
 
@@ -57,8 +57,8 @@ def install(force=False):
             return
         sys.meta_path.insert(0, _Finder())
         if any(name in sys.modules for name in HOOKED):
-            from basicsr_effsr import _host
+            from basicsr_effsr.host import adapt
 
-            _host.adapt_loaded(HOOKED)
+            adapt.adapt_loaded(HOOKED)
     except Exception as error:  # a hook that dies would take `import torch` with it
         sys.stderr.write(f'basicsr_effsr: automatic loading is off in this process ({error!r})\n')

@@ -47,7 +47,7 @@ def architectures() -> list[Any]:
         ImportError: spandrel is not installed.
     """
     spandrel = _spandrel()
-    from basicsr_effsr.utils.identify import NETWORKS, identify, looks_like
+    from basicsr_effsr.weights.identify import NETWORKS, identify, looks_like
 
     def make(network: str) -> Any:
         class Ours(spandrel.Architecture):  # type: ignore[name-defined]

@@ -27,7 +27,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Subset
 
 import basicsr_effsr
-from datasets_prep.bicubic import imresize
+from basicsr_effsr.imaging.bicubic import imresize
 from datasets_prep.files import list_images, read_image, write_png
 from datasets_prep.jobs import Plan
 from datasets_prep.lmdb_maker import make_lmdb
@@ -91,8 +91,8 @@ def compare_resizing(photos: list[Path], rounds: int) -> Table:
     )
     names = {
         'basicsr': 'basicsr.utils.matlab_functions.imresize, float32',
-        'ours': 'datasets_prep.bicubic.imresize, uint8, MATLAB-exact',
-        'ours_float': 'datasets_prep.bicubic.imresize, float64',
+        'ours': 'basicsr_effsr.imaging.bicubic.imresize, uint8, MATLAB-exact',
+        'ours_float': 'basicsr_effsr.imaging.bicubic.imresize, float64',
     }
     base = statistics.median(seconds['basicsr'])
     for name, values in seconds.items():

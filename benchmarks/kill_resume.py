@@ -27,7 +27,7 @@ import yaml
 from skimage import data
 
 import basicsr_effsr
-from datasets_prep.bicubic import imresize
+from basicsr_effsr.imaging.bicubic import imresize
 
 SCALE = 4
 TEACHER = {'type': 'DPARNTeacher', 'num_feat': 16, 'num_block': 2, 'num_heads': 2, 'num_grow_ch': 8, 'window_size': 8}

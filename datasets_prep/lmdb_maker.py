@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from basicsr_effsr.data.packs import folder_order
 from datasets_prep.files import (
     BusyError,
     alone,
@@ -25,7 +26,6 @@ from datasets_prep.files import (
     write_bytes,
 )
 from datasets_prep.jobs import Job, Plan, Summary, claim_folder, run_jobs
-from datasets_prep.pack_format import folder_order
 from datasets_prep.stores import LMDB_SUFFIX, LmdbStore
 
 _FILES = ('data.mdb', 'lock.mdb', 'meta_info.txt')

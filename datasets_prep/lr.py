@@ -7,10 +7,10 @@ from fractions import Fraction
 from math import lcm
 from pathlib import Path
 
-from datasets_prep.bicubic import imresize, mod_crop
+from basicsr_effsr.data.templates import check_file_template, check_folder_template
+from basicsr_effsr.imaging.bicubic import imresize, mod_crop
 from datasets_prep.files import ImageError, list_images, read_image, write_png
 from datasets_prep.jobs import Job, OutputFolders, Plan, Summary, protect_sources, run_jobs
-from datasets_prep.templates import check_file_template, check_folder_template
 
 
 @dataclass(frozen=True)

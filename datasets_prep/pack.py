@@ -1,4 +1,4 @@
-"""Building packs (``pack_format``) in several processes, so that a killed run goes on where it was."""
+"""Building packs (``data.packs``) in several processes, so that a killed run goes on where it was."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from basicsr_effsr.data.packs import PACK_SUFFIX, RECORD, Pack, PackError, end_of_images, header_and_tail, layout
+from basicsr_effsr.data.packs import to_planes as planes_of
 from datasets_prep.files import BusyError, ImageError, alone, is_one_line, newest
 from datasets_prep.jobs import Job, Plan, Summary, run_jobs
-from datasets_prep.pack_format import PACK_SUFFIX, RECORD, Pack, PackError, end_of_images, header_and_tail, layout
-from datasets_prep.pack_format import to_planes as planes_of
 from datasets_prep.stores import Store, open_store, worker_store
 
 

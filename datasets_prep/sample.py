@@ -9,7 +9,7 @@ from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 
-from datasets_prep.bicubic import imresize, mod_crop
+from basicsr_effsr.imaging.bicubic import imresize, mod_crop
 from datasets_prep.files import read_image, sweep_parts, write_png
 from datasets_prep.pack import make_pack
 

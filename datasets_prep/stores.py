@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from basicsr_effsr.data.packs import PACK_SUFFIX, Pack, folder_order, from_planes
 from datasets_prep.files import ImageError, image_shape, list_images, read_image
-from datasets_prep.pack_format import PACK_SUFFIX, Pack, folder_order, from_planes
 
 LMDB_SUFFIX = '.lmdb'
 

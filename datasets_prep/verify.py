@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets_prep.bicubic import imresize
+from basicsr_effsr.data.templates import check_file_template
+from basicsr_effsr.imaging.bicubic import imresize
 from datasets_prep.files import ImageError, write_bytes
 from datasets_prep.jobs import Job, Plan, Summary, run_jobs
 from datasets_prep.stores import FolderStore, PackStore, open_store, worker_store
-from datasets_prep.templates import check_file_template
 
 _CUT_BORDER = 2  # the widened kernel reaches two LR pixels to either side
 

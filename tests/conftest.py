@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import basicsr_effsr
-from datasets_prep.bicubic import imresize
+from basicsr_effsr.imaging.bicubic import imresize
 
 ROOT = Path(__file__).resolve().parents[1]
 

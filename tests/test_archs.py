@@ -12,7 +12,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from nets import CASES, Case
 from torch import Tensor, nn
 
-from basicsr_effsr.utils.tiling import tiled_forward
+from basicsr_effsr.imaging.tiling import tiled_forward
 
 every_net = pytest.mark.parametrize('case', CASES.values(), ids=list(CASES))
 

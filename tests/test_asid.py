@@ -17,8 +17,8 @@ from basicsr_effsr.archs.asid_arch import (
     meso_image,
     meso_tokens,
 )
+from basicsr_effsr.imaging.tiling import tiled_forward
 from basicsr_effsr.utils.complexity import count_macs
-from basicsr_effsr.utils.tiling import tiled_forward
 
 GOLDEN = [f'{name}_x{r}' for name in ('asid', 'asid_d8') for r in (2, 3, 4)]
 TINY = {'num_feat': 8, 'num_block': 3, 'upscale': 2}

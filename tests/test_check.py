@@ -17,11 +17,11 @@ from basicsr.archs import build_network
 from PIL import Image
 from typer.testing import CliRunner
 
-from basicsr_effsr._loop import replacements
 from basicsr_effsr.cli import app
-from basicsr_effsr.tools import check
-from basicsr_effsr.tools.check import forecast, image_size, list_pairs, problems
-from basicsr_effsr.tools.option_schema import option_schema
+from basicsr_effsr.host.loop import replacements
+from basicsr_effsr.options import check
+from basicsr_effsr.options.check import forecast, image_size, list_pairs, problems
+from basicsr_effsr.options.schema import option_schema
 from basicsr_effsr.utils.complexity import count_params, peak_memory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -1027,7 +1027,7 @@ def test_the_table_of_optimizers_is_complete():
     """For editors, of any version of torch; an option that a newer one has is to be added."""
     import inspect
 
-    from basicsr_effsr.tools.option_spec import OPTIMIZERS
+    from basicsr_effsr.options.spec import OPTIMIZERS
 
     for name, cls in vars(torch.optim).items():
         optimizer = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
@@ -1038,7 +1038,7 @@ def test_the_table_of_optimizers_is_complete():
 def test_our_models_and_the_table_name_the_same_keys():
     from basicsr.utils.registry import MODEL_REGISTRY
 
-    from basicsr_effsr.tools import option_spec
+    from basicsr_effsr.options import spec as option_spec
 
     model = MODEL_REGISTRY.get('DistillationModel')
     assert set(option_spec.TRAIN) == set(model.train_keys)

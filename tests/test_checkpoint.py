@@ -14,14 +14,14 @@ from basicsr_effsr.archs.dparn_arch import DPARN
 from basicsr_effsr.archs.dparn_teacher_arch import DPARNTeacher
 from basicsr_effsr.archs.efrdn_arch import EFRDN
 from basicsr_effsr.archs.hasn_arch import HASN
-from basicsr_effsr.utils.checkpoint import (
+from basicsr_effsr.utils.files import write_atomic
+from basicsr_effsr.weights.checkpoint import (
     CheckpointError,
     load_into,
     mismatch,
     read_state_dict,
     save_atomic,
 )
-from basicsr_effsr.utils.files import write_atomic
 
 TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4}
 

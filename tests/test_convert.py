@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from basicsr_effsr.cli import app
 from basicsr_effsr.tools.convert import Layout, convert, on_meta, recognise, strip_wrappers, to_official_names
-from basicsr_effsr.utils.checkpoint import read_state_dict
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.utils.identify import NETWORKS, UNSEEN, identify
+from basicsr_effsr.weights.checkpoint import read_state_dict
+from basicsr_effsr.weights.identify import NETWORKS, UNSEEN, identify
 
 TINY = {'type': 'HASN', 'upscale': 3, 'num_feat': 8, 'num_block': 2, 'esa_channels': 4, 'squeeze_factor': 4}
 

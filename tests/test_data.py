@@ -17,7 +17,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from basicsr_effsr.data import paired_dataset
 from basicsr_effsr.data.course import Plan
 from basicsr_effsr.data.draws import SampleIndex, draw
-from basicsr_effsr.data.resumable_sampler import PlannedBatches, ResumableSampler, make_loader
+from basicsr_effsr.data.sampler import PlannedBatches, ResumableSampler, make_loader
 
 TRAIN = {'name': 'unit', 'phase': 'train', 'scale': 3, 'gt_size': 24, 'use_hflip': True, 'use_rot': True}
 

@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from basicsr_effsr.data import packs
+from basicsr_effsr.data.packs import Pack, PackError
 from basicsr_effsr.data.paired_dataset import pairs_in_folders
-from datasets_prep import pack_format
-from datasets_prep.bicubic import imresize
+from basicsr_effsr.imaging.bicubic import imresize
 from datasets_prep.cli import app
 from datasets_prep.files import ImageError, alone, atomic_path, image_shape, is_part, read_image, sweep_parts, write_png
 from datasets_prep.jobs import Job, Plan, claim_folder, parse_shard, run_jobs
@@ -28,7 +29,6 @@ from datasets_prep.lmdb_maker import make_lmdb
 from datasets_prep.lr import make_lr
 from datasets_prep.meta_info import make_meta_info
 from datasets_prep.pack import make_pack
-from datasets_prep.pack_format import Pack, PackError
 from datasets_prep.sample import PHOTOGRAPHS, sample_files, write_sample
 from datasets_prep.subimages import make_subimages, positions
 from datasets_prep.verify import verify
@@ -817,14 +817,12 @@ class TestPack:
 
     def test_a_pack_in_the_order_of_earlier_versions_opens(self, tmp_path):
         images = {'img': noise(6, 7, 3), 'img-2': noise(5, 9, 3, seed=1)}
-        records = pack_format.layout([img.shape for img in images.values()])
-        records['crc32'] = [zlib.crc32(pack_format.to_planes(img)) for img in images.values()]
+        records = packs.layout([img.shape for img in images.values()])
+        records['crc32'] = [zlib.crc32(packs.to_planes(img)) for img in images.values()]
         tail = records.tobytes() + '\n'.join(images).encode()
-        index = pack_format.end_of_images(records)
-        header = pack_format._HEADER.pack(
-            pack_format.MAGIC, 1, 24, 2, index, index + 48, index + len(tail), zlib.crc32(tail)
-        )
-        planes = [pack_format.to_planes(img).tobytes() for img in images.values()]
+        index = packs.end_of_images(records)
+        header = packs._HEADER.pack(packs.MAGIC, 1, 24, 2, index, index + 48, index + len(tail), zlib.crc32(tail))
+        planes = [packs.to_planes(img).tobytes() for img in images.values()]
         pixels = planes[0].ljust(128, b'\0') + planes[1].ljust(192, b'\0')
         (tmp_path / 'old.pack').write_bytes(header + pixels + tail)
         pack = Pack(tmp_path / 'old.pack')
@@ -869,7 +867,7 @@ class TestPack:
     def test_memory_does_not_grow_with_what_was_read(self, tmp_path, monkeypatch):
         if not Path('/proc/self/smaps_rollup').exists():
             pytest.skip('needs /proc/self/smaps_rollup (Linux)')
-        monkeypatch.setattr(pack_format, '_DROP_AFTER', 4 * 2**20)
+        monkeypatch.setattr(packs, '_DROP_AFTER', 4 * 2**20)
         write_png(tmp_path / 'HR' / 'a.png', noise(4000, 4000))
         make_pack(tmp_path / 'HR', tmp_path / 'HR.pack')
         pack = Pack(tmp_path / 'HR.pack')

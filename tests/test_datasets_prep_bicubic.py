@@ -8,7 +8,7 @@ from math import ceil, floor, gcd, lcm
 import numpy as np
 import pytest
 
-from datasets_prep.bicubic import imresize, mod_crop
+from basicsr_effsr.imaging.bicubic import imresize, mod_crop
 from datasets_prep.files import list_images, read_image
 
 
@@ -220,5 +220,5 @@ def test_mod_crop_keeps_the_top_left():
 def test_the_parts_that_fit_the_cache_make_up_the_whole(scale, monkeypatch):
     img = np.random.default_rng(7).integers(0, 256, (21, 30, 3), dtype=np.uint8)
     whole = imresize(img, scale=scale)
-    monkeypatch.setattr('datasets_prep.bicubic._CACHED_VALUES', 150)
+    monkeypatch.setattr('basicsr_effsr.imaging.bicubic._CACHED_VALUES', 150)
     np.testing.assert_array_equal(imresize(img, scale=scale), whole)

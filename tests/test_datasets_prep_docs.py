@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from basicsr_effsr.imaging.bicubic import imresize
 from datasets_prep import download as downloads
-from datasets_prep.bicubic import imresize
 from datasets_prep.cli import app
 from datasets_prep.files import encode_png, write_png
 

@@ -11,7 +11,7 @@ import basicsr
 import pytest
 from host import run, succeed
 
-from basicsr_effsr import _host
+from basicsr_effsr.host import adapt
 
 EFFSR = ('-m', 'basicsr_effsr.cli')
 HOST = Path(basicsr.__file__).parent
@@ -98,17 +98,17 @@ def test_overview_lists_every_command_without_loading_it():
 
 
 def test_outputs_go_where_the_user_stands_only_for_an_installed_host(tmp_path):
-    assert _host.output_root('/usr/lib/python3/site-packages') == os.getcwd()
-    assert _host.output_root('/opt/env/lib/python3/dist-packages') == os.getcwd()
-    assert _host.output_root(str(tmp_path)) == str(tmp_path)
+    assert adapt.output_root('/usr/lib/python3/site-packages') == os.getcwd()
+    assert adapt.output_root('/opt/env/lib/python3/dist-packages') == os.getcwd()
+    assert adapt.output_root(str(tmp_path)) == str(tmp_path)
     (tmp_path / 'basicsr-1.4.2.dist-info').mkdir()
-    assert _host.output_root(str(tmp_path)) == os.getcwd(), 'pip install --target'
+    assert adapt.output_root(str(tmp_path)) == os.getcwd(), 'pip install --target'
 
 
 def test_root_path_stays_what_it_was_first_set_to():
     import copy
 
-    opt = _host._RootedOptions(name='x')
+    opt = adapt._RootedOptions(name='x')
     opt['root_path'] = '/here'
     opt['root_path'] = '/site-packages'
     opt['name'] = 'y'

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from basicsr_effsr.archs.dparn_arch import DPAB, DPARN, ReRB, SPABranch
 from basicsr_effsr.archs.effsr_blocks import ESARFDN
-from basicsr_effsr.utils.tiling import tiled_forward
+from basicsr_effsr.imaging.tiling import tiled_forward
 
 TINY = {'num_feat': 8, 'num_block': 2, 'esa_channels': 4}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}

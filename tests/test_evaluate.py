@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 
 from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.cli import app
+from basicsr_effsr.data.benchmark_sets import canonical, find_sets, pairs_of
+from basicsr_effsr.imaging.bicubic import imresize
+from basicsr_effsr.imaging.metrics import score_y
+from basicsr_effsr.imaging.picture import read_rgb
 from basicsr_effsr.tools import evaluate
-from basicsr_effsr.tools.benchmarks_on_disk import canonical, find_sets, pairs_of
-from basicsr_effsr.tools.image_files import read_rgb
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.utils.metrics import score_y
-from datasets_prep.bicubic import imresize
 
 TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
 SETTINGS = ['--arch', 'HASN', '--scale', '2', '--set', 'num_feat=8', '--set', 'num_block=1', '--set', 'esa_channels=4']

@@ -17,7 +17,7 @@ from basicsr_effsr.cli import app
 from basicsr_effsr.tools import export as tool
 from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.export import NCNN, SUFFIXES, TENSORRT, ExportError, Form, export
-from basicsr_effsr.utils.checkpoint import read_metadata, read_state_dict
+from basicsr_effsr.weights.checkpoint import read_metadata, read_state_dict
 
 for extra in ('onnx', 'onnxruntime', 'onnxscript', 'safetensors'):
     pytest.importorskip(extra, reason='needs the extra: export')

@@ -25,12 +25,13 @@ from basicsr_effsr.archs.agdn_arch import AGDN
 from basicsr_effsr.archs.dparn_arch import DPARN
 from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.cli import app
-from basicsr_effsr.tools import image_files, infer
-from basicsr_effsr.tools.image_files import Picture
+from basicsr_effsr.imaging import picture as pictures
+from basicsr_effsr.imaging.picture import Picture
+from basicsr_effsr.imaging.self_ensemble import self_ensemble
+from basicsr_effsr.imaging.tiling import tiled_forward
+from basicsr_effsr.tools import infer
 from basicsr_effsr.tools.infer import Blend, Enlarger, Format, Job
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.utils.self_ensemble import self_ensemble
-from basicsr_effsr.utils.tiling import tiled_forward
 
 TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
 NAMED = ['--arch', 'HASN', '--scale', '2', '--set', 'num_feat=8', '--set', 'num_block=1', '--set', 'esa_channels=4']
@@ -282,11 +283,11 @@ class TestKinds:
         deep = deep_photo()
         file = tmp_path / 'a.png'
         picture = Picture(deep[..., :1], deep[..., 1])
-        image_files.write(picture, file, 'png', 95)
-        found = image_files.read(file)
+        pictures.write(picture, file, 'png', 95)
+        found = pictures.read(file)
         assert np.array_equal(found.alpha, deep[..., 1])
         assert np.array_equal(found.pixels, deep[..., :1].repeat(3, axis=2))
-        image_files.write(picture, file, 'tiff', 95)
+        pictures.write(picture, file, 'tiff', 95)
         with tifffile.TiffFile(file) as stored:
             assert np.array_equal(stored.asarray(), deep[..., :2])
 
@@ -298,7 +299,7 @@ class TestKinds:
         for name, part in ((b'IHDR', header), (b'IDAT', zlib.compress(lines)), (b'IEND', b'')):
             data += struct.pack('>I', len(part)) + name + part + struct.pack('>I', zlib.crc32(name + part))
         (tmp_path / 'a.png').write_bytes(data)
-        read = image_files.read(tmp_path / 'a.png')
+        read = pictures.read(tmp_path / 'a.png')
         assert np.array_equal(read.pixels, planes[..., :1])
         assert np.array_equal(read.alpha, planes[..., 1])
 
@@ -338,10 +339,10 @@ class TestKinds:
             tags = [(0x0112, 'H', 1, orientation, True)]
             tifffile.imwrite(file, image.astype(np.uint16) * 257, photometric='rgb', extratags=tags, metadata=None)
         elif ending == 'deep.png':
-            image_files.write(Picture(image.astype(np.uint16) * 257, exif=exif), file, 'png', 95)
+            pictures.write(Picture(image.astype(np.uint16) * 257, exif=exif), file, 'png', 95)
         else:
             save(image, file, exif=exif, **({'quality': 100, 'subsampling': 0} if ending == 'jpg' else {}))
-        read = image_files.read(file)
+        read = pictures.read(file)
         plain = Image.fromarray(image)
         plain.getexif()[0x0112] = orientation
         expected = np.asarray(ImageOps.exif_transpose(plain)).astype(float)
@@ -357,11 +358,11 @@ class TestKinds:
         exif.get_ifd(0x8769).update({0x9003: '2020:01:02 03:04:05', 0x829A: 0.01, 0xA002: 24, 0xA003: 16})
         exif.get_ifd(0x8825).update({1: 'N', 2: (47.0, 3.0, 8.5)})
         save(photo(16, 24), tmp_path / 'a.jpg', exif=exif, icc_profile=SRGB)
-        picture = image_files.read(tmp_path / 'a.jpg')
+        picture = pictures.read(tmp_path / 'a.jpg')
         if 'deep' in ending:
             picture.pixels = picture.pixels.astype(np.uint16) * 257
         file = tmp_path / f'b.{ending}'
-        image_files.write(picture, file, {'jpg': 'jpeg', 'tif': 'tiff'}.get(file.suffix[1:], file.suffix[1:]), 95)
+        pictures.write(picture, file, {'jpg': 'jpeg', 'tif': 'tiff'}.get(file.suffix[1:], file.suffix[1:]), 95)
         with Image.open(file) as stored:
             told = stored.getexif()
             assert stored.size == (16, 24)
@@ -372,7 +373,7 @@ class TestKinds:
             assert tuple(map(float, told.get_ifd(0x8825)[2])) == (47.0, 3.0, 8.5)
             assert stored.info['icc_profile'] == SRGB
             stored.load()
-        again = image_files.read(file)
+        again = pictures.read(file)
         assert again.pixels.dtype == picture.pixels.dtype
         assert again.icc == SRGB
         if ending in ('png', 'tif', 'deep.png', 'deep.tif'):
@@ -399,7 +400,7 @@ class TestKinds:
 
     def test_cmyk_becomes_srgb_through_its_profile_and_loses_it(self, tmp_path):
         Image.fromarray(photo()).convert('CMYK').save(tmp_path / 'plain.jpg', quality=100)
-        read = image_files.read(tmp_path / 'plain.jpg')
+        read = pictures.read(tmp_path / 'plain.jpg')
         assert np.abs(read.pixels.astype(float) - photo()).mean() < 6
         assert read.icc is None
 
@@ -414,16 +415,16 @@ class TestKinds:
 
         with monkeypatch.context() as patched:
             patched.setattr(ImageCms, 'profileToProfile', convert)
-            read = image_files.read(tmp_path / 'a.jpg')
+            read = pictures.read(tmp_path / 'a.jpg')
         assert (read.icc, read.lost) == (None, '')
         assert np.unique(read.pixels.reshape(-1, 3), axis=0).tolist() == [[1, 2, 3]]
-        read = image_files.read(tmp_path / 'a.jpg')  # a profile of RGB does not fit an image of CMYK
+        read = pictures.read(tmp_path / 'a.jpg')  # a profile of RGB does not fit an image of CMYK
         assert (read.icc, read.lost) == (None, 'colour profile that does not fit')
         assert np.abs(read.pixels.astype(float) - photo()).mean() < 12
 
     def test_black_and_white_becomes_gray(self, tmp_path):
         Image.fromarray(photo()).convert('1').save(tmp_path / 'a.png')
-        assert set(np.unique(image_files.read(tmp_path / 'a.png').pixels)) == {0, 255}
+        assert set(np.unique(pictures.read(tmp_path / 'a.png').pixels)) == {0, 255}
 
     @pytest.mark.parametrize(('kind', 'found'), [('png', 'PNG'), ('jpeg', 'JPEG'), ('webp', 'WEBP'), ('tiff', 'TIFF')])
     def test_every_format_can_be_asked_for(self, run, kind, found):
@@ -445,9 +446,9 @@ class TestKinds:
 
     def test_sides_that_a_format_cannot_count_are_refused_before_the_network_runs(self):
         with pytest.raises(UserError, match='webp holds sides of at most 16383 pixels, the result has 16384x8'):
-            image_files.check_size('webp', 8, 16384)
-        image_files.check_size('webp', 16383, 8)
-        image_files.check_size('png', 70000, 8)
+            pictures.check_size('webp', 8, 16384)
+        pictures.check_size('webp', 16383, 8)
+        pictures.check_size('png', 70000, 8)
 
 
 class TestFiles:

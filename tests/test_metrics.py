@@ -7,7 +7,7 @@ import pytest
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from skimage import data
 
-from basicsr_effsr.utils.metrics import psnr, score_y, ssim, to_y
+from basicsr_effsr.imaging.metrics import psnr, score_y, ssim, to_y
 
 
 def pair(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

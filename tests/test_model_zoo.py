@@ -27,9 +27,9 @@ from basicsr_effsr.archs.dparn_teacher_arch import DPARNTeacher
 from basicsr_effsr.archs.efrdn_arch import EFRDN
 from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.archs.imdn_arch import IMDN
-from basicsr_effsr.utils.checkpoint import load_into
+from basicsr_effsr.imaging.metrics import score_y
 from basicsr_effsr.utils.complexity import count_macs
-from basicsr_effsr.utils.metrics import score_y
+from basicsr_effsr.weights.checkpoint import load_into
 
 LR_720P = {2: (360, 640), 3: (240, 426), 4: (180, 320)}
 AGDN_720P = {**LR_720P, 3: (240, 427)}  # as its authors counted

@@ -12,7 +12,7 @@ from basicsr.losses import build_loss
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
 from nets import CASES
 
-from basicsr_effsr.tools.check import problems
+from basicsr_effsr.options.check import problems
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / 'options').rglob('*.yml'))

@@ -13,14 +13,14 @@ import pytest
 import torch
 from basicsr.utils.registry import DATASET_REGISTRY
 
-from basicsr_effsr._loop import replacements
 from basicsr_effsr.data.draws import SampleIndex, draw
+from basicsr_effsr.data.packs import PackError
+from basicsr_effsr.host.loop import replacements
 from datasets_prep.files import read_image, write_png
 from datasets_prep.jobs import Plan
 from datasets_prep.lmdb_maker import make_lmdb
 from datasets_prep.lr import make_lr
 from datasets_prep.pack import make_pack
-from datasets_prep.pack_format import PackError
 
 TRAIN = {'name': 'test', 'phase': 'train', 'gt_size': 24, 'use_hflip': True, 'use_rot': True, 'scale': 3}
 

@@ -15,9 +15,9 @@ from skimage import data
 from typer.testing import CliRunner
 
 from basicsr_effsr.cli import app
+from basicsr_effsr.imaging.bicubic import imresize
 from basicsr_effsr.tools import plots
 from basicsr_effsr.utils.errors import UserError
-from datasets_prep.bicubic import imresize
 
 pytest.importorskip('adjustText', reason="needs adjustText: pip install -e '.[dev]'")
 

@@ -23,12 +23,12 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from host import logged
 from runs import TINY_HASN, short_run, write
 
-from basicsr_effsr import _loop
-from basicsr_effsr._host import uses_our_classes
-from basicsr_effsr._loop import load_resume_state, replacements
 from basicsr_effsr.data.course import Plan, enlarge_ratio_for, iterations_that_run
+from basicsr_effsr.host import loop as _loop
+from basicsr_effsr.host.adapt import uses_our_classes
+from basicsr_effsr.host.loop import load_resume_state, replacements
 from basicsr_effsr.models.effsr_model import EffSRModel
-from basicsr_effsr.utils.checkpoint import CheckpointError
+from basicsr_effsr.weights.checkpoint import CheckpointError
 from datasets_prep.pack import make_pack
 
 TEACHER = {'type': 'DPARNTeacher', 'num_feat': 8, 'num_block': 1, 'num_heads': 2, 'num_grow_ch': 4, 'window_size': 4}

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize
 
 from basicsr_effsr.data.draws import Draw, SampleIndex, draw
-from datasets_prep.pack_format import PACK_SUFFIX, Pack, folder_order
-from datasets_prep.templates import check_file_template
+from basicsr_effsr.data.packs import PACK_SUFFIX, Pack, folder_order
+from basicsr_effsr.data.templates import check_file_template
 
 __all__ = ['PackedPairedImageDataset']
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize
 
 from basicsr_effsr.data.draws import SampleIndex, cut, draw
-from datasets_prep.pack_format import folder_order
+from basicsr_effsr.data.packs import folder_order
 
 __all__ = ['EffSRPairedDataset']
 

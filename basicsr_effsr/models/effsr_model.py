@@ -19,19 +19,11 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from basicsr_effsr.imaging.self_ensemble import self_ensemble
+from basicsr_effsr.imaging.tiling import BLENDS, tiled_forward
 from basicsr_effsr.utils import distributed
-from basicsr_effsr.utils.checkpoint import (
-    CheckpointError,
-    load_into,
-    mismatch,
-    read_state_dict,
-    save_atomic,
-)
-from basicsr_effsr.utils.deploy import can_be_deployed, deployed
 from basicsr_effsr.utils.files import remove_leftovers
 from basicsr_effsr.utils.options import refuse_unknown
-from basicsr_effsr.utils.self_ensemble import self_ensemble
-from basicsr_effsr.utils.tiling import BLENDS, tiled_forward
 from basicsr_effsr.utils.training import (
     gradients_are_finite,
     make_optimizer,
@@ -40,6 +32,14 @@ from basicsr_effsr.utils.training import (
     to_float,
     update_average,
 )
+from basicsr_effsr.weights.checkpoint import (
+    CheckpointError,
+    load_into,
+    mismatch,
+    read_state_dict,
+    save_atomic,
+)
+from basicsr_effsr.weights.deploy import can_be_deployed, deployed
 
 __all__ = ['EffSRModel']
 

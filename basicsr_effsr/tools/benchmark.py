@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from basicsr_effsr.imaging.picture import read_rgb
 from basicsr_effsr.tools import networks
-from basicsr_effsr.tools.image_files import read_rgb
 from basicsr_effsr.tools.networks import scale_of
 from basicsr_effsr.utils.errors import UserError
 
@@ -831,7 +831,7 @@ def command(
     """Parameters, multiply-adds, memory and latency, with RLFN and SPAN measured in turns in the same process."""
     import torch
 
-    from basicsr_effsr.utils.deploy import can_be_deployed, deployed
+    from basicsr_effsr.weights.deploy import can_be_deployed, deployed
 
     try:
         if out is not None:

@@ -11,9 +11,9 @@ import numpy as np
 import typer
 from PIL import Image, ImageDraw, ImageFont
 
+from basicsr_effsr.data.benchmark_sets import Pair
+from basicsr_effsr.options.check import list_pairs
 from basicsr_effsr.tools import networks
-from basicsr_effsr.tools.benchmarks_on_disk import Pair
-from basicsr_effsr.tools.check import list_pairs
 from basicsr_effsr.tools.evaluate import forward_function, measure, protocol_of
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.files import write_atomic

@@ -91,7 +91,7 @@ def on_meta(option: Mapping[str, Any]) -> nn.Module:
 
 def misfit(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     """Every name and shape that does not fit, with the closest match; empty if all do."""
-    from basicsr_effsr.utils.identify import shapes_of
+    from basicsr_effsr.weights.identify import shapes_of
 
     wanted, given = shapes_of(net.state_dict()), shapes_of(state)
     missing = [name for name in wanted if name not in given]
@@ -118,8 +118,8 @@ def _described(network: Mapping[str, Any]) -> str:
 
 def stated(source: Path) -> dict[str, Any] | None:
     """Network and options that a safetensors file of ours states in its header; None if it states none."""
-    from basicsr_effsr.utils.checkpoint import read_metadata
-    from basicsr_effsr.utils.identify import NETWORKS
+    from basicsr_effsr.weights.checkpoint import read_metadata
+    from basicsr_effsr.weights.identify import NETWORKS
 
     facts = read_metadata(source)
     try:
@@ -135,7 +135,7 @@ def assumed_of(found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
     """Options that weights say nothing about and ``given`` neither, with the values they were taken to have."""
     from basicsr.utils.registry import ARCH_REGISTRY
 
-    from basicsr_effsr.utils.identify import UNSEEN
+    from basicsr_effsr.weights.identify import UNSEEN
 
     known = inspect.signature(ARCH_REGISTRY.get(found['type'])).parameters
     unseen = [name for name in UNSEEN.get(found['type'], ()) if name not in given]
@@ -159,9 +159,9 @@ def recognise(
     Raises:
         UserError: no network of ours, or not the given one; the message lists what does not fit.
     """
-    from basicsr_effsr.utils.checkpoint import read_state_dict
-    from basicsr_effsr.utils.deploy import can_be_deployed
-    from basicsr_effsr.utils.identify import NETWORKS, candidates, identify, looks_like
+    from basicsr_effsr.weights.checkpoint import read_state_dict
+    from basicsr_effsr.weights.deploy import can_be_deployed
+    from basicsr_effsr.weights.identify import NETWORKS, candidates, identify, looks_like
 
     state, renamed, dropped = to_official_names(strip_wrappers(read_state_dict(source, param_key)))
     if network is not None:
@@ -237,9 +237,9 @@ def convert(
     """
     import torch
 
-    from basicsr_effsr.utils.checkpoint import read_state_dict
-    from basicsr_effsr.utils.deploy import can_be_deployed, deployed
     from basicsr_effsr.utils.files import write_atomic
+    from basicsr_effsr.weights.checkpoint import read_state_dict
+    from basicsr_effsr.weights.deploy import can_be_deployed, deployed
 
     state, found, renamed, dropped = recognise(source, network, param_key)
     assumed = assumed_of(found, network or stated(source) or {})

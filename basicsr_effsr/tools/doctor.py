@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from basicsr_effsr import _host
 from basicsr_effsr._autoload import DEAD_TORCHVISION
+from basicsr_effsr.host import adapt
 from basicsr_effsr.utils.errors import one_line
 
 OURS = 'basicsr_effsr'
@@ -113,7 +113,7 @@ def _inspect_basicsr(report: Report) -> bool:
     folder = Path(spec.origin).parent
     report.facts['basicsr'] = str(folder)
     installed = _version('basicsr')
-    if _host.installed_by_pip(str(folder.parent)):
+    if adapt.installed_by_pip(str(folder.parent)):
         report.facts['basicsr version'] = f'{installed} (installed by pip)'
         report.facts['outputs go to'] = f'{os.getcwd()} (the current directory)'
     else:
@@ -161,7 +161,7 @@ def _inspect_names(report: Report) -> None:
 
 def _inspect_shims(report: Report) -> None:
     module = sys.modules.get(DEAD_TORCHVISION)
-    served = module is not None and type(getattr(module.__spec__, 'loader', None)) is _host._FunctionalTensor
+    served = module is not None and type(getattr(module.__spec__, 'loader', None)) is adapt._FunctionalTensor
     report.facts['torchvision shim'] = (
         'serving functional_tensor, which torchvision dropped' if served else 'not needed'
     )

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from basicsr_effsr.data.benchmark_sets import Pair, find_sets, pairs_of
+from basicsr_effsr.imaging.metrics import score_y
+from basicsr_effsr.imaging.picture import read_rgb
 from basicsr_effsr.tools import networks
-from basicsr_effsr.tools.benchmarks_on_disk import Pair, find_sets, pairs_of
-from basicsr_effsr.tools.image_files import read_rgb
 from basicsr_effsr.tools.networks import scale_of
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.utils.metrics import score_y
 
 if TYPE_CHECKING:
     from torch import nn
@@ -107,7 +107,7 @@ def read_pair(pair: Pair, scale: int) -> tuple[np.ndarray, np.ndarray]:
     """
     gt = read_rgb(pair.gt)
     if pair.lq is None:
-        from datasets_prep.bicubic import imresize, mod_crop
+        from basicsr_effsr.imaging.bicubic import imresize, mod_crop
 
         gt = np.ascontiguousarray(mod_crop(gt, scale))
         return imresize(gt, scale=1 / scale), gt
@@ -159,7 +159,7 @@ def protocol_of(
     Raises:
         UserError: a value is out of its range.
     """
-    from basicsr_effsr.utils.tiling import BLENDS
+    from basicsr_effsr.imaging.tiling import BLENDS
 
     told = val.get('tile')
     if told and not (isinstance(told, Mapping) and 'size' in told):
@@ -193,9 +193,9 @@ def forward_function(
     """
     import torch
 
+    from basicsr_effsr.imaging.self_ensemble import self_ensemble as ensemble
+    from basicsr_effsr.imaging.tiling import tiled_forward
     from basicsr_effsr.utils.memory import out_of_memory
-    from basicsr_effsr.utils.self_ensemble import self_ensemble as ensemble
-    from basicsr_effsr.utils.tiling import tiled_forward
 
     net = net.to(device)
 
@@ -239,7 +239,7 @@ def measure(pair: Pair, scale: int, run: Callable[[np.ndarray], tuple[np.ndarray
     Raises:
         UserError: a file cannot be read, is too small or of another scale, or the network fails on it.
     """
-    from datasets_prep.bicubic import imresize
+    from basicsr_effsr.imaging.bicubic import imresize
 
     lq, gt = read_pair(pair, scale)
     cubic = imresize(np.ascontiguousarray(lq), scale=scale)
@@ -315,7 +315,7 @@ def _data_uri(image: np.ndarray) -> str:
 
 def error_map(image: np.ndarray, gt: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8: absolute luma error, black for none, through red to white for 32 grey levels and more."""
-    from basicsr_effsr.utils.metrics import to_y
+    from basicsr_effsr.imaging.metrics import to_y
 
     gap = np.abs(to_y(image) - to_y(gt)) * ERROR_GAIN
     return np.stack([np.clip(gap * 3 - 255 * i, 0, 255) for i in range(3)], axis=-1).astype(np.uint8)

@@ -381,7 +381,7 @@ def _run_weights(net: nn.Module) -> Callable[[Path], Callable[[Tensor], Tensor]]
     import torch
 
     def load(path: Path) -> Callable[[Tensor], Tensor]:
-        from basicsr_effsr.utils.checkpoint import load_into
+        from basicsr_effsr.weights.checkpoint import load_into
 
         twin = copy.deepcopy(net)
         with torch.no_grad():
@@ -516,7 +516,7 @@ def _network_to_export(
 ) -> tuple[dict[str, Any], nn.Module]:
     """The network option, as recognised and deployed, and the network in eval mode."""
     from basicsr_effsr.tools.convert import recognise
-    from basicsr_effsr.utils.deploy import deployed
+    from basicsr_effsr.weights.deploy import deployed
 
     if weights is None:
         assert network is not None

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from basicsr_effsr.imaging.picture import DEEP, ENDINGS, SUFFIXES, Picture, check_size, fitting, read, write
 from basicsr_effsr.tools import networks
-from basicsr_effsr.tools.image_files import DEEP, ENDINGS, SUFFIXES, Picture, check_size, fitting, read, write
-from basicsr_effsr.utils.deploy import deployed
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.memory import out_of_memory
+from basicsr_effsr.weights.deploy import deployed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -340,7 +340,7 @@ class Enlarger:
         """
         import torch
 
-        from basicsr_effsr.utils.self_ensemble import self_ensemble
+        from basicsr_effsr.imaging.self_ensemble import self_ensemble
 
         height, width = lq.shape[-2:]
         batch = at_least(lq.to(self.device, self.dtype), self.least)
@@ -355,7 +355,7 @@ class Enlarger:
 
     def bands(self, lq: Tensor, tile: int, progress: Callable[[int, int], None] | None = None) -> Iterator[Tensor]:
         """The result from top to bottom, (N, C, h, rW) each; ``tile`` 0 gives it at once."""
-        from basicsr_effsr.utils.tiling import tiled_bands
+        from basicsr_effsr.imaging.tiling import tiled_bands
 
         if tile == 0:
             yield self.forward(lq)

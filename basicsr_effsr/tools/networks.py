@@ -124,8 +124,8 @@ def build(
         UserError: no such network, or an option it does not have.
         ValueError, FileNotFoundError: an option out of its range, a checkpoint that does not fit.
     """
-    from basicsr_effsr.utils.checkpoint import load_into
-    from basicsr_effsr.utils.deploy import deployed
+    from basicsr_effsr.weights.checkpoint import load_into
+    from basicsr_effsr.weights.deploy import deployed
 
     options = dict(network)
     name = options.pop('type')

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets_prep.bicubic import imresize
+from basicsr_effsr.imaging.bicubic import imresize
 from datasets_prep.files import write_png
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from basicsr_effsr._registration import is_ours
-from basicsr_effsr.tools import option_spec as spec
-from basicsr_effsr.tools.option_spec import Key, Section
+from basicsr_effsr.options import spec as spec
+from basicsr_effsr.options.spec import Key, Section
 
 TYPES = {'int': 'integer', 'number': 'number', 'bool': 'boolean', 'str': 'string', 'list': 'array', 'dict': 'object'}
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from basicsr_effsr.tools.deep_tiff import UNKNOWN_CHANNEL, read_deep_tiff
+from basicsr_effsr.imaging.tiff import UNKNOWN_CHANNEL, read_deep_tiff
 from basicsr_effsr.utils.errors import UserError, one_line
 
 SUFFIXES = {  # of files taken from a folder -> format they are written in

@@ -1,7 +1,7 @@
 """What replaces functions of BasicSR's training loop when an option file names our classes.
 
 The host's loop lives in ``basicsr/train.py`` and takes these names from its own globals;
-``_host.py`` puts ours there. Reasons:
+``adapt.py`` puts ours there. Reasons:
 
 * ``load_resume_state``: the host needs a GPU to resume (1.4.2 and head), picks the newest state even
   if it is truncated, and looks for a frozen teacher among the run's own checkpoints.
@@ -20,8 +20,8 @@ import torch
 
 from basicsr_effsr._registration import derives_from_ours
 from basicsr_effsr.data.course import Plan, enlarge_ratio_for, epoch_at, iterations_that_run
-from basicsr_effsr.data.resumable_sampler import PlannedBatches, ResumableSampler, make_loader
-from basicsr_effsr.utils.checkpoint import CheckpointError, read_state_dict
+from basicsr_effsr.data.sampler import PlannedBatches, ResumableSampler, make_loader
+from basicsr_effsr.weights.checkpoint import CheckpointError, read_state_dict
 
 Options = dict[str, Any]
 

@@ -147,7 +147,7 @@ def _adapt_options(module: ModuleType) -> None:
     * Without ``manual_seed`` all ranks take the seed of rank 0. Reason: the host lets each rank draw
       its own, and a run could not be resumed with all of them (1.4.2 and head).
     * If the options name a class of ours they are checked before anything is created, and functions
-      of the training module are replaced by ours (``_loop.py`` says which and why).
+      of the training module are replaced by ours ``loop.py`` says which and why).
 
     Condition: the module has a ``parse_options(root_path, is_train)``, as every version since 1.3.
     """
@@ -167,7 +167,7 @@ def _adapt_options(module: ModuleType) -> None:
             _stop_on_problems(rooted, is_train)
             _share_seed(rooted)
             caller = sys._getframe(1).f_globals
-            from basicsr_effsr._loop import replacements
+            from basicsr_effsr.host.loop import replacements
 
             for name, ours in replacements(rooted).items():
                 if name in caller:
@@ -186,7 +186,7 @@ def _adapt_options(module: ModuleType) -> None:
 
 
 def _stop_on_problems(opt: dict[str, Any], is_train: bool) -> None:
-    from basicsr_effsr.tools.check import problems
+    from basicsr_effsr.options.check import problems
 
     found = problems(opt, is_train)
     fatal = [problem for problem in found if problem.fatal]

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from basicsr_effsr._registration import derives_from_ours, lookup
-from basicsr_effsr.tools import option_spec as spec
+from basicsr_effsr.options import spec as spec
+from basicsr_effsr.options.spec import Key, Section
 from basicsr_effsr.tools.networks import stop
-from basicsr_effsr.tools.option_spec import Key, Section
 from basicsr_effsr.utils.errors import UserError, near, one_line
 
 if TYPE_CHECKING:
@@ -433,7 +433,7 @@ class _Check:
                 self.checkpoint(where, label, Path(file).expanduser(), net, model)
 
     def checkpoint(self, where: str, label: str, file: Path, net: Any, model: Any) -> None:
-        from basicsr_effsr.utils.checkpoint import CheckpointError, mismatch, read_state_dict
+        from basicsr_effsr.weights.checkpoint import CheckpointError, mismatch, read_state_dict
 
         path = self.section('path')
         report = self.warn if self.is_train and self.resuming() else self.fatal
@@ -1049,7 +1049,7 @@ def image_size(path: str) -> tuple[int, int]:
     """
     from PIL import Image
 
-    from basicsr_effsr.tools.image_files import any_size
+    from basicsr_effsr.imaging.picture import any_size
 
     cut_off = False
     try:
@@ -1072,7 +1072,7 @@ def undecodable(files: list[str]) -> str:
 
     from PIL import Image
 
-    from basicsr_effsr.tools.image_files import any_size
+    from basicsr_effsr.imaging.picture import any_size
 
     def fault(path: str) -> str:
         try:
@@ -1411,7 +1411,7 @@ def command(
     """Check an option file and say what it will do; exit code 1 if the run would not do what the file says."""
 
     if schema:
-        from basicsr_effsr.tools.option_schema import option_schema
+        from basicsr_effsr.options.schema import option_schema
 
         typer.echo(json.dumps(option_schema(), indent=2))
         return

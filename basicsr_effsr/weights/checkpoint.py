@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basicsr_effsr.utils.deploy import can_be_deployed, deployed
 from basicsr_effsr.utils.files import write_atomic
+from basicsr_effsr.weights.deploy import can_be_deployed, deployed
 
 CONTAINERS = (
     'params_ema',

@@ -1,0 +1,1 @@
+"""What this package changes in BasicSR, and the states of its runs."""

@@ -1,0 +1,1 @@
+"""Images: decoding, encoding, resampling, tiles, scores."""

@@ -1,0 +1,1 @@
+"""The language of option files, and what is wrong with one."""

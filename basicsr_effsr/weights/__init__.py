@@ -1,0 +1,1 @@
+"""Checkpoints: reading any layout, and telling whose they are."""
