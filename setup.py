@@ -1,10 +1,12 @@
 """Metadata, dependencies and extras; computes nothing, writes nothing."""
 
+from runpy import run_path
+
 from setuptools import find_packages, setup
 
 setup(
     name='basicsr_effsr',
-    version='0.1.0',
+    version=run_path('basicsr_effsr/_version.py')['__version__'],
     description='Efficient super-resolution networks, losses and training methods as a plugin for BasicSR',
     long_description='See README.md.',
     long_description_content_type='text/markdown',

@@ -4,8 +4,9 @@ Importing this package loads nothing: BasicSR finds it by itself (``docs/how-loa
 In a notebook or a training script of your own call ``basicsr_effsr.register()``.
 """
 
-__version__ = '0.1.0'
-__all__ = ['register']
+from basicsr_effsr._version import __version__
+
+__all__ = ['__version__', 'register']
 
 
 def register() -> None:

@@ -4,15 +4,12 @@ PyTorch calls :func:`install` at the end of ``import torch`` (entry point group 
 It only puts a finder on the import path; the finder acts on three module names and, until one of
 them is imported, costs nothing. What is then changed in the host is written down in ``adapt.py``.
 
-This module imports ``sys`` and nothing else: every process that imports torch pays for it.
+This module imports ``sys`` and three names: every process that imports torch pays for it.
 """
 
 import sys
 
-REGISTRY = 'basicsr.utils.registry'
-DEAD_TORCHVISION = 'torchvision.transforms.functional_tensor'
-OPTIONS = 'basicsr.utils.options'
-HOOKED = (REGISTRY, OPTIONS)
+from basicsr_effsr.host import DEAD_TORCHVISION, HOOKED
 
 
 class _Finder:

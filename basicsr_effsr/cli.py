@@ -13,7 +13,7 @@ from basicsr_effsr._autoload import install
 # name -> (module, attribute, line in the overview). The attribute is a function for typer, or a Typer app.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     'doctor': ('basicsr_effsr.tools.doctor', 'command', 'Say which BasicSR is used and whether it finds this package.'),
-    'check': ('basicsr_effsr.options.check', 'command', 'Check an option file and say what it will do.'),
+    'check': ('basicsr_effsr.tools.check', 'command', 'Check an option file and say what it will do.'),
     'evaluate': ('basicsr_effsr.tools.evaluate', 'command', 'Score a network on the benchmark sets.'),
     'compare': ('basicsr_effsr.tools.compare', 'command', 'Bicubic against a network, as a table and one picture.'),
     'benchmark': ('basicsr_effsr.tools.benchmark', 'command', 'Parameters, multiply-adds, memory and latency.'),

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 import basicsr_effsr
-from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.export import sample, sizes_for
+from basicsr_effsr.weights.build import build
 
 NETS: dict[str, dict[str, Any]] = {
     'HASN': {'type': 'HASN'},
@@ -89,7 +89,7 @@ def main() -> None:
     for name in ('network', 'largest difference at three sizes', 'pnnx'):
         table.add_column(name)
     for name in args.net:
-        net = networks.build({**NETS[name], 'upscale': args.scale}, None)
+        net = build({**NETS[name], 'upscale': args.scale}, None)
         with tempfile.TemporaryDirectory() as folder:
             complaints = converted(net, Path(folder))
             if complaints:  # layers that ncnn does not have are left in the file

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 import basicsr_effsr
-from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.export import ExportError, Form, export, sample, sizes_for
+from basicsr_effsr.weights.build import build
 
 NETS: dict[str, dict[str, Any]] = {
     'HASN': {'type': 'HASN'},
@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in args.net:
             for scale in args.scale:
-                net = networks.build({**NETS[name], 'upscale': scale}, None)
+                net = build({**NETS[name], 'upscale': scale}, None)
                 start = time.perf_counter()
                 try:
                     report = export(net, Form.onnx, Path(folder) / 'net.onnx', metadata={}, dtype=args.dtype)

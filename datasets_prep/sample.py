@@ -123,11 +123,3 @@ def _targets(folder: Path, name: str, scales: tuple[int, ...]) -> dict[int, Path
 def _packs(out: Path, scales: tuple[int, ...]) -> list[Path]:
     lr = out / 'train' / 'LR_bicubic'
     return [out / 'train' / 'HR.pack', *(lr / f'X{scale}.pack' for scale in scales)]
-
-
-if __name__ == '__main__':
-    import sys
-
-    from datasets_prep.cli import app
-
-    app(['sample', *sys.argv[1:]], prog_name='python -m datasets_prep')

@@ -16,10 +16,12 @@ from nets import CASES
 from typer.testing import CliRunner
 
 from basicsr_effsr.cli import app
-from basicsr_effsr.tools.convert import Layout, convert, on_meta, recognise, strip_wrappers, to_official_names
+from basicsr_effsr.tools.convert import Layout, convert, recognise
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.weights.build import on_meta
 from basicsr_effsr.weights.checkpoint import read_state_dict
 from basicsr_effsr.weights.identify import NETWORKS, UNSEEN, identify
+from basicsr_effsr.weights.recognise import strip_wrappers, to_official_names
 
 TINY = {'type': 'HASN', 'upscale': 3, 'num_feat': 8, 'num_block': 2, 'esa_channels': 4, 'squeeze_factor': 4}
 

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from basicsr_effsr.cli import app
 from basicsr_effsr.tools import export as tool
-from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.export import NCNN, SUFFIXES, TENSORRT, ExportError, Form, export
+from basicsr_effsr.weights.build import build
 from basicsr_effsr.weights.checkpoint import read_metadata, read_state_dict
 
 for extra in ('onnx', 'onnxruntime', 'onnxscript', 'safetensors'):
@@ -29,7 +29,7 @@ SIZES = ((40, 24), (19, 47))
 
 def tiny(name='IMDN', **changes):
     option = {**TINY} if name == 'IMDN' else CASES[name].option(**LEAST.get(name, {}))
-    return networks.build({**option, **changes}, None)
+    return build({**option, **changes}, None)
 
 
 def picture(size, channels=3):

@@ -10,8 +10,9 @@ import torch
 from basicsr.archs import build_network
 
 from basicsr_effsr.archs.hasn_arch import HASN
-from basicsr_effsr.tools.networks import build, check_folder, describe, read_options, scale_of
+from basicsr_effsr.tools.networks import check_folder, describe, read_options
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.weights.build import build, scale_of
 
 
 @pytest.mark.parametrize(

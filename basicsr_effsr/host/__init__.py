@@ -1,1 +1,6 @@
-"""What this package changes in BasicSR, and the states of its runs."""
+"""What this package changes in BasicSR, and the states of its runs. Importing this room loads nothing."""
+
+REGISTRY = 'basicsr.utils.registry'
+DEAD_TORCHVISION = 'torchvision.transforms.functional_tensor'
+OPTIONS = 'basicsr.utils.options'
+HOOKED = (REGISTRY, OPTIONS)

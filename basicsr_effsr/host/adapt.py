@@ -18,8 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from basicsr_effsr._autoload import DEAD_TORCHVISION, OPTIONS, REGISTRY
 from basicsr_effsr._registration import derives_from_ours, free_names_only
+from basicsr_effsr.host import DEAD_TORCHVISION, OPTIONS, REGISTRY
 
 
 class _AdaptingLoader:

@@ -1,10 +1,9 @@
-"""``effsr check``: everything that can be known to be wrong with an option file before training starts."""
+"""Everything that can be known to be wrong with an option file before training starts."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-import json
 import logging
 import math
 import os
@@ -12,19 +11,16 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from basicsr_effsr._registration import derives_from_ours, lookup
 from basicsr_effsr.options import spec as spec
 from basicsr_effsr.options.spec import Key, Section
-from basicsr_effsr.tools.networks import stop
 from basicsr_effsr.utils.errors import UserError, near, one_line
 
 if TYPE_CHECKING:
@@ -1375,7 +1371,7 @@ def _teacher_memory(opt: Options, train: Options, teacher: nn.Module, batch: int
     return peak_memory(asked, (side, side), num_in_ch=opt['network_t'].get('num_in_ch', 3))
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_option_file(file: Path) -> dict[str, Any]:
     """An option file whose sections may be anything, as to say what is wrong with them is up to the check.
 
     Raises:
@@ -1396,60 +1392,3 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise UserError(f'{file} must hold sections such as network_g and datasets, found {_plain(options)}')
     return options
-
-
-def command(
-    opt: Annotated[Path | None, typer.Option('-opt', '--opt', help='Option file, of training or of testing.')] = None,
-    every_image: Annotated[
-        bool, typer.Option('--all', help='Read the header of every image, not of a sample.')
-    ] = False,
-    as_json: Annotated[bool, typer.Option('--json', help='Print problems and forecast as JSON.')] = False,
-    schema: Annotated[
-        bool, typer.Option('--schema', help='Print the JSON schema of option files for editors.')
-    ] = False,
-) -> None:
-    """Check an option file and say what it will do; exit code 1 if the run would not do what the file says."""
-
-    if schema:
-        from basicsr_effsr.options.schema import option_schema
-
-        typer.echo(json.dumps(option_schema(), indent=2))
-        return
-    try:
-        if opt is None:
-            raise UserError('give an option file with -opt, or ask for the --schema')
-        options = _read(opt)
-    except UserError as error:
-        raise stop('check', error) from error
-    datasets = options.get('datasets')
-    is_train = bool(options.get('train')) or (isinstance(datasets, dict) and 'train' in datasets)
-    found, will = forecast(options, is_train, every_image=every_image)
-    fatal = any(problem.fatal for problem in found)
-    if as_json:
-        typer.echo(json.dumps({'problems': [asdict(p) for p in found], 'forecast': will}, indent=2))
-    else:
-        _print(opt, found, will)
-    raise typer.Exit(1 if fatal else 0)
-
-
-def _print(file: Path, found: list[Problem], will: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(soft_wrap=True)
-    table = Table(show_header=False, title=str(file), title_justify='left')
-    for key, value in will.items():
-        parts = value if isinstance(value, list) else [value]
-        table.add_row(key, ' / '.join(f'{part:,}' if isinstance(part, int) else str(part) for part in parts))
-    console.print(table)
-    for problem in found:
-        label, style = ('error', 'red') if problem.fatal else ('warning', 'yellow')
-        console.print(f'{label}: {problem}', style=style, markup=False, highlight=False)
-    errors = sum(problem.fatal for problem in found)
-    if errors:
-        console.print(
-            f'{errors} {"error" if errors == 1 else "errors"}: a run would not do what the file says.', style='red'
-        )
-    else:
-        module = 'train' if will.get('option file for') == 'training' else 'test'
-        console.print(f'Ready: python -m basicsr.{module} -opt {file}', style='green', markup=False, highlight=False)

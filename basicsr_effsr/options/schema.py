@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from basicsr_effsr._registration import is_ours
+from basicsr_effsr._registration import is_ours, register
 from basicsr_effsr.options import spec as spec
 from basicsr_effsr.options.spec import Key, Section
 
@@ -171,9 +171,7 @@ def _in_training() -> dict[str, Any]:
 
 def option_schema() -> dict[str, Any]:
     """The schema (draft 7); classes of BasicSR and of others are open, ours are closed."""
-    import basicsr_effsr
-
-    basicsr_effsr.register()
+    register()
     networks, losses = (
         {name: {'type': Key(spec.STR, '', required=True), **spec.keys_of(cls)[0]} for name, cls in _ours(kind).items()}
         for kind in ('ARCH', 'LOSS')

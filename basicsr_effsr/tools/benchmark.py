@@ -25,8 +25,8 @@ import typer
 
 from basicsr_effsr.imaging.picture import read_rgb
 from basicsr_effsr.tools import networks
-from basicsr_effsr.tools.networks import scale_of
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.weights.build import build, scale_of
 
 if TYPE_CHECKING:
     import torch
@@ -850,7 +850,7 @@ def command(
         network, checkpoint, key = networks.describe(opt, arch, scale, weights, settings, param_key)
         if checkpoint is not None and not checkpoint.is_file() and weights is None:
             checkpoint = None  # cost does not depend on weights; a test file may name some that are not there
-        net = networks.build(network, checkpoint, key, fuse=False)
+        net = build(network, checkpoint, key, fuse=False)
         told = networks.read_options(opt).get('scale') if opt is not None and scale is None else None
         factor, channels = scale_of(net, network, told), channels_of(net, network)
         if protocol is not None:

@@ -17,6 +17,7 @@ from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.evaluate import forward_function, measure, protocol_of
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.files import write_atomic
+from basicsr_effsr.weights.build import build, scale_of
 
 MARGIN, CAPTION, CROP, PANEL = 12, 26, 72, 288  # pixels; CROP is the side of the enlarged detail in HR pixels
 
@@ -94,8 +95,8 @@ def compare(opt_file: Path) -> tuple[list[Row], Image.Image, str]:
     if weights is None:
         raise UserError(f'{opt_file}: path.pretrain_network_g must name the weights to compare with')
     how = protocol_of(opt.get('val') or {}, None, None, None, None)
-    net = networks.build(network, weights, key, fuse=how.fuse)
-    scale = networks.scale_of(net, network, opt.get('scale'))
+    net = build(network, weights, key, fuse=how.fuse)
+    scale = scale_of(net, network, opt.get('scale'))
     device = networks.pick_device('cpu' if opt.get('num_gpu') == 0 else None)
     run, protocol, _ = forward_function(net, scale, device, how)
     rows, panels = [], []

@@ -20,8 +20,8 @@ from basicsr_effsr.data.benchmark_sets import Pair, find_sets, pairs_of
 from basicsr_effsr.imaging.metrics import score_y
 from basicsr_effsr.imaging.picture import read_rgb
 from basicsr_effsr.tools import networks
-from basicsr_effsr.tools.networks import scale_of
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.weights.build import build, scale_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -436,7 +436,7 @@ def command(
         network, checkpoint, key = networks.describe(opt, arch, scale, weights, settings, param_key)
         if checkpoint is None:
             raise UserError('no weights to evaluate; give --weights')
-        net = networks.build(network, checkpoint, key, fuse=how.fuse)
+        net = build(network, checkpoint, key, fuse=how.fuse)
         factor = scale_of(net, network, None if scale is not None else options.get('scale'))
         run, protocol, machine = forward_function(net, factor, networks.pick_device(device), how)
         report = Report(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Callable
@@ -16,11 +15,13 @@ import typer
 
 from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.errors import UserError, one_line
+from basicsr_effsr.utils.extras import needs
+from basicsr_effsr.weights.build import build, scale_of
+from basicsr_effsr.weights.metadata import metadata_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-EXTRA = 'pip install basicsr_effsr[export]'
 OPSET = 18
 SIZES = ((24, 32), (37, 29))  # even and odd; enlarged where a network needs more
 TOLERANCE = {'fp32': 1e-4, 'fp16': 2e-2}  # on images in [0, 1]; fp16 resolves 5e-4 near 1
@@ -104,18 +105,6 @@ class Report:
 
 class ExportError(ValueError):
     """An export that PyTorch refuses, or that does not give what PyTorch gives; nothing was written."""
-
-
-def needs(module: str) -> Any:
-    """An optional module.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise UserError(f'this needs {module.partition(".")[0]}: {EXTRA}') from error
 
 
 def _local_window(net: nn.Module) -> int:
@@ -401,24 +390,6 @@ WRITERS: dict[Form, Callable[[Any, Path, int, dict[str, str]], None]] = {
 }
 
 
-def metadata_of(network: dict[str, Any], net: nn.Module, weights: Path | None, dtype: str) -> dict[str, str]:
-    """Network, options, scale, form and the hash of the source, as texts."""
-    from basicsr_effsr import __version__
-
-    facts = {
-        'network': str(network['type']),
-        'options': json.dumps({k: v for k, v in network.items() if k != 'type'}, sort_keys=True),
-        'scale': str(networks.scale_of(net, network)),
-        'deployed': str(bool(getattr(net, 'deploy', False))).lower(),
-        'dtype': dtype,
-        'range': 'RGB in [0, 1]',
-        'made by': f'basicsr_effsr {__version__}',
-    }
-    if weights is not None:
-        facts |= {'source': weights.name, 'source sha256': hashlib.sha256(weights.read_bytes()).hexdigest()}
-    return facts
-
-
 def export(
     net: nn.Module,
     form: Form,
@@ -515,15 +486,15 @@ def _network_to_export(
     network: dict[str, Any] | None, weights: Path | None, key: str | None, fuse: bool
 ) -> tuple[dict[str, Any], nn.Module]:
     """The network option, as recognised and deployed, and the network in eval mode."""
-    from basicsr_effsr.tools.convert import recognise
     from basicsr_effsr.weights.deploy import deployed
+    from basicsr_effsr.weights.recognise import recognise
 
     if weights is None:
         assert network is not None
-        net = networks.build(network, None, fuse=fuse)
+        net = build(network, None, fuse=fuse)
     else:
         state, network, _, _ = recognise(weights, network, key)
-        net = networks.build(network, None, fuse=False)
+        net = build(network, None, fuse=False)
         net.load_state_dict(state, strict=True)
         net = deployed(net) if fuse else net
     return {**network, 'deploy': True} if getattr(net, 'deploy', False) else network, net
@@ -578,7 +549,7 @@ def command(
         checkpoint = None if random else checkpoint
         network, net = _network_to_export(named, checkpoint, key, not no_fuse)
         told = networks.read_options(opt).get('scale') if opt is not None and scale is None else None
-        factor = networks.scale_of(net, network, told)
+        factor = scale_of(net, network, told)
         stem = checkpoint.with_suffix('') if checkpoint is not None else Path(f'{network["type"]}_random'.lower())
         halved = '_fp16' if dtype == 'fp16' else ''
         target = out or stem.with_name(f'{stem.name}{halved}{SUFFIXES[form]}')

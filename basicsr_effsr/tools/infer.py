@@ -22,6 +22,7 @@ from basicsr_effsr.imaging.picture import DEEP, ENDINGS, SUFFIXES, Picture, chec
 from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.memory import out_of_memory
+from basicsr_effsr.weights.build import build
 from basicsr_effsr.weights.deploy import deployed
 
 if TYPE_CHECKING:
@@ -235,15 +236,15 @@ def load_network(
         network, checkpoint, key = networks.describe(opt, arch, scale, weights, settings, param_key)
         if checkpoint is None:
             raise UserError('no weights to enlarge with; give --weights')
-        return networks.build(network, checkpoint, key), network, checkpoint
+        return build(network, checkpoint, key), network, checkpoint
     if weights is None:
         raise UserError('give an option file (-opt), or --weights, alone or with --arch')
-    from basicsr_effsr.tools.convert import recognise
+    from basicsr_effsr.weights.recognise import recognise
 
     state, found, _, _ = recognise(weights, None, param_key)
     changed, _, _ = networks.describe(None, found['type'], scale, weights, settings, param_key)
     network = {**found, **changed}
-    net = networks.build(network, None, fuse=False)
+    net = build(network, None, fuse=False)
     try:
         net.load_state_dict(state, strict=True)
     except RuntimeError as error:

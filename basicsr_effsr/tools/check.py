@@ -1,0 +1,72 @@
+"""``effsr check``: what an option file will do, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from basicsr_effsr.options.check import Problem, forecast, read_option_file
+from basicsr_effsr.tools.networks import stop
+from basicsr_effsr.utils.errors import UserError
+
+
+def command(
+    opt: Annotated[Path | None, typer.Option('-opt', '--opt', help='Option file, of training or of testing.')] = None,
+    every_image: Annotated[
+        bool, typer.Option('--all', help='Read the header of every image, not of a sample.')
+    ] = False,
+    as_json: Annotated[bool, typer.Option('--json', help='Print problems and forecast as JSON.')] = False,
+    schema: Annotated[
+        bool, typer.Option('--schema', help='Print the JSON schema of option files for editors.')
+    ] = False,
+) -> None:
+    """Check an option file and say what it will do; exit code 1 if the run would not do what the file says."""
+
+    if schema:
+        from basicsr_effsr.options.schema import option_schema
+
+        typer.echo(json.dumps(option_schema(), indent=2))
+        return
+    try:
+        if opt is None:
+            raise UserError('give an option file with -opt, or ask for the --schema')
+        options = read_option_file(opt)
+    except UserError as error:
+        raise stop('check', error) from error
+    datasets = options.get('datasets')
+    is_train = bool(options.get('train')) or (isinstance(datasets, dict) and 'train' in datasets)
+    found, will = forecast(options, is_train, every_image=every_image)
+    fatal = any(problem.fatal for problem in found)
+    if as_json:
+        typer.echo(json.dumps({'problems': [asdict(p) for p in found], 'forecast': will}, indent=2))
+    else:
+        _print(opt, found, will)
+    raise typer.Exit(1 if fatal else 0)
+
+
+def _print(file: Path, found: list[Problem], will: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    table = Table(show_header=False, title=str(file), title_justify='left')
+    for key, value in will.items():
+        parts = value if isinstance(value, list) else [value]
+        table.add_row(key, ' / '.join(f'{part:,}' if isinstance(part, int) else str(part) for part in parts))
+    console.print(table)
+    for problem in found:
+        label, style = ('error', 'red') if problem.fatal else ('warning', 'yellow')
+        console.print(f'{label}: {problem}', style=style, markup=False, highlight=False)
+    errors = sum(problem.fatal for problem in found)
+    if errors:
+        console.print(
+            f'{errors} {"error" if errors == 1 else "errors"}: a run would not do what the file says.', style='red'
+        )
+    else:
+        module = 'train' if will.get('option file for') == 'training' else 'test'
+        console.print(f'Ready: python -m basicsr.{module} -opt {file}', style='green', markup=False, highlight=False)
