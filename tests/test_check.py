@@ -18,9 +18,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from basicsr_effsr.cli import app
+from basicsr_effsr.data.pairs import image_size, list_pairs
 from basicsr_effsr.host.loop import replacements
 from basicsr_effsr.options import check
-from basicsr_effsr.options.check import forecast, image_size, list_pairs, problems
+from basicsr_effsr.options import forecast as forecasts
+from basicsr_effsr.options.check import problems
+from basicsr_effsr.options.forecast import forecast
 from basicsr_effsr.options.schema import option_schema
 from basicsr_effsr.utils.complexity import count_params, peak_memory
 
@@ -374,7 +377,7 @@ def entries(section, path=()):
 
 def test_no_mutated_file_gives_a_traceback(opt, monkeypatch, tmp_path):
     """Every entry of a file with everything in it, replaced by what is not meant there."""
-    counted, weighed = check._network_facts, check._training_memory
+    counted, weighed = forecasts._network_facts, forecasts._training_memory
     opt['model_type'] = 'DistillationModel'
     opt['network_t'] = dict(TINY)
     torch.save({'params': build_network(TINY).state_dict()}, tmp_path / 't.pth')
@@ -393,9 +396,9 @@ def test_no_mutated_file_gives_a_traceback(opt, monkeypatch, tmp_path):
     broken = []
     for number, path in enumerate(entries(opt)):
         counts = path[0] in ('scale', 'network_g')  # what else is changed makes no difference to a network
-        monkeypatch.setattr(check, '_network_facts', counted if counts else lambda *_: {})
+        monkeypatch.setattr(forecasts, '_network_facts', counted if counts else lambda *_: {})
         weighs = counts or path[:2] in (('train', 'accumulate'), ('train', 'progressive'), ('train', 'distill'))
-        monkeypatch.setattr(check, '_training_memory', weighed if weighs else lambda *_: 0)
+        monkeypatch.setattr(forecasts, '_training_memory', weighed if weighs else lambda *_: 0)
         for junk in JUNK[number % 6 :: 6] if len(path) > 1 else JUNK:
             changed = put(copy.deepcopy(opt), '.'.join(path), copy.deepcopy(junk))
             try:
@@ -742,8 +745,8 @@ def play(opt):
     ],
 )
 def test_forecast_is_what_the_loop_of_the_host_does(opt, monkeypatch, kind, gpus, stages, batches):
-    monkeypatch.setattr(check, '_network_facts', lambda *_: {})
-    monkeypatch.setattr(check, '_training_memory', lambda *_: 0)
+    monkeypatch.setattr(forecasts, '_network_facts', lambda *_: {})
+    monkeypatch.setattr(forecasts, '_training_memory', lambda *_: 0)
     opt['datasets']['train'] |= {'type': kind, 'use_rot': True, 'dataset_enlarge_ratio': 20}
     found_problems, will = forecast(put(put(opt, 'num_gpu', gpus), 'train.progressive', stages), True)
     times, many = max(gpus, 1), batches if isinstance(batches, list) else [batches]
@@ -762,13 +765,13 @@ def test_forecast_is_what_the_loop_of_the_host_does(opt, monkeypatch, kind, gpus
 
 def test_a_run_of_any_length_is_counted(opt):
     opt['train'] |= {'total_iter': 10**12, 'progressive': {'gt_size': [64, 72], 'iters': [10**9 + 1, 1]}}
-    course = check._Check(opt, True, False, images={'train': check.Images(5)}).course()
+    course = check.Check(opt, True, False, images={'train': check.Images(5)}).course()
     assert (course.runs, course.epochs, course.patches) == (10**12, 25 * 10**10, 5 * 10**12)
 
 
 def test_patches_of_a_file_of_ours_with_stages():
     opt = yaml.safe_load((ROOT / 'options' / 'train' / 'dparn_x4_distill.yml').read_text())
-    going = check._Check({**opt, 'num_gpu': 1}, True, False, images={'train': check.Images(32592)})
+    going = check.Check({**opt, 'num_gpu': 1}, True, False, images={'train': check.Images(32592)})
     course = going.course()
     assert (course.runs, course.batches) == (500_000, [16, 16, 16, 8])
     assert course.patches == 16 * 400_000 + 8 * 100_000
@@ -829,9 +832,9 @@ class TestMemoryOfTheTeacher:
         assert parts == pytest.approx(full / 4, rel=0.1)
 
     def test_what_cannot_be_counted_gives_no_figure(self, distil, monkeypatch):
-        network = check._Check.network
+        network = check.Check.network
         monkeypatch.setattr(
-            check._Check, 'network', lambda self, key: None if key == 'network_t' else network(self, key)
+            check.Check, 'network', lambda self, key: None if key == 'network_t' else network(self, key)
         )
         assert 'estimated memory per GPU, MiB' not in forecast(distil, True)[1]
 

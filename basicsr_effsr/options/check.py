@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import math
@@ -10,7 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import pairwise
@@ -19,9 +18,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from basicsr_effsr._registration import derives_from_ours, lookup
+from basicsr_effsr.data.pairs import list_pairs, undecodable
 from basicsr_effsr.options import spec as spec
+from basicsr_effsr.options.problem import Problem
 from basicsr_effsr.options.spec import Key, Section
-from basicsr_effsr.utils.errors import UserError, near, one_line
+from basicsr_effsr.utils.errors import near, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,24 +32,6 @@ NONE: Section = MappingProxyType({})
 BUILT_LOSSES = ('basicsr.losses.', 'basicsr_effsr.losses.')  # modules of losses whose constructors are tried
 FEW_PAIRS = 2000  # of folders with more only a sample of headers is read when a run is about to start, without --all
 SAMPLED_PAIRS = 24
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong in an option file.
-
-    Attributes:
-        where: the option, dotted.
-        message: what must hold, what was found, the fix.
-        fatal: the run would fail, end early or compute something else than the file says.
-    """
-
-    where: str
-    message: str
-    fatal: bool = True
-
-    def __str__(self) -> str:
-        return f'{self.where}: {self.message}'
 
 
 def problems(opt: Any, is_train: bool, *, every_image: bool = False) -> list[Problem]:
@@ -62,8 +45,8 @@ def problems(opt: Any, is_train: bool, *, every_image: bool = False) -> list[Pro
         every_image: read the header of every image to train on, however many there are.
     """
     if not isinstance(opt, dict):
-        return [Problem('option file', f'must hold sections such as network_g and datasets, found {_plain(opt)}')]
-    check = _Check(_copy(opt), is_train, every_image)
+        return [Problem('option file', f'must hold sections such as network_g and datasets, found {plain(opt)}')]
+    check = Check(copied(opt), is_train, every_image)
     check.run()
     return check.problems()
 
@@ -78,7 +61,7 @@ def network_on_meta(option: Options) -> nn.Module:
         return cls(**options)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     return f'a {type(value).__name__}' if isinstance(value, Mapping | list | tuple) else repr(value)
 
 
@@ -95,7 +78,7 @@ def _kinds_in_words(key: Key) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps back what torch writes about networks that cannot do without memory."""
     logger = logging.getLogger('torch._subclasses.fake_tensor')
     before, logger.disabled = logger.disabled, True
@@ -107,11 +90,11 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-def _copy(value: Any) -> Any:
+def copied(value: Any) -> Any:
     """Sections and lists anew, so that what is ill-typed can be taken out; a ``dict`` for every mapping."""
     if isinstance(value, Mapping):
-        return {key: _copy(entry) for key, entry in value.items()}
-    return [_copy(entry) for entry in value] if isinstance(value, list | tuple) else value
+        return {key: copied(entry) for key, entry in value.items()}
+    return [copied(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _keys_read(model: type) -> set[str]:
@@ -172,7 +155,7 @@ class Images:
 
 
 @dataclass
-class _Check:
+class Check:
     """A walk through a copy of the options; what is ill-typed is reported and taken out of it."""
 
     opt: dict[str, Any]
@@ -242,7 +225,7 @@ class _Check:
         if not spec.fits(value, key):
             fix = _type_fix(value, key)
             elements = f' of {"whole " if key.of == spec.INT else ""}numbers' if key.of else ''
-            got = value if key.of else _plain(value)
+            got = value if key.of else plain(value)
             self.fatal(where, f'must be {_kinds_in_words(key)}{elements}, got {got}{fix}')
         elif key.choices and value is not None and value not in key.choices:
             self.fatal(where, f'must be one of {", ".join(map(str, key.choices))}, got {value!r}')
@@ -256,7 +239,7 @@ class _Check:
     def built(self, where: str, registry: str, option: Any, *, extras: Section = NONE, skip: Iterable[str] = ()) -> Any:
         """Checks a section {type: ..., options}; the class or function, or None."""
         if not isinstance(option, dict) or not isinstance(option.get('type'), str):
-            got = repr(option['type']) if isinstance(option, dict) and 'type' in option else _plain(option)
+            got = repr(option['type']) if isinstance(option, dict) and 'type' in option else plain(option)
             self.fatal(where, f'must be a section with a type, got {got}')
             return None
         target, known = lookup(registry, option['type'])
@@ -335,7 +318,7 @@ class _Check:
         if self.built(key, 'ARCH', option) is None or len(self.found) > before:
             return None
         try:
-            with _quiet():
+            with quiet():
                 return network_on_meta(option)
         except (ValueError, TypeError, ZeroDivisionError) as error:
             self.fatal(key, one_line(error))
@@ -477,7 +460,7 @@ class _Check:
         where = f'datasets.{phase}'
         training = phase.startswith('train')
         if not isinstance(data, dict):
-            self.fatal(where, f'must be a section, got {_plain(data)}')
+            self.fatal(where, f'must be a section, got {plain(data)}')
             return
         name = data.get('type')
         cls, known = lookup('DATASET', name)
@@ -716,7 +699,7 @@ class _Check:
         where = f'train.{key}'
         if not isinstance(option, dict):
             if option is not None:
-                self.fatal(where, f'must be a section with a type, got {_plain(option)}')
+                self.fatal(where, f'must be a section with a type, got {plain(option)}')
             return
         import torch
 
@@ -1015,380 +998,3 @@ class _Check:
 def _split(message: str, where: str) -> tuple[str, str]:
     head, separator, rest = message.partition(': ')
     return (head, rest) if separator and head.startswith('datasets.') else (where, message)
-
-
-# ---------------------------------------------------------------------- pairs of images
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An HR and an LR image by name, and how to learn their sizes without decoding them."""
-
-    gt: str
-    lq: str
-    known: tuple[tuple[int, int], tuple[int, int]] | None = None
-
-    def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(H, W) of both.
-
-        Raises:
-            ValueError: one is missing or no image; the message names it.
-        """
-        return self.known or (image_size(self.gt), image_size(self.lq))
-
-
-def image_size(path: str) -> tuple[int, int]:
-    """(H, W) from the header of an image; of a PNG the end is looked at, too.
-
-    Raises:
-        ValueError: the file is missing, cut off or no image.
-    """
-    from PIL import Image
-
-    from basicsr_effsr.imaging.picture import any_size
-
-    cut_off = False
-    try:
-        with warnings.catch_warnings(), any_size(), Image.open(path) as image:
-            warnings.simplefilter('ignore')
-            cut_off = image.format == 'PNG' and b'IEND' not in _last_bytes(path, 64)
-            size = image.height, image.width
-    except FileNotFoundError as error:
-        raise ValueError(f'{path} does not exist; check meta_info_file and filename_tmpl') from error
-    except Exception as error:  # decoders raise what they like on damaged headers, SyntaxError among them
-        raise ValueError(f'{path} cannot be read as an image; replace it') from error
-    if cut_off:
-        raise ValueError(f'{path} is cut off: a PNG ends with IEND; replace it')
-    return size
-
-
-def undecodable(files: list[str]) -> str:
-    """The first of the files whose pixels cannot be read, in words; empty if all can. Decodes on several threads."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from PIL import Image
-
-    from basicsr_effsr.imaging.picture import any_size
-
-    def fault(path: str) -> str:
-        try:
-            with Image.open(path) as image:
-                image.load()
-        except Exception as error:  # decoders raise what they like
-            return f'{path} cannot be decoded ({one_line(error)}); replace it'
-        return ''
-
-    with warnings.catch_warnings(), any_size(), ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
-        warnings.simplefilter('ignore')
-        return next(filter(None, threads.map(fault, files)), '')
-
-
-def _last_bytes(path: str, count: int) -> bytes:
-    with open(path, 'rb') as file:
-        file.seek(max(os.path.getsize(path) - count, 0))
-        return file.read()
-
-
-def _names_in(where: str, data: Options, key: str) -> list[str]:
-    folder = Path(str(data.get(key))).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f'{where}.{key}: the folder {folder} does not exist; prepare the data or correct the path'
-        )
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if not e.name.startswith('.') and e.is_file())
-
-
-def _template(where: str, data: Options) -> str:
-    template = data.get('filename_tmpl', '{}')
-    try:
-        if template.format('a') != template.format('b'):
-            return template
-    except (AttributeError, IndexError, KeyError, ValueError):
-        pass
-    raise ValueError(
-        f'{where}.filename_tmpl: must be a text with {{}} in place of the name of the HR image, got {template!r}; '
-        'leave it out where both have the same name'
-    )
-
-
-def list_pairs(where: str, data: Options) -> list[Pair]:
-    """The pairs of a data set, from folders, a meta-info file, LMDBs or packs.
-
-    Args:
-        where: the data set's place in the options, for messages.
-        data: its options.
-
-    Raises:
-        OSError, ValueError: something is missing; the message says what and where.
-    """
-    stored = data.get('io_backend')
-    backend = stored.get('type') if isinstance(stored, Mapping) else None
-    if 'Packed' in str(data.get('type')):
-        return _pairs_in_packs(where, data)
-    if backend == 'lmdb':
-        return _pairs_in_lmdb(where, data)
-    template = _template(where, data)
-    gt_folder, lq_folder = (Path(str(data.get(k))).expanduser() for k in ('dataroot_gt', 'dataroot_lq'))
-    lq_names = set(_names_in(where, data, 'dataroot_lq'))
-    gt_names = _names_in(where, data, 'dataroot_gt')
-    meta = data.get('meta_info_file')
-    if meta:
-        if not Path(meta).is_file():
-            raise FileNotFoundError(f'{where}.meta_info_file: {meta} does not exist; see effsr prepare meta-info')
-        lines = _lines(f'{where}.meta_info_file', Path(meta))
-        gt_names = [line.split(' ')[0] for line in lines if line.strip()]
-    if not gt_names:
-        raise ValueError(f'{where}.dataroot_gt: {meta or gt_folder} names no image')
-    pairs = []
-    for name in gt_names:
-        stem, suffix = os.path.splitext(os.path.basename(name))
-        lq_name = f'{template.format(stem)}{suffix}'
-        if lq_name not in lq_names:
-            raise FileNotFoundError(
-                f'{where}.dataroot_lq: {lq_folder / lq_name} does not exist, the partner of {gt_folder / name} '
-                f'({len(gt_names)} HR and {len(lq_names)} LR images); check filename_tmpl, or make the LR images again'
-            )
-        pairs.append(Pair(str(gt_folder / name), str(lq_folder / lq_name)))
-    if not meta and len(lq_names) != len(gt_names):
-        raise ValueError(
-            f'{where}.dataroot_lq: {gt_folder} holds {len(gt_names)} HR and {lq_folder} {len(lq_names)} LR images; '
-            'remove what is surplus'
-        )
-    return pairs
-
-
-def _lines(where: str, file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding='utf-8').splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f'{where}: {file} must be a text in UTF-8; save it as such') from error
-
-
-def _pairs_in_lmdb(where: str, data: Options) -> list[Pair]:
-    listed: dict[str, dict[str, tuple[int, int]]] = {}
-    for key in ('dataroot_gt', 'dataroot_lq'):
-        folder = Path(str(data.get(key))).expanduser()
-        if folder.suffix != '.lmdb':
-            raise ValueError(f'{where}.{key}: the name of an LMDB must end in .lmdb, got {folder}')
-        file = folder / 'meta_info.txt'
-        if not file.is_file() or not (folder / 'data.mdb').is_file():
-            raise FileNotFoundError(
-                f'{where}.{key}: {folder} must hold data.mdb and meta_info.txt; see effsr prepare lmdb'
-            )
-        listed[key] = {}
-        for number, line in enumerate(_lines(f'{where}.{key}', file), 1):
-            told = re.fullmatch(r'([^.]+)\S* \((\d+), ?(\d+)(?:, ?\d+)?\).*', line)
-            if told is None or not int(told[2]) * int(told[3]):
-                raise ValueError(
-                    f'{where}.{key}: line {number} of {file} must be like 0001.png (480,480,3) 1, got {line!r}; '
-                    'make the LMDB again'
-                )
-            listed[key][told[1]] = (int(told[2]), int(told[3]))
-    gt, lq = listed['dataroot_gt'], listed['dataroot_lq']
-    odd = sorted(gt.keys() ^ lq.keys())
-    if odd or not gt:
-        raise ValueError(
-            f'{where}.dataroot_lq: both LMDBs must have the same keys, they hold {len(gt)} and {len(lq)}'
-            + (f', {odd[0]!r} is in one only' if odd else '')
-        )
-    return [Pair(name, name, (gt[name], lq[name])) for name in gt]
-
-
-def _pairs_in_packs(where: str, data: Options) -> list[Pair]:
-    from basicsr_effsr.data.packed_dataset import PackSet
-
-    template, sets = _template(where, data), []
-    for key in ('dataroot_gt', 'dataroot_lq'):
-        try:
-            sets.append(PackSet(str(Path(str(data.get(key))).expanduser())))
-        except (OSError, ValueError) as error:
-            raise ValueError(f'{where}.{key}: {error}') from error
-    gt, lq = sets
-    pairs = []
-    for name in sorted(gt.where):
-        lq_name = template.format(name)
-        if lq_name not in lq.where:
-            raise ValueError(f'{where}.dataroot_lq: no LR image for {name!r}; check filename_tmpl')
-        (gt_pack, i), (lq_pack, j) = gt.find(name), lq.find(lq_name)
-        gt_shape, lq_shape = gt_pack.shape(i), lq_pack.shape(j)
-        known = ((gt_shape[1], gt_shape[2]), (lq_shape[1], lq_shape[2]))
-        pairs.append(Pair(name, lq_name, known))
-    return pairs
-
-
-# ---------------------------------------------------------------------- what will happen
-
-
-def forecast(opt: Options, is_train: bool, *, every_image: bool = False) -> tuple[list[Problem], dict[str, Any]]:
-    """The problems of an option file, and in plain values what a run with it will do.
-
-    Args:
-        opt: as in the file.
-        is_train: for training; False for testing.
-        every_image: read the header of every image.
-
-    Returns:
-        the problems, and name -> value; what the problems make unknowable is left out.
-    """
-    if not isinstance(opt, dict):
-        return problems(opt, is_train), {}
-    check = _Check(_copy(opt), is_train, every_image)
-    check.run()
-    opt = check.opt
-    will: dict[str, Any] = {'option file for': 'training' if is_train else 'testing'}
-    for key, net in check.nets.items():
-        if net is not None:
-            with _quiet():
-                will |= _network_facts(key, net, opt)
-    for phase, images in check.images.items():
-        will[f'images, {phase}'] = images.count
-    if is_train:
-        will |= _training_facts(check, check.nets.get('network_g'))
-    name = opt.get('name')
-    folder = Path('experiments' if is_train else 'results') / str(name)
-    if folder.exists():
-        will['output'] = f'{folder} (exists: it will be renamed to {folder}_archived_..., unless the run is resumed)'
-    else:
-        will['output'] = str(folder)
-    return check.problems(), will
-
-
-def _network_facts(key: str, net: nn.Module, opt: Options) -> dict[str, Any]:
-    from basicsr_effsr.utils.complexity import count_macs, count_params, lr_size_of_720p
-
-    facts: dict[str, Any] = {f'{key}': type(net).__name__, f'{key}, parameters': count_params(net)}
-    scale = opt.get('scale')
-    if isinstance(scale, int):
-        height, width = lr_size_of_720p(scale)
-        channels = opt[key].get('num_in_ch', 3)
-        try:
-            macs = count_macs(net, (height, width), num_in_ch=channels).total
-            facts[f'{key}, multiply-adds at {width}x{height}'] = macs
-        except Exception:  # a foreign network that cannot be counted
-            return facts
-    return facts
-
-
-def _training_facts(check: _Check, net: nn.Module | None) -> dict[str, Any]:
-    opt, train = check.opt, check.section('train')
-    data = check.section('datasets').get('train')
-    facts: dict[str, Any] = {}
-    if not isinstance(data, dict):
-        return facts
-    batch, side = data.get('batch_size_per_gpu'), data.get('gt_size')
-    course = check.course()
-    if course is not None:
-        facts |= {'iterations asked for': course.asked, 'iterations that will run': course.runs}
-        facts |= {
-            'patches per iteration': _by_stage(course.batches),
-            'iterations per epoch': _by_stage(course.per_epoch),
-            'epochs': course.epochs,
-            'patches seen': course.patches,
-        }
-        for section, key, label in (
-            ('val', 'val_freq', 'validations'),
-            ('logger', 'save_checkpoint_freq', 'checkpoints'),
-        ):
-            freq = check.section(section).get(key)
-            if isinstance(freq, int | float) and freq > 0:
-                facts[label] = int(course.runs // freq)
-    scale = opt.get('scale')
-    teacher = None
-    if 'distill' in getattr(check.model_class, 'train_keys', ()) and opt.get('network_t') is not None:
-        teacher = check.nets.get('network_t')
-        if teacher is None:
-            return facts  # without the teacher the figure would be far too small
-    if net is not None and isinstance(batch, int) and isinstance(side, int) and isinstance(scale, int):
-        # a foreign network may make constants in its constructor or compute with values, and says nothing then
-        with suppress(Exception), _quiet():
-            needed = _training_memory(opt, train, net, teacher, batch, side // scale)
-            facts['estimated memory per GPU, MiB'] = round(needed / 2**20)
-    return facts
-
-
-def _by_stage(numbers: list[int]) -> int | list[int]:
-    """The one number that holds for all stages, or all of them."""
-    return numbers[0] if len(set(numbers)) == 1 else numbers
-
-
-def _training_memory(
-    opt: Options, train: Options, net: nn.Module, teacher: nn.Module | None, batch: int, patch: int
-) -> int:
-    """Bytes of weights, gradients, Adam's two moments, the moving average, what backward needs, and the teacher."""
-    from basicsr_effsr.utils.complexity import count_params, saved_for_backward
-
-    parts = train.get('accumulate') or 1
-    copies = 4 + bool(train.get('ema_decay'))
-    channels = opt['network_g'].get('num_in_ch', 3)
-    stages = [(batch, patch)]
-    progressive = train.get('progressive')
-    if isinstance(progressive, dict):
-        sides = progressive['gt_size']
-        batches = progressive.get('batch') or [batch] * len(sides)
-        stages = [(b, s // opt['scale']) for b, s in zip(batches, sides, strict=True)]
-    amp = train.get('amp') or None
-    most = 0
-    for samples, side in dict.fromkeys((max(b // parts, 1), side) for b, side in stages):
-        needed = saved_for_backward(net, (side, side), batch=samples, num_in_ch=channels, amp=amp)
-        if teacher is not None:
-            needed += _teacher_memory(opt, train, teacher, samples, side)
-        most = max(most, needed)
-    return 4 * copies * count_params(net) + most
-
-
-def _teacher_memory(opt: Options, train: Options, teacher: nn.Module, batch: int, side: int) -> int:
-    """Bytes of the teacher's weights, and of its forward pass with the features that are kept."""
-    import torch
-    from torch import nn
-
-    from basicsr_effsr.utils.complexity import peak_memory
-
-    distill = train.get('distill') or {}
-    names = set((distill.get('feature_pairs') or {}).values())
-
-    class Asked(nn.Module):
-        """The teacher as it is asked in training; the one image that ``peak_memory`` gives becomes a batch."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = copy.deepcopy(teacher)
-
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
-            kept: list[Any] = []
-            taps = [
-                self.net.get_submodule(name).register_forward_hook(lambda _, __, output: kept.append(output))
-                for name in names
-            ]
-            try:
-                return self.net(image.repeat(batch, 1, 1, 1))
-            finally:
-                for tap in taps:
-                    tap.remove()
-
-    half = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(distill.get('teacher_dtype') or '')
-    asked = Asked() if half is None else Asked().to(half)
-    return peak_memory(asked, (side, side), num_in_ch=opt['network_t'].get('num_in_ch', 3))
-
-
-def read_option_file(file: Path) -> dict[str, Any]:
-    """An option file whose sections may be anything, as to say what is wrong with them is up to the check.
-
-    Raises:
-        UserError: it does not exist, is no YAML in UTF-8, holds no sections, or one that holds itself.
-    """
-    import yaml
-
-    try:
-        options = _copy(yaml.safe_load(file.read_text(encoding='utf-8')))
-    except OSError as error:
-        raise UserError(f'no option file {file} that can be read; give one of options/') from error
-    except UnicodeDecodeError as error:
-        raise UserError(f'{file} must be saved as UTF-8, byte {error.start} is of another encoding') from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
-        raise UserError(f'{file} is not YAML: {one_line(error)}') from error
-    except RecursionError as error:
-        raise UserError(f'{file} must end somewhere, an anchor (&) is used within its own section') from error
-    if not isinstance(options, dict):
-        raise UserError(f'{file} must hold sections such as network_g and datasets, found {_plain(options)}')
-    return options

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from basicsr_effsr.options.check import Problem, forecast, read_option_file
+from basicsr_effsr.options.file import read_option_file
+from basicsr_effsr.options.forecast import forecast
+from basicsr_effsr.options.problem import Problem
 from basicsr_effsr.tools.networks import stop
 from basicsr_effsr.utils.errors import UserError
 

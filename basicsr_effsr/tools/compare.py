@@ -12,7 +12,7 @@ import typer
 from PIL import Image, ImageDraw, ImageFont
 
 from basicsr_effsr.data.benchmark_sets import Pair
-from basicsr_effsr.options.check import list_pairs
+from basicsr_effsr.data.pairs import list_pairs
 from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.evaluate import forward_function, measure, protocol_of
 from basicsr_effsr.utils.errors import UserError
