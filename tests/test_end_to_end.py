@@ -55,6 +55,17 @@ def test_train_resume_and_test_leave_everything_where_the_user_stands(photos, tm
     assert {p.name for p in HOST.parent.iterdir()} == site_before
 
 
+def test_a_training_needs_no_command_line_library(photos, tmp_path):
+    path = tmp_path / 'broken'
+    path.mkdir()
+    for name in ('typer', 'rich', 'matplotlib'):
+        (path / f'{name}.py').write_text(f'raise ImportError("{name} must not be imported")')
+    file = write(short_run(photos, TINY_HASN, iters=2), tmp_path / 'short.yml')
+    out = logged('-m', 'basicsr.train', '-opt', file, cwd=tmp_path, PYTHONPATH=str(path))
+    assert len(losses(out)) == 2
+    assert run('-c', 'import typer', cwd=tmp_path, PYTHONPATH=str(path)).returncode
+
+
 def test_our_own_commands_need_no_hook(photos, tmp_path):
     """Not even in the loader processes, which spawn starts with nothing but the main module under a launcher."""
     opt = short_run(photos, TINY_HASN, iters=2)
