@@ -39,7 +39,7 @@ from basicsr_effsr.weights.checkpoint import (
     read_state_dict,
     save_atomic,
 )
-from basicsr_effsr.weights.deploy import can_be_deployed, deployed
+from basicsr_effsr.weights.fuse import can_be_fused, fused
 
 __all__ = ['EffSRModel']
 
@@ -405,9 +405,9 @@ class EffSRModel(SRModel):
         net = getattr(self, 'net_g_ema', None) or self.get_bare_model(self.net_g)
         states = random_states()
         try:
-            if self.opt['val'].get('fuse', True) and can_be_deployed(net):
+            if self.opt['val'].get('fuse', True) and can_be_fused(net):
                 was_training = net.training
-                self._deployed = deployed(net)
+                self._deployed = fused(net)
                 net.train(was_training)
             super().validation(dataloader, current_iter, tb_logger, save_img)
         finally:

@@ -831,7 +831,7 @@ def command(
     """Parameters, multiply-adds, memory and latency, with RLFN and SPAN measured in turns in the same process."""
     import torch
 
-    from basicsr_effsr.weights.deploy import can_be_deployed, deployed
+    from basicsr_effsr.weights.fuse import can_be_fused, fused
 
     try:
         if out is not None:
@@ -868,8 +868,8 @@ def command(
             if min(height, width) < least:
                 raise UserError(f'--size {height}x{width}: {type(net).__name__} needs at least {least} pixels a side')
         forms = {'as trained': net}
-        if can_be_deployed(net):
-            forms['deployed'] = deployed(net)
+        if can_be_fused(net):
+            forms['deployed'] = fused(net)
         on_gpu = where.type == 'cuda'
         rounds = runs or (50 if on_gpu else 10)
         before = warmup if warmup is not None else (10 if on_gpu else 2)

@@ -81,7 +81,7 @@ def convert(
 
     from basicsr_effsr.utils.files import write_atomic
     from basicsr_effsr.weights.checkpoint import read_state_dict
-    from basicsr_effsr.weights.deploy import can_be_deployed, deployed
+    from basicsr_effsr.weights.fuse import can_be_fused, fused
 
     state, found, renamed, dropped = recognise(source, network, param_key)
     assumed = assumed_of(found, network or stated(source) or {})
@@ -89,9 +89,9 @@ def convert(
     net.load_state_dict(state, strict=True)
     kept: Mapping[str, Tensor] = state
     if fuse:
-        if not can_be_deployed(net):
+        if not can_be_fused(net):
             raise UserError(f'{found["type"]} of {source} has no other form to be deployed; leave --fuse out')
-        net = deployed(net)
+        net = fused(net)
         found, kept = {**found, 'deploy': True}, {}
     # the dtype of the source stays; counters that it lacks are the network's
     plain = {name: kept.get(name, tensor).detach().contiguous() for name, tensor in net.state_dict().items()}

@@ -486,7 +486,7 @@ def _network_to_export(
     network: dict[str, Any] | None, weights: Path | None, key: str | None, fuse: bool
 ) -> tuple[dict[str, Any], nn.Module]:
     """The network option, as recognised and deployed, and the network in eval mode."""
-    from basicsr_effsr.weights.deploy import deployed
+    from basicsr_effsr.weights.fuse import fused
     from basicsr_effsr.weights.recognise import recognise
 
     if weights is None:
@@ -496,7 +496,7 @@ def _network_to_export(
         state, network, _, _ = recognise(weights, network, key)
         net = build(network, None, fuse=False)
         net.load_state_dict(state, strict=True)
-        net = deployed(net) if fuse else net
+        net = fused(net) if fuse else net
     return {**network, 'deploy': True} if getattr(net, 'deploy', False) else network, net
 
 

@@ -23,7 +23,7 @@ from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.memory import out_of_memory
 from basicsr_effsr.weights.build import build
-from basicsr_effsr.weights.deploy import deployed
+from basicsr_effsr.weights.fuse import fused
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -249,7 +249,7 @@ def load_network(
         net.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise UserError(f'{weights} is of {found}, which --scale or --set contradict; leave them out') from error
-    return deployed(net), network, weights
+    return fused(net), network, weights
 
 
 def at_least(image: Tensor, side: int) -> Tensor:

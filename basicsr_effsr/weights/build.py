@@ -30,7 +30,7 @@ def build(
         ValueError, FileNotFoundError: an option out of its range, a checkpoint that does not fit.
     """
     from basicsr_effsr.weights.checkpoint import load_into
-    from basicsr_effsr.weights.deploy import deployed
+    from basicsr_effsr.weights.fuse import fused
 
     options = dict(network)
     name = options.pop('type')
@@ -43,7 +43,7 @@ def build(
         raise UserError(f'{network["type"]}: {error}; correct its options') from error
     if weights is not None:
         load_into(net, weights, param_key=param_key)
-    return deployed(net) if fuse else net.eval()
+    return fused(net) if fuse else net.eval()
 
 
 def on_meta(option: Mapping[str, Any]) -> nn.Module:

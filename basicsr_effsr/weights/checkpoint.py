@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from basicsr_effsr.utils.files import write_atomic
-from basicsr_effsr.weights.deploy import can_be_deployed, deployed
+from basicsr_effsr.weights.fuse import can_be_fused, fused
 
 CONTAINERS = (
     'params_ema',
@@ -135,7 +135,7 @@ def _tried(net: nn.Module, state: Mapping[str, Tensor], strict: bool) -> Any:
 
 
 def _fits_fused(net: nn.Module, given: Mapping[str, tuple[int, ...]]) -> bool:
-    return can_be_deployed(net) and _shapes(deployed(copy.deepcopy(net).to('meta')).state_dict()) == given
+    return can_be_fused(net) and _shapes(fused(copy.deepcopy(net).to('meta')).state_dict()) == given
 
 
 def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:

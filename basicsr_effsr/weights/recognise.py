@@ -124,14 +124,14 @@ def recognise(
         UserError: no network of ours, or not the given one; the message lists what does not fit.
     """
     from basicsr_effsr.weights.checkpoint import read_state_dict
-    from basicsr_effsr.weights.deploy import can_be_deployed
+    from basicsr_effsr.weights.fuse import can_be_fused
     from basicsr_effsr.weights.identify import NETWORKS, candidates, identify, looks_like
 
     state, renamed, dropped = to_official_names(strip_wrappers(read_state_dict(source, param_key)))
     if network is not None:
         net = on_meta(network)
         problem = misfit(net, state)
-        if problem and can_be_deployed(net) and not misfit(on_meta({**network, 'deploy': True}), state):
+        if problem and can_be_fused(net) and not misfit(on_meta({**network, 'deploy': True}), state):
             return state, {**network, 'deploy': True}, renamed, dropped
         if problem:
             own = identify(state, on_meta)
