@@ -8,7 +8,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from basicsr.utils import bgr2ycbcr
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -17,6 +16,7 @@ from torchvision.transforms.functional import normalize
 from basicsr_effsr.data.draws import Draw, SampleIndex, draw
 from basicsr_effsr.data.packs import PACK_SUFFIX, Pack, folder_order
 from basicsr_effsr.data.templates import check_file_template
+from basicsr_effsr.imaging.metrics import luma
 
 __all__ = ['PackedPairedImageDataset']
 
@@ -179,7 +179,7 @@ class PackedPairedImageDataset(Dataset):
         scaled = planes.astype(np.float32)
         scaled /= 255.0
         if self.opt.get('color') == 'y':
-            scaled = bgr2ycbcr(np.ascontiguousarray(scaled[::-1].transpose(1, 2, 0)), y_only=True)[None]
+            scaled = luma(np.ascontiguousarray(scaled[::-1].transpose(1, 2, 0)))[None]
         out = torch.from_numpy(scaled)
         if self.opt.get('mean') is not None or self.opt.get('std') is not None:
             normalize(out, self.opt['mean'], self.opt['std'], inplace=True)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 from basicsr.data.data_util import paired_paths_from_lmdb
-from basicsr.utils import FileClient, bgr2ycbcr, scandir
+from basicsr.utils import FileClient, scandir
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -17,6 +17,7 @@ from torchvision.transforms.functional import normalize
 
 from basicsr_effsr.data.draws import SampleIndex, cut, draw
 from basicsr_effsr.data.packs import folder_order
+from basicsr_effsr.imaging.metrics import luma
 
 __all__ = ['EffSRPairedDataset']
 
@@ -140,7 +141,7 @@ class EffSRPairedDataset(Dataset):
             return torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)))
         scaled = image.astype(np.float32) / 255.0
         if self.opt.get('color') == 'y':
-            scaled = bgr2ycbcr(scaled, y_only=True)[..., None]
+            scaled = luma(scaled)[..., None]
         else:
             scaled = scaled[..., ::-1]
         out = torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))

@@ -9,14 +9,20 @@ _KERNEL = cv2.getGaussianKernel(11, 1.5)
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
+def luma(bgr: np.ndarray) -> np.ndarray:
+    """(..., 3) float32 BGR in [0, 1] -> (...) float32 luma in [16, 235] / 255, ITU-R BT.601 as MATLAB's ``rgb2ycbcr``.
+
+    As BasicSR computes it, whose own function has had two homes since 1.3.
+    """
+    return ((np.dot(bgr, [24.966, 128.553, 65.481]) + 16.0) / 255.0).astype(np.float32)
+
+
 def to_y(image: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 RGB -> (H, W) float64 luma in [16, 235], ITU-R BT.601 as MATLAB's ``rgb2ycbcr``.
 
     In single precision and not rounded, as BasicSR computes it.
     """
-    unit = image.astype(np.float32) / 255.0
-    luma = (np.dot(unit[..., ::-1], [24.966, 128.553, 65.481]) + 16.0) / 255.0
-    return luma.astype(np.float32).astype(np.float64) * 255.0
+    return luma(image[..., ::-1].astype(np.float32) / 255.0).astype(np.float64) * 255.0
 
 
 def _cropped(image: np.ndarray, border: int) -> np.ndarray:
