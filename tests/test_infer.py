@@ -25,12 +25,14 @@ from basicsr_effsr.archs.agdn_arch import AGDN
 from basicsr_effsr.archs.dparn_arch import DPARN
 from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.cli import app
+from basicsr_effsr.imaging import enlarge_files, enlarger
 from basicsr_effsr.imaging import picture as pictures
+from basicsr_effsr.imaging.enlarge_files import Format, Job, plan
+from basicsr_effsr.imaging.enlarger import Blend, Enlarger
 from basicsr_effsr.imaging.picture import Picture
 from basicsr_effsr.imaging.self_ensemble import self_ensemble
 from basicsr_effsr.imaging.tiling import tiled_forward
 from basicsr_effsr.tools import infer
-from basicsr_effsr.tools.infer import Blend, Enlarger, Format, Job
 from basicsr_effsr.utils.errors import UserError
 
 TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
@@ -230,8 +232,8 @@ class TestTiles:
         assert [Enlarger(hasn(), tile=64).tile_for(*size) for size in ((64, 64), (20, 65))] == [0, 64]
 
     def test_automatic_tiles_shrink_when_memory_runs_out(self, monkeypatch):
-        monkeypatch.setattr(infer, 'AUTO_PIXELS', 100)
-        monkeypatch.setattr(infer, 'AUTO_TILE', 512)
+        monkeypatch.setattr(enlarger, 'AUTO_PIXELS', 100)
+        monkeypatch.setattr(enlarger, 'AUTO_TILE', 512)
 
         class Net(nn.Module):
             upscale = 2
@@ -457,13 +459,13 @@ class TestFiles:
             save(photo(), 'x.png')
             Path(name).parent.mkdir(parents=True, exist_ok=True)
             Path('x.png').replace(name)
-        jobs = infer.plan(['in', 'in/a.png'], Path('out'), suffix='_x2')
+        jobs = plan(['in', 'in/a.png'], Path('out'), suffix='_x2')
         assert [job.target.as_posix() for job in jobs] == ['out/a_x2.png', 'out/b_x2.png']
-        jobs = infer.plan(['in'], Path('in/out'), suffix='', kind=Format.webp, recursive=True)
+        jobs = plan(['in'], Path('in/out'), suffix='', kind=Format.webp, recursive=True)
         assert [job.target.as_posix() for job in jobs] == ['in/out/a.webp', 'in/out/b.webp', 'in/out/sub/c.webp']
-        jobs = infer.plan(['in/**/*.png'], Path('out'), suffix='')
+        jobs = plan(['in/**/*.png'], Path('out'), suffix='')
         assert [job.target.as_posix() for job in jobs] == ['out/a.png', 'out/sub/c.png']
-        assert infer.plan(['in/a.png'], Path('there/z.jpeg'), suffix='_x2') == [
+        assert plan(['in/a.png'], Path('there/z.jpeg'), suffix='_x2') == [
             Job(Path('in/a.png'), Path('there/z.jpeg'), 'jpeg')
         ]
 
@@ -599,7 +601,7 @@ class TestFiles:
             if 'b_x2' in file.name:
                 raise stop
 
-        monkeypatch.setattr(infer, 'write', half)
+        monkeypatch.setattr(enlarge_files, 'write', half)
         done = run('in', '--out', 'out')
         assert done.exit_code == (130 if stop is KeyboardInterrupt else 1)
         assert ('stopped after 1 of 2 images' if stop is KeyboardInterrupt else 'No space left') in done.stderr
