@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 
 from basicsr_effsr.archs.dparn_arch import DPARN
 from basicsr_effsr.cli import app
-from basicsr_effsr.tools import benchmark
+from basicsr_effsr.tools import benchmark, ntire
+from basicsr_effsr.utils import latency
+from basicsr_effsr.utils.complexity import cost
 from basicsr_effsr.utils.errors import UserError
 
 TINY = ['--arch', 'DPARN', '--set', 'num_feat=8', '--set', 'num_block=1', '--set', 'esa_channels=4']
@@ -42,18 +44,18 @@ class Counting(nn.Module):
 def test_networks_take_turns_and_warm_up_does_not_count():
     calls: list[str] = []
     nets = {name: Counting(name, calls) for name in 'AB'}
-    times = benchmark.interleaved(nets, torch.zeros(1, 3, 4, 4), warmup=2, runs=3)
+    times = latency.interleaved(nets, torch.zeros(1, 3, 4, 4), warmup=2, runs=3)
     assert calls == ['A', 'B'] * 5
     assert {name: len(values) for name, values in times.items()} == {'A': 5, 'B': 5}
     calls.clear()
-    assert len(benchmark.interleaved(nets, torch.zeros(1, 3, 4, 4), warmup=0, runs=3)['A']) == 3
+    assert len(latency.interleaved(nets, torch.zeros(1, 3, 4, 4), warmup=0, runs=3)['A']) == 3
     assert calls == ['A', 'B'] * 3, 'none to warm up'
 
 
 def fake_times(monkeypatch, times):
-    """``benchmark.once`` gives these milliseconds, and returns the list of what is left."""
+    """``latency.once`` gives these milliseconds, and returns the list of what is left."""
     left = list(times)
-    monkeypatch.setattr(benchmark, 'once', lambda net, image: left.pop(0))
+    monkeypatch.setattr(latency, 'once', lambda net, image: left.pop(0))
     return left
 
 
@@ -62,7 +64,7 @@ def fake_times(monkeypatch, times):
 )
 def test_medians_leave_out_the_warm_up_alone(monkeypatch, warmup, times, expected):
     left = fake_times(monkeypatch, times)
-    (row,) = benchmark.latencies(
+    (row,) = latency.latencies(
         {'net': nn.Identity()},
         (4, 4),
         CPU,
@@ -86,7 +88,7 @@ def tiny_dparn():
 )
 def test_strict_is_the_mean_of_every_run_from_the_first_on(monkeypatch, strict, warmup, taken, words):
     left = fake_times(monkeypatch, [60.0, 10.0, 2.0][: 2 + (not strict and warmup)])
-    row = benchmark.ntire(tiny_dparn(), 'it', 'ntire2025', CPU, strict=strict, warmup=warmup, runs=2)
+    row = ntire.ntire(tiny_dparn(), 'it', 'ntire2025', CPU, strict=strict, warmup=warmup, runs=2)
     assert row['Val Time [ms]'] == sum(taken) / 2
     assert left == [], 'as many runs as it says'
     assert row['timed'].startswith(f'mean of 2 runs on a random 256x256 image in fp32, {words}')
@@ -94,15 +96,15 @@ def test_strict_is_the_mean_of_every_run_from_the_first_on(monkeypatch, strict, 
 
 def test_runtime_of_a_baseline_given_by_hand_is_used(monkeypatch):
     fake_times(monkeypatch, [30.0])
-    row = benchmark.ntire(tiny_dparn(), 'it', 'ntire2025', CPU, baseline_ms=20.0, strict=True, runs=1)
-    protocol = benchmark.protocol_of('ntire2025')
-    assert row['score'] == benchmark.ntire_score(
+    row = ntire.ntire(tiny_dparn(), 'it', 'ntire2025', CPU, baseline_ms=20.0, strict=True, runs=1)
+    protocol = ntire.protocol_of('ntire2025')
+    assert row['score'] == ntire.ntire_score(
         protocol, runtime_ratio=1.5, flops=row['FLOPs [G]'], params=row['Params [M]']
     )
 
 
 def test_no_latency_leaves_time_and_score_out_of_the_row(monkeypatch):
-    monkeypatch.setattr(benchmark, 'once', lambda net, image: pytest.fail('something was timed'))
+    monkeypatch.setattr(latency, 'once', lambda net, image: pytest.fail('something was timed'))
     out = call(*TINY, '--size', '16x16', '--no-latency', '--protocol', 'ntire2026', '--psnr', '27', '--json')
     assert out.exit_code == 0, out.output
     row = json.loads(out.stdout)['ntire']
@@ -155,19 +157,17 @@ def test_sizes_in_words():
     ('year', 'weights'), [(2024, (0.7, 0.15, 0.15)), (2025, (0.7, 0.15, 0.15)), (2026, (0.8, 0.1, 0.1))]
 )
 def test_score_is_the_challenges_formula(year, weights):
-    protocol = benchmark.protocol_of(f'ntire{year}')
+    protocol = ntire.protocol_of(f'ntire{year}')
     flops, params = protocol['flops'], protocol['params']
-    alike = benchmark.ntire_score(protocol, runtime_ratio=1, flops=flops, params=params)
+    alike = ntire.ntire_score(protocol, runtime_ratio=1, flops=flops, params=params)
     assert alike == pytest.approx(math.exp(2)), 'the baseline scores e squared'
-    score = benchmark.ntire_score(protocol, runtime_ratio=0.5, flops=0.25 * flops, params=2 * params)
+    score = ntire.ntire_score(protocol, runtime_ratio=0.5, flops=0.25 * flops, params=2 * params)
     expected = weights[0] * math.exp(1) + weights[1] * math.exp(0.5) + weights[2] * math.exp(4)
     assert score == pytest.approx(expected)
 
 
 def test_rlfn_row_of_2024_is_the_published_one():
-    row = benchmark.ntire(
-        benchmark.baseline_of(benchmark.protocol_of('ntire2024')), 'it', 'ntire2024', CPU, runs=1, warmup=0
-    )
+    row = ntire.ntire(ntire.baseline_of(ntire.protocol_of('ntire2024')), 'it', 'ntire2024', CPU, runs=1, warmup=0)
     assert round(row['Params [M]'], 6) == 0.317218
     assert round(row['FLOPs [G]'], 2) == 19.67
     assert round(row['Acts [M]'], 2) == 80.05
@@ -187,15 +187,15 @@ def test_folder_of_images_is_timed_and_scored(tmp_path):
         Image.fromarray(gt if name == 'a' else gt ^ 1).save(tmp_path / 'gt' / f'{name}.png')
     calls: list[str] = []
     nets = {'net': Counting('net', calls), 'base': Counting('base', calls)}
-    files = benchmark.images_of(tmp_path / 'lq')
-    times, psnr, peak = benchmark.over_images(nets, files[1:], tmp_path / 'gt', CPU, warmup=False)
+    files = ntire.images_of(tmp_path / 'lq')
+    times, psnr, peak = ntire.over_images(nets, files[1:], tmp_path / 'gt', CPU, warmup=False)
     assert peak is None, 'a CPU does not say'
     assert psnr == pytest.approx(10 * math.log10(255**2)), 'every byte is off by one'
     assert calls == ['net', 'base', 'net'], 'timed once each, in turns, then scored'
     assert set(times) == {'net', 'base'}
     (tmp_path / 'gt' / 'b.png').unlink()
     with pytest.raises(UserError, match='no partner'):
-        benchmark.over_images(nets, files, tmp_path / 'gt', CPU, warmup=True)
+        ntire.over_images(nets, files, tmp_path / 'gt', CPU, warmup=True)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_below_the_gate_is_exit_code_1():
 def test_half_precision_leaves_the_weights_as_they_are(dtype):
     net = tiny_dparn()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    (row,) = benchmark.latencies(
+    (row,) = latency.latencies(
         {'net': net}, (16, 16), CPU, dtype=dtype, channels_last=True, compiled=False, warmup=0, runs=1
     )
     assert row.dtype == dtype
@@ -256,7 +256,7 @@ def test_every_compiled_setting_starts_from_an_empty_cache(monkeypatch):
     monkeypatch.setattr(torch, 'compile', lambda net, dynamic: order.append('compile') or net)
     nets = {'a': nn.Identity(), 'b': nn.Identity()}
     for _ in range(2):
-        benchmark.latencies(nets, (4, 4), CPU, dtype='fp32', channels_last=False, compiled=True, warmup=0, runs=1)
+        latency.latencies(nets, (4, 4), CPU, dtype='fp32', channels_last=False, compiled=True, warmup=0, runs=1)
     assert order == ['reset', 'compile', 'compile'] * 2
 
 
@@ -267,8 +267,8 @@ def fake_memory(monkeypatch, peaks):
     """``benchmark`` sees a GPU on which every network takes 30 MiB, and these peaks [MiB], one per measured pass."""
     held = iter(range(10_000))
     left = list(peaks)
-    monkeypatch.setattr(benchmark, 'allocated', lambda device: 30 * ((next(held) + 1) // 2) * MIB)
-    monkeypatch.setattr(benchmark, 'at_most', lambda device, work: (work(), left.pop(0) * MIB))
+    monkeypatch.setattr(latency, 'allocated', lambda device: 30 * ((next(held) + 1) // 2) * MIB)
+    monkeypatch.setattr(latency, 'at_most', lambda device, work: (work(), left.pop(0) * MIB))
     return left
 
 
@@ -278,8 +278,8 @@ def test_memory_over_images_is_the_largest_peak_of_the_network_alone(monkeypatch
     calls: list[str] = []
     nets = {name: Counting(name, calls) for name in ('net', 'base', 'third')}
     left = fake_memory(monkeypatch, [100, 900, 950, 300, 800, 850])
-    files = benchmark.images_of(tmp_path)
-    _, _, peak = benchmark.over_images(nets, files, None, CPU, warmup=False)
+    files = ntire.images_of(tmp_path)
+    _, _, peak = ntire.over_images(nets, files, None, CPU, warmup=False)
     assert peak == 300 - 2 * 30, 'the two others lie on the GPU, too, and are no part of what it needs'
     assert left == []
 
@@ -290,25 +290,25 @@ def test_memory_of_the_row_is_measured_on_a_gpu(monkeypatch, tmp_path, with_data
     fake_times(monkeypatch, [30.0] * 10)
     fake_memory(monkeypatch, [500, 900])
     data = tmp_path if with_data else None
-    row = benchmark.ntire(tiny_dparn(), 'it', 'ntire2024', CPU, data=data, strict=True, runs=1)
+    row = ntire.ntire(tiny_dparn(), 'it', 'ntire2024', CPU, data=data, strict=True, runs=1)
     assert row['Mem [M]'] == 500 - 30
 
 
 def test_memory_of_the_row_is_left_out_on_a_cpu_and_counted_under_its_own_name(monkeypatch):
     fake_times(monkeypatch, [30.0] * 10)
     net = tiny_dparn()
-    row = benchmark.ntire(net, 'it', 'ntire2024', CPU, strict=True, runs=1)
+    row = ntire.ntire(net, 'it', 'ntire2024', CPU, strict=True, runs=1)
     assert row['Mem [M]'] is None
-    assert row['counted mem [M]'] == benchmark.cost(net, 'it', 'deployed', (256, 256)).memory / MIB
+    assert row['counted mem [M]'] == cost(net, 'it', 'deployed', (256, 256)).memory / MIB
 
 
 def test_the_peak_is_that_of_the_pass_alone(monkeypatch):
     order = []
     monkeypatch.setattr(torch.cuda, 'reset_peak_memory_stats', lambda device: order.append('reset'))
     monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda device: order.append('read') or 7)
-    assert benchmark.at_most(torch.device('cuda'), lambda: order.append('work')) == (None, 7)
+    assert latency.at_most(torch.device('cuda'), lambda: order.append('work')) == (None, 7)
     assert order == ['reset', 'work', 'read']
-    assert benchmark.at_most(CPU, lambda: 5) == (5, None)
+    assert latency.at_most(CPU, lambda: 5) == (5, None)
 
 
 def test_networks_of_one_channel_stand_beside_yardsticks_of_one_channel():
@@ -357,7 +357,7 @@ def test_a_network_called_as_a_yardstick_is_measured_itself(monkeypatch):
     report = benchmark.run({'as trained': net}, 'RLFN', 4, CPU, sizes=[(16, 16)], warmup=0, runs=1)
     assert [row.model for row in report.latencies] == ['RLFN', 'SPAN', 'RLFN (yardstick)']
     fake_times(monkeypatch, [30.0, 10.0])
-    row = benchmark.ntire(net, 'RLFN', 'ntire2024', CPU, strict=True, runs=1)
+    row = ntire.ntire(net, 'RLFN', 'ntire2024', CPU, strict=True, runs=1)
     assert (row['Val Time [ms]'], row['baseline time [ms]']) == (30.0, 10.0)
 
 
@@ -380,12 +380,12 @@ def test_state_of_the_gpu_that_is_measured(monkeypatch, said, identity, expected
             raise FileNotFoundError(words[0])
         return SimpleNamespace(stdout=said)
 
-    monkeypatch.setattr(benchmark.subprocess, 'run', answer)
+    monkeypatch.setattr(latency.subprocess, 'run', answer)
     monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: SimpleNamespace(uuid=identity))
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'a GPU')
     cuda = torch.device('cuda')
-    assert benchmark.gpu_state(cuda) == expected
-    facts = benchmark.environment(cuda)
+    assert latency.gpu_state(cuda) == expected
+    facts = latency.environment(cuda)
     assert expected.items() <= facts.items()
     assert facts['device'] == 'a GPU'
     assert 'load average' in facts
@@ -393,9 +393,9 @@ def test_state_of_the_gpu_that_is_measured(monkeypatch, said, identity, expected
 
 def test_the_clock_is_read_again_after_the_work(monkeypatch):
     """An idle GPU lowers it, so that the clock before says little."""
-    monkeypatch.setattr(benchmark, 'environment', lambda device: {'SM clock [MHz]': 345})
-    monkeypatch.setattr(benchmark, 'gpu_state', lambda device: {'SM clock [MHz]': 1980})
-    monkeypatch.setattr(benchmark, 'latencies', lambda *_, **__: ['a row'])
+    monkeypatch.setattr(latency, 'environment', lambda device: {'SM clock [MHz]': 345})
+    monkeypatch.setattr(latency, 'gpu_state', lambda device: {'SM clock [MHz]': 1980})
+    monkeypatch.setattr(latency, 'latencies', lambda *_, **__: ['a row'])
     cuda = torch.device('cuda')
     facts = benchmark.run({'as trained': tiny_dparn()}, 'it', 4, cuda, sizes=[(16, 16)]).environment
     assert (facts['SM clock [MHz]'], facts['SM clock after [MHz]']) == (345, 1980)
@@ -433,15 +433,15 @@ def test_the_row_that_runs_out_of_memory_is_one_sentence(monkeypatch):
     def full(net, image):
         raise torch.OutOfMemoryError('CUDA out of memory')
 
-    monkeypatch.setattr(benchmark, 'once', full)
+    monkeypatch.setattr(latency, 'once', full)
     with pytest.raises(UserError, match='the random image of --protocol ntire2024 needs more memory'):
-        benchmark.ntire(tiny_dparn(), 'it', 'ntire2024', CPU)
+        ntire.ntire(tiny_dparn(), 'it', 'ntire2024', CPU)
 
 
 def test_errors_that_are_not_of_memory_stay_what_they_are():
-    with pytest.raises(RuntimeError, match='a bug'), benchmark.enough_memory('it'):
+    with pytest.raises(RuntimeError, match='a bug'), latency.enough_memory('it'):
         raise RuntimeError('a bug')
-    with pytest.raises(UserError, match='it needs more memory'), benchmark.enough_memory('it'):
+    with pytest.raises(UserError, match='it needs more memory'), latency.enough_memory('it'):
         raise torch.OutOfMemoryError('CUDA out of memory')
 
 
