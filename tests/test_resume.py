@@ -26,7 +26,8 @@ from runs import TINY_HASN, short_run, write
 from basicsr_effsr.data.course import Plan, enlarge_ratio_for, iterations_that_run
 from basicsr_effsr.host import loop as _loop
 from basicsr_effsr.host.adapt import uses_our_classes
-from basicsr_effsr.host.loop import load_resume_state, replacements
+from basicsr_effsr.host.loop import replacements
+from basicsr_effsr.host.resume import load_resume_state
 from basicsr_effsr.models.effsr_model import EffSRModel
 from basicsr_effsr.weights.checkpoint import CheckpointError
 from datasets_prep.pack import make_pack
@@ -369,7 +370,7 @@ class TestOtherEpochs:
 
         def start(images=20, batch=2, world_size=1, progressive=None, state=None, sampling=None):
             monkeypatch.setattr(_loop, 'load_resume_state', lambda opt: state)
-            monkeypatch.setattr(_loop, '_side_of', lambda file: {'sampling': sampling})
+            monkeypatch.setattr(_loop, 'side_of', lambda file: {'sampling': sampling})
             data = {'phase': 'train', 'batch_size_per_gpu': batch, 'num_worker_per_gpu': 0, 'dataset_enlarge_ratio': 1}
             opt = {'train': {'progressive': progressive, 'total_iter': 60}, 'manual_seed': 0}
             opt['path'] = {'resume_state': 'none.state'}
