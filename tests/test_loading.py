@@ -146,7 +146,8 @@ def test_python_and_torch_load_nothing_but_the_hook(tmp_path):
     show = 'import sys; print(sorted(m for m in sys.modules if m.startswith(("basicsr", "datasets_prep"))))'
     assert eval(succeed('-c', show, cwd=tmp_path)) == []
     loaded = eval(succeed('-c', 'import torch\n' + show, cwd=tmp_path))
-    assert loaded == ['basicsr_effsr', 'basicsr_effsr._autoload']
+    ours = {'basicsr_effsr', 'basicsr_effsr._version', 'basicsr_effsr._autoload', 'basicsr_effsr.host'}
+    assert set(loaded) <= ours, 'every process that imports torch pays for these'
 
 
 @pytest.mark.parametrize('switch', ['0', 'off', 'False'])

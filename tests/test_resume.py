@@ -8,9 +8,7 @@ import math
 import os
 import random
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import basicsr.train as host_loop
@@ -20,7 +18,7 @@ from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.utils import check_resume
 from basicsr.utils.registry import DATASET_REGISTRY
-from host import logged
+from host import logged, stopped_while_writing
 from runs import TINY_HASN, short_run, write
 
 from basicsr_effsr.data.course import Plan, enlarge_ratio_for, iterations_that_run
@@ -236,16 +234,9 @@ class TestExactly:
         opt['logger'] |= {'save_checkpoint_freq': 3, 'print_freq': 100}
         command = ['-m', 'basicsr.train', '-opt', write(opt, tmp_path / 'short.yml'), '--auto_resume']
         latest = tmp_path / 'experiments' / 'short' / 'models' / 'net_g_latest.pth'
-        quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
-        one_thread = {**os.environ, 'OMP_NUM_THREADS': '1'}  # sums in another order have other bits
-        killed = subprocess.Popen([sys.executable, *command], cwd=tmp_path, env=one_thread, **quiet)
-        deadline = time.monotonic() + 120
-        while not (tmp_path / 'experiments/short/training_states/6.state').is_file():
-            assert killed.poll() is None, 'the run ended before it could be killed'
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        killed.send_signal(signal.SIGKILL)
-        assert killed.wait() == -signal.SIGKILL
+        killed = stopped_while_writing('9.state', signal.SIGKILL, *command[1:], cwd=tmp_path)
+        assert killed.returncode == -signal.SIGKILL
+        assert list((tmp_path / 'experiments').glob('short/*/.*')), 'nothing was half-written'
         assert not latest.exists()
         assert 'Resuming training' in logged(*command, cwd=tmp_path)
         again = torch.load(latest, weights_only=True)
@@ -565,7 +556,7 @@ class TestEarlyEnd:
         assert any(fits and set(range(fits[0], fits[-1])) - set(fits) for _, fits in found), 'no case has a gap'
 
     def test_where_no_ratio_in_reach_suffices_one_that_does_is_named(self, monkeypatch):
-        monkeypatch.setattr(_loop, 'MOST_RATIOS', 100)
+        monkeypatch.setattr('basicsr_effsr.data.course.MOST_RATIOS', 100)
         plan = Plan(1, {'gt_size': [1, 2], 'iters': [10, 10], 'batch': [1, 64]})
         ratio = enlarge_ratio_for(plan, 4, 1, 1, 1, 100_000)
         assert iterations_that_run(plan, 4, ratio, 1, 1, 100_000) == 100_000

@@ -50,6 +50,7 @@ COMMANDS = (
     'download',
     *(name + OVERWRITE for name in OTHERWISE),
 )
+HANGS = 1200  # seconds that only a process that hangs takes
 REFUSED = 2
 
 
@@ -143,9 +144,9 @@ def torture(command: str, images: Path, folder: Path, kills: int, rng: random.Ra
             continue
         except subprocess.TimeoutExpired:
             process.send_signal(rng.choice(SIGNALS))
-            process.wait(timeout=60)
+            process.wait(timeout=HANGS)
             killed += 1
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HANGS
         while alive(process.pid):
             assert time.monotonic() < deadline, f'{command}: processes outlive their parent'
             time.sleep(0.01)
