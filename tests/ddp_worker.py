@@ -45,7 +45,7 @@ def results(opt: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
             model.validation(loader, 3, None, save_img=True)
             found['scores'][phase] = dict(model.metric_results)
     found['best'] = model.best_metric_results
-    model.opt['train']['max_nonfinite'] = 2
+    model.step.max_nonfinite = 2
     bad = batches(1, 4)[0]
     bad['lq'][-1] = float('nan')  # on the last rank only
     before = copy.deepcopy(found['net_g'])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from basicsr_effsr.imaging.self_ensemble import self_ensemble
 from basicsr_effsr.imaging.tiling import BLENDS, tiled_forward
+from basicsr_effsr.models.step import HALF, TrainingStep
 from basicsr_effsr.utils import distributed
 from basicsr_effsr.utils.files import remove_leftovers
 from basicsr_effsr.utils.options import refuse_unknown
 from basicsr_effsr.utils.training import (
-    gradients_are_finite,
     make_optimizer,
     random_states,
     restore_random_states,
@@ -43,8 +42,6 @@ from basicsr_effsr.weights.fuse import can_be_fused, fused
 
 __all__ = ['EffSRModel']
 
-LEAST_SCALE = 1.0  # of the loss under fp16; a gradient that overflows without being scaled up is a real infinity
-HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 NO_TERMS = {'epoch', 'iter', 'lrs', 'time', 'data_time', *dir(nn.ModuleDict())}  # the host's log and torch have these
 SCHEDULE = ('milestones', 'gamma', 'restarts', 'periods', 'restart_weights', 'eta_min', 'base_lrs')
 
@@ -97,9 +94,9 @@ class EffSRModel(SRModel):
 
     Under ``train``: ``losses`` {log name: loss}, beside the host's ``pixel_opt`` and ``perceptual_opt``;
     ``optim_g.type`` any optimizer of torch that needs no closure; ``amp`` (bf16, fp16); ``channels_last``;
-    ``compile`` (true, or options of ``torch.compile``); ``grad_clip`` (largest norm); ``accumulate`` (the batch is
-    worked off in so many parts); ``max_nonfinite`` (an iteration with an infinite or NaN loss or gradient is passed
-    over, so many in a row stop the run); ``progressive`` (patch sizes in stages). Under ``val``: ``self_ensemble``;
+    ``compile`` (true, or options of ``torch.compile``); ``grad_clip`` (largest norm); ``accumulate`` (gradient
+    accumulation over so many parts); ``max_nonfinite`` (an iteration with an infinite or NaN loss or gradient is
+    skipped, so many in a row stop the run); ``progressive`` (patch sizes in stages). Under ``val``: ``self_ensemble``;
     ``tile`` {size, overlap, blend}; ``fuse`` (on unless false: a network that offers ``fuse()`` is validated in its
     deployed form). ``docs/training.md`` describes each.
 
@@ -127,7 +124,6 @@ class EffSRModel(SRModel):
         self._sharing = False
         self._random_states: dict[str, Any] | None = None
         self._terms: dict[str, Tensor] = {}
-        self._nonfinite = 0
         self._check_options(opt)
         if opt.get('val'):
             opt['val'].setdefault('suffix', None)  # the host reads it without a default when it saves test images
@@ -223,9 +219,7 @@ class EffSRModel(SRModel):
         self.losses = nn.ModuleDict(self._build_losses(train)).to(self.device)
         if self.needs_losses and not self.losses:
             raise ValueError(f'{type(self).__name__}: train names no loss; give losses, or pixel_opt as BasicSR does')
-        self.amp_dtype = HALF.get(train.get('amp') or '')
-        fp16 = self.amp_dtype is torch.float16
-        self.scaler = torch.amp.GradScaler(self.device.type) if fp16 else None
+        self.step = TrainingStep(train, self.device)
         self.setup_optimizers()
         self.setup_schedulers()
         if train.get('compile'):
@@ -275,16 +269,11 @@ class EffSRModel(SRModel):
             batch = batch.contiguous(memory_format=torch.channels_last)
         return batch
 
-    def _autocast(self) -> AbstractContextManager:
-        if self.amp_dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.amp_dtype)
-
     def forward_student(self, lq: Tensor) -> Tensor:
         """The network that is trained, in the precision of ``train.amp``; float32 comes out."""
-        with self._autocast():
+        with self.step.autocast():
             output = self.net_g(lq)
-        output = output.float() if self.amp_dtype is not None else output
+        output = output.float() if self.step.dtype is not None else output
         self.output = output.detach()
         return output
 
@@ -312,84 +301,20 @@ class EffSRModel(SRModel):
                 terms[name] = value
         return terms
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """All parameters that the optimizer moves."""
-        return [p for group in self.optimizer_g.param_groups for p in group['params']]
-
     def optimize_parameters(self, current_iter: int) -> None:
         self.iteration = current_iter
-        train = self.opt['train']
         self.optimizer_g.zero_grad()
-        buffers = [b.clone() for b in self.net_g.buffers()] if train.get('max_nonfinite') else []
-        parts = train.get('accumulate') or 1
-        if len(self.lq) % parts:
-            raise ValueError(f'train.accumulate: {parts} parts do not divide a batch of {len(self.lq)}')
-        self._terms = {}
-        for i, (lq, gt) in enumerate(zip(self.lq.chunk(parts), self.gt.chunk(parts), strict=True)):
-            last = i == parts - 1
-            waiting = isinstance(self.net_g, DistributedDataParallel) and not last
-            with self.net_g.no_sync() if waiting else nullcontext():
-                terms = self.loss_terms(lq, gt)
-                total: Any = sum(terms.values())
-                total = total / parts if parts > 1 else total
-                (self.scaler.scale(total) if self.scaler else total).backward()
-            for name, value in terms.items():
-                value = value.detach() / parts if parts > 1 else value.detach()
-                self._terms[name] = self._terms[name] + value if name in self._terms else value
+        buffers = [b.clone() for b in self.net_g.buffers()] if self.step.max_nonfinite else []
+        self._terms = self.step.backward(self.net_g, self.lq, self.gt, self.loss_terms)
         self._after_backward()
-        if not self._step():
+        if not self.step.finish(self.optimizer_g, self._terms, current_iter):
             for buffer, before in zip(self.net_g.buffers(), buffers, strict=True):
                 buffer.copy_(before)  # statistics of batch norms have seen the NaN
-        else:
-            self._nonfinite = 0
-            if self.ema_decay > 0:
-                self.model_ema(decay=self.ema_decay)
+        elif self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
 
     def _after_backward(self) -> None:
         """Hook for gradients that no wrapper averages over ranks."""
-
-    def _step(self) -> bool:
-        """Clips and steps; False if the iteration was passed over."""
-        train = self.opt['train']
-        if self.scaler and (train.get('grad_clip') or train.get('max_nonfinite')):
-            self.scaler.unscale_(self.optimizer_g)
-        if train.get('grad_clip'):
-            torch.nn.utils.clip_grad_norm_(self.trained_parameters(), train['grad_clip'])
-        failure = self._not_finite() if train.get('max_nonfinite') else ''
-        if failure:
-            self._pass_over(failure, train['max_nonfinite'])
-            return False
-        if self.scaler:
-            self.scaler.step(self.optimizer_g)
-            self.scaler.update()
-        else:
-            self.optimizer_g.step()
-        return True
-
-    def _not_finite(self) -> str:
-        """``loss`` or ``gradient``, whichever is infinite or NaN on any rank; empty if neither is."""
-        loss = bool(torch.isfinite(torch.stack(list(self._terms.values()))).all())
-        if distributed.true_everywhere(loss and gradients_are_finite(self.trained_parameters()), self.device):
-            return ''
-        return 'gradient' if distributed.true_everywhere(loss, self.device) else 'loss'
-
-    def _pass_over(self, failure: str, limit: int) -> None:
-        message = f'iteration {self.iteration}: {failure} is not finite'
-        if self.scaler:
-            scale = self.scaler.get_scale()
-            self.scaler.update()  # halves it if the gradient is not finite
-            if self.scaler.get_scale() < LEAST_SCALE:
-                self.scaler.update(LEAST_SCALE)
-            if failure == 'gradient' and scale > LEAST_SCALE:  # how a scaler finds its scale, no sign of divergence
-                get_root_logger().info(f'{message} at the loss scale {scale:g}; passed over with a smaller one next')
-                return
-        self._nonfinite += 1
-        if self._nonfinite >= limit:
-            raise FloatingPointError(
-                f'{message}, {self._nonfinite} times in a row; lower the learning rate, set train.grad_clip, or '
-                'use amp: bf16 instead of fp16'
-            )
-        get_root_logger().warning(f'{message}; passed over ({self._nonfinite} in a row)')
 
     def model_ema(self, decay: float = 0.999) -> None:
         update_average(self.net_g_ema, self.get_bare_model(self.net_g), decay)
@@ -526,12 +451,12 @@ class EffSRModel(SRModel):
         """What the host's files do not hold; subclasses add theirs."""
         return {
             'random': random_states(),
-            'scaler': self.scaler.state_dict() if self.scaler else {},
+            'scaler': self.step.scaler.state_dict() if self.step.scaler else {},
             'best': {
                 name: {metric: {**record, 'val': float(record['val'])} for metric, record in found.items()}
                 for name, found in getattr(self, 'best_metric_results', {}).items()
             },  # metrics give NumPy scalars, which a file without code cannot hold
-            'nonfinite': self._nonfinite,
+            'nonfinite': self.step.nonfinite,
             'seed': self.opt.get('manual_seed'),
             'sampling': self.opt.get('datasets', {}).get('train', {}).get('sampling', {}),
         }
@@ -539,11 +464,11 @@ class EffSRModel(SRModel):
     def load_side_state(self, state: dict[str, Any]) -> None:
         """Puts back what ``side_state`` gave; random states only when the next batch arrives."""
         self._random_states = state['random']
-        if self.scaler and state['scaler']:
-            self.scaler.load_state_dict(state['scaler'])
+        if self.step.scaler and state['scaler']:
+            self.step.scaler.load_state_dict(state['scaler'])
         if state['best']:
             self.best_metric_results = state['best']
-        self._nonfinite = state['nonfinite']
+        self.step.nonfinite = state['nonfinite']
 
     def _save_side_file(self, current_iter: int) -> None:
         save_atomic(self.side_state(), self._side_file(current_iter))
