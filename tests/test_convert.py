@@ -21,7 +21,8 @@ from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.weights.build import on_meta
 from basicsr_effsr.weights.checkpoint import read_state_dict
 from basicsr_effsr.weights.identify import NETWORKS, UNSEEN, identify
-from basicsr_effsr.weights.recognise import strip_wrappers, to_official_names
+from basicsr_effsr.weights.names import views
+from basicsr_effsr.weights.recognise import to_official_names
 
 TINY = {'type': 'HASN', 'upscale': 3, 'num_feat': 8, 'num_block': 2, 'esa_channels': 4, 'squeeze_factor': 4}
 
@@ -142,7 +143,7 @@ def test_foreign_weights_are_of_no_network():
 @pytest.mark.parametrize('prefix', ['module.', 'net_g.', 'module.model.', '_orig_mod.'])
 def test_prefixes_of_other_programs_go(prefix):
     state = build_network(TINY).state_dict()
-    assert same(strip_wrappers({f'{prefix}{k}': v for k, v in state.items()}), state)
+    assert same(next(views({f'{prefix}{k}': v for k, v in state.items()})), state)
 
 
 def test_files_of_drct_are_known_although_they_store_what_follows_from_the_options(tmp_path):

@@ -31,13 +31,7 @@ from basicsr_effsr.utils.training import (
     to_float,
     update_average,
 )
-from basicsr_effsr.weights.checkpoint import (
-    CheckpointError,
-    load_into,
-    mismatch,
-    read_state_dict,
-    save_atomic,
-)
+from basicsr_effsr.weights.checkpoint import load_into, mismatch, save_atomic
 from basicsr_effsr.weights.fuse import can_be_fused, fused
 
 __all__ = ['EffSRModel']
@@ -232,11 +226,8 @@ class EffSRModel(SRModel):
         path = self.opt['path']
         file = path.get('pretrain_network_g')
         if file is not None:
-            key: str | None = 'params_ema'
-            try:
-                read_state_dict(file, key)
-            except CheckpointError:  # of another layout than BasicSR's
-                key = path.get('param_key_g', 'params')
+            key = path.get('param_key_g', 'params')
+            key = 'params_ema' if key == 'params' else key
             self.load_network(self.net_g_ema, file, path.get('strict_load_g', True), key)
         else:
             self.net_g_ema.load_state_dict(self.get_bare_model(self.net_g).state_dict())

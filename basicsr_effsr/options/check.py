@@ -418,7 +418,7 @@ class Check:
         report = self.warn if self.is_train and self.resuming() else self.fatal
         param_key = path.get(f'param_key_{label}', 'params' if label == 'g' else None)
         try:
-            state = read_state_dict(file, param_key)
+            state = read_state_dict(file, param_key, net)
         except FileNotFoundError:
             report(where, f'{file} does not exist; check the path, or train or download it first')
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,21 @@ from torch import Tensor, nn
 
 from basicsr_effsr.utils.files import write_atomic
 from basicsr_effsr.weights.fuse import can_be_fused, fused
+from basicsr_effsr.weights.names import named_for, views
 
+# entries that hold a network's parameters, in order of preference
 CONTAINERS = (
     'params_ema',
     'params-ema',
     'params',
     'state_dict',
+    'model_state_dict',
     'model',
-    'net',
     'net_g',
+    'net',
     'generator',
-)  # in order of preference
+)
+EITHER = (None, 'params', 'params_ema')  # BasicSR's own two stand in for each other and for entries of other programs
 MAX_SHOWN = 3
 
 
@@ -62,12 +67,34 @@ def _load(path: Path) -> Any:
         ) from error
 
 
-def _is_state_dict(stored: Any) -> bool:
-    return (
-        isinstance(stored, dict)
-        and bool(stored)
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in stored.items())
-    )
+@dataclass(frozen=True)
+class Checkpoint:
+    """Parameters as a network names them, and where they came from.
+
+    Attributes:
+        state: parameters by name, on the CPU.
+        renamed: name in the file, without wrappers -> name of the network.
+        dropped: names that were left out, as they are computed.
+        entry: the entries of the file they lay in, from the outside in; empty for a bare state dict.
+    """
+
+    state: dict[str, Tensor]
+    renamed: dict[str, str] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    entry: tuple[str, ...] = ()
+
+
+def _opened(stored: Any, key: str | None) -> tuple[tuple[str, ...], dict[str, Tensor]] | None:
+    """(entries from the outside in, the state dict they lead to); ``key`` goes before the others."""
+    if not isinstance(stored, dict) or not stored:
+        return None
+    for name in dict.fromkeys((key, *CONTAINERS)):
+        found = _opened(stored.get(name), key)
+        if found is not None:
+            return (str(name), *found[0]), found[1]
+    if all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in stored.items()):
+        return (), stored
+    return None
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -84,17 +111,19 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return {}
 
 
-def read_state_dict(path: str | Path, param_key: str | None = None) -> dict[str, Tensor]:
-    """The parameters stored in ``path``, on the CPU, without ``module.`` in front of their names.
+def read_checkpoint(path: str | Path, param_key: str | None = None, net: nn.Module | None = None) -> Checkpoint:
+    """The parameters stored in ``path``, whatever program wrote it. Never executes code from the file.
 
-    Understands BasicSR files (``params``, ``params_ema``), bare state dicts, ``state_dict`` containers
-    and safetensors. Never executes code from the file.
+    Containers are opened (``params_ema``, ``state_dict``, ``model`` ..., one inside another too), and what programs
+    put in front of names is taken away (``module.``, ``_orig_mod.``, ``net_g.``, ``model.`` ..., in any order); names
+    that stand beside such a prefix, as the buffers of a loss do in Lightning's files, are not the network's.
 
     Args:
-        path: the checkpoint.
-        param_key: take this entry; None takes ``params_ema`` before ``params`` before the others, or
-            the file itself if it is a bare state dict. As in BasicSR, ``params`` stands in for a
-            missing ``params_ema``, and a bare file is taken whatever the key.
+        path: a file of ``torch.save``, or safetensors.
+        param_key: take this entry; None takes ``params_ema`` before ``params`` before the others. ``params`` and
+            ``params_ema`` stand in for each other and are not looked for in files of other programs; a bare file is
+            taken whatever the key.
+        net: the network that the parameters are for; those that it names otherwise get its names.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -102,21 +131,22 @@ def read_state_dict(path: str | Path, param_key: str | None = None) -> dict[str,
     """
     path = Path(path).expanduser()
     stored = _load(path)
-    if not _is_state_dict(stored):
-        if not isinstance(stored, dict):
-            raise CheckpointError(f'checkpoint {path} must hold a dictionary of tensors, found {type(stored).__name__}')
-        present = [key for key in CONTAINERS if _is_state_dict(stored.get(key))]
-        if (
-            param_key is not None
-            and param_key not in present
-            and not (param_key == 'params_ema' and 'params' in present)
-        ):
-            raise CheckpointError(f'checkpoint {path} has no {param_key!r}, it has {sorted(map(str, stored))}')
-        if not present:
-            raise CheckpointError(f'checkpoint {path} holds no parameters, it has {sorted(map(str, stored))[:8]}')
-        key = param_key if param_key in present else present[0]
-        stored = stored[key]
-    return {name.removeprefix('module.'): tensor for name, tensor in stored.items()}
+    if not isinstance(stored, dict):
+        raise CheckpointError(f'checkpoint {path} must hold a dictionary of tensors, found {type(stored).__name__}')
+    found = _opened(stored, param_key)
+    if param_key not in EITHER and (found is None or (found[0] and param_key not in found[0])):
+        raise CheckpointError(f'checkpoint {path} has no {param_key!r}, it has {sorted(map(str, stored))}')
+    if found is None:
+        raise CheckpointError(f'checkpoint {path} holds no parameters, it has {sorted(map(str, stored))[:8]}')
+    entry, state = found
+    if net is None:
+        return Checkpoint(next(views(state)), entry=entry)
+    return Checkpoint(*named_for(net, state), entry=entry)
+
+
+def read_state_dict(path: str | Path, param_key: str | None = None, net: nn.Module | None = None) -> dict[str, Tensor]:
+    """The parameters alone; see :func:`read_checkpoint`."""
+    return read_checkpoint(path, param_key, net).state
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -184,7 +214,7 @@ def load_into(
         FileNotFoundError: there is no such file.
         CheckpointError: it cannot be read or, if ``strict``, does not fit; nothing was loaded.
     """
-    state = read_state_dict(path, param_key)
+    state = read_state_dict(path, param_key, net)
     if strict:
         before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
         try:

@@ -11,26 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.weights.build import on_meta
+from basicsr_effsr.weights.names import COMPUTED
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-WRAPPERS = ('module.', 'net_g.', 'model.', '_orig_mod.', 'generator.')  # put in front of names by training programs
-COMPUTED = ('rel_pos_indices', 'relative_position_index', 'attn_mask', 'total_ops', 'total_params')
 SHOWN = 4
-
-
-def strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes that every name carries."""
-    found = dict(state)
-    changed = True
-    while changed and found:
-        changed = False
-        for prefix in WRAPPERS:
-            if all(name.startswith(prefix) for name in found):
-                found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-                changed = True
-    return found
 
 
 def to_official_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
@@ -127,7 +113,7 @@ def recognise(
     from basicsr_effsr.weights.fuse import can_be_fused
     from basicsr_effsr.weights.identify import NETWORKS, candidates, identify, looks_like
 
-    state, renamed, dropped = to_official_names(strip_wrappers(read_state_dict(source, param_key)))
+    state, renamed, dropped = to_official_names(read_state_dict(source, param_key))
     if network is not None:
         net = on_meta(network)
         problem = misfit(net, state)
