@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,54 +13,11 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize
 
 from basicsr_effsr.data.draws import Draw, SampleIndex, draw
-from basicsr_effsr.data.packs import PACK_SUFFIX, Pack, folder_order
+from basicsr_effsr.data.packs import Pack, PackSet, folder_order
 from basicsr_effsr.data.templates import check_file_template
 from basicsr_effsr.imaging.metrics import luma
 
 __all__ = ['PackedPairedImageDataset']
-
-
-class PackSet:
-    """The images of a pack, or of all packs of a folder, by name; the files are opened when first needed.
-
-    A set can be sent to another process, which opens the files for itself.
-
-    Args:
-        root: a ``.pack`` file, or a folder with such files.
-
-    Raises:
-        FileNotFoundError: when there is none.
-        ValueError: when one is not a whole pack, or two hold an image of the same name.
-    """
-
-    def __init__(self, root: str) -> None:
-        path = Path(root)
-        self.files = sorted(path.glob(f'*{PACK_SUFFIX}')) if path.is_dir() else [path]
-        if not self.files:
-            raise FileNotFoundError(f'{root}: holds no {PACK_SUFFIX} file; make one with: python -m datasets_prep pack')
-        self.where: dict[str, tuple[int, int]] = {}
-        self._packs: list[Pack] | None = None
-        for number, pack in enumerate(self.packs):
-            for i, name in enumerate(pack.names):
-                if name in self.where:
-                    other = self.files[self.where[name][0]]
-                    raise ValueError(f'{other} and {pack.path} both hold {name!r}; take one of them out of {root}')
-                self.where[name] = (number, i)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_packs': None}
-
-    @property
-    def packs(self) -> list[Pack]:
-        """The opened files."""
-        if self._packs is None:
-            self._packs = [Pack(file) for file in self.files]
-        return self._packs
-
-    def find(self, name: str) -> tuple[Pack, int]:
-        """The pack that holds the image, and its number in there."""
-        number, i = self.where[name]
-        return self.packs[number], i
 
 
 @DATASET_REGISTRY.register()

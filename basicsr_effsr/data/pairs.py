@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from basicsr_effsr.data.packs import PackSet
 from basicsr_effsr.utils.errors import one_line
 
 Options = Mapping[str, Any]
@@ -191,8 +192,6 @@ def _pairs_in_lmdb(where: str, data: Options) -> list[Pair]:
 
 
 def _pairs_in_packs(where: str, data: Options) -> list[Pair]:
-    from basicsr_effsr.data.packed_dataset import PackSet
-
     template, sets = _template(where, data), []
     for key in ('dataroot_gt', 'dataroot_lq'):
         try:
