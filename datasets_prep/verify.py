@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from basicsr_effsr.data.pairs import check_sizes, match
 from basicsr_effsr.data.templates import check_file_template
 from basicsr_effsr.imaging.bicubic import imresize
 from datasets_prep.files import ImageError, write_bytes
@@ -81,17 +82,17 @@ def verify(
     lr_store = open_store(lr) if lr is not None else None
 
     summary = Summary('verify')
-    present = set(lr_store.names) if lr_store else set()
-    wanted = {filename_tmpl.format(name, scale=scale): name for name in hr_store.names}
+    pairs = [(name, name) for name in hr_store.names]
     if lr_store is not None:
-        for name in sorted(present - set(wanted)):
+        found = match(hr_store.names, lr_store.names, lambda name: filename_tmpl.format(name, scale=scale))
+        pairs = found.pairs
+        for name in found.surplus:
             summary.failed[lr_store.where(name)] = f'has no HR image in {hr}'
-        for name in sorted(set(wanted) - present):
-            summary.failed[hr_store.where(wanted[name])] = f'has no LR image {name!r} in {lr}'
+        for name, lr_name in found.lonely:
+            summary.failed[hr_store.where(name)] = f'has no LR image {lr_name!r} in {lr}'
     jobs = [
         Job(hr_store.where(name), _Task(hr, lr, name, lr_name, scale, bicubic, tolerance, border))
-        for lr_name, name in wanted.items()
-        if lr_store is None or lr_name in present
+        for name, lr_name in pairs
     ]
     if not plan.dry_run:
         for store in (hr_store, lr_store):
@@ -127,11 +128,7 @@ def _compare(task: _Task) -> float:
             f'is {hr.dtype} with {_channels(hr)} channels, but {where} is {lr.dtype} with {_channels(lr)}; '
             'make the LR images again'
         )
-    if hr.shape[:2] != (lr.shape[0] * task.scale, lr.shape[1] * task.scale):
-        raise ImageError(
-            f'is {hr.shape[0]}x{hr.shape[1]}, which is not {task.scale} times the {lr.shape[0]}x{lr.shape[1]} '
-            f'of {where}; crop HR or make LR again with the command lr'
-        )
+    check_sizes(hr_store.where(task.hr_name), where, hr.shape[:2], lr.shape[:2], task.scale, training=True)
     if not task.bicubic:
         return 0.0
     different = imresize(hr, scale=Fraction(1, task.scale)) != lr

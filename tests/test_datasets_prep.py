@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from basicsr_effsr.data import packs
 from basicsr_effsr.data.packs import Pack, PackError
-from basicsr_effsr.data.paired_dataset import pairs_in_folders
+from basicsr_effsr.data.pairs import list_pairs
 from basicsr_effsr.imaging.bicubic import imresize
 from datasets_prep.cli import app
 from datasets_prep.files import ImageError, alone, atomic_path, image_shape, is_part, read_image, sweep_parts, write_png
@@ -518,8 +518,8 @@ class TestForTheHost:
         make_pack(tmp_path / 'HR.lmdb', tmp_path / 'lmdb.pack')
         expected = [file.stem for file in sorted((tmp_path / 'HR').iterdir())]
         assert expected == ['b', 'img 3', 'img-2', 'img', 'img3']
-        pairs = pairs_in_folders(str(tmp_path / 'HR'), str(tmp_path / 'HR'))
-        assert [Path(pair['gt_path']).stem for pair in pairs] == expected
+        pairs = list_pairs('x', dict.fromkeys(('dataroot_gt', 'dataroot_lq'), str(tmp_path / 'HR')))
+        assert [Path(pair.gt).stem for pair in pairs] == expected
         meta = (tmp_path / 'HR.lmdb' / 'meta_info.txt').read_text().splitlines()
         assert [line.split('.png')[0] for line in meta] == expected
         assert Pack(tmp_path / 'HR.pack').names == Pack(tmp_path / 'lmdb.pack').names == expected
@@ -695,7 +695,7 @@ class TestVerify:
 
     def test_wrong_size_depth_and_broken_files_are_named(self, pair):
         write_png(pair[1] / '0000.png', noise(24, 29, 3))
-        assert 'is 48x60, which is not 2 times the 24x29' in self.only_failure(pair)[1]
+        assert f'(60x48) must be 2 times the size of {pair[1] / "0000.png"} (29x24)' in self.only_failure(pair)[1]
         write_png(pair[1] / '0000.png', noise(24, 30))
         assert 'is uint8 with 3 channels, but' in self.only_failure(pair)[1]
         (pair[1] / '0000.png').write_bytes((pair[1] / '0001.png').read_bytes()[:40])

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.cli import app
-from basicsr_effsr.data.benchmark_sets import canonical, find_sets, pairs_of
+from basicsr_effsr.data.benchmark_sets import canonical, find_sets, images_of
 from basicsr_effsr.imaging.bicubic import imresize
 from basicsr_effsr.imaging.metrics import score_y
 from basicsr_effsr.imaging.picture import read_rgb
@@ -70,7 +70,7 @@ class TestLayouts:
         found = find_sets(root, None, 2)
         assert list(found) == ['Set5', 'Set14', 'Urban100']
         for name, folder in found.items():
-            pairs = pairs_of(folder, 2)
+            pairs = images_of(folder, 2)
             assert len(pairs) == 2, name
             for pair in pairs:
                 assert pair.gt != pair.lq
@@ -87,8 +87,8 @@ class TestLayouts:
     def test_missing_lr_is_refused_or_made(self, root):
         shutil.rmtree(root / 'Set5' / 'LRbicx2')
         with pytest.raises(UserError, match=r'has no LR image at x2 \(2 of 2 lack one\); .* --make-lr'):
-            pairs_of(root / 'Set5', 2)
-        (pair, _) = pairs_of(root / 'Set5', 2, make_lr=True)
+            images_of(root / 'Set5', 2)
+        (pair, _) = images_of(root / 'Set5', 2, make_lr=True)
         lq, gt = evaluate.read_pair(pair, 2)
         assert np.array_equal(lq, imresize(gt, scale=0.5))
 
@@ -96,7 +96,7 @@ class TestLayouts:
         for file in [*(root / 'Set5').rglob('*.png'), *(root / 'Set14').rglob('*.png')]:
             file.rename(file.with_suffix('.PNG'))
         for name in ('Set5', 'Set14'):
-            assert [pair.lq.suffix for pair in pairs_of(root / name, 2)] == ['.PNG', '.PNG']
+            assert [pair.lq.suffix for pair in images_of(root / name, 2)] == ['.PNG', '.PNG']
 
     def test_what_is_not_there_is_named(self, root, tmp_path):
         with pytest.raises(UserError, match='has no B100; it has'):

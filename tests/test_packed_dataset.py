@@ -166,7 +166,7 @@ def test_the_template_pairs_names(pair):
     ours = packed(pair, dataroot_lq=str(pair / 'named.pack'), filename_tmpl='{}x3')
     index = SampleIndex(1, seed=5, epoch=2, position=7)
     assert_same(ours[index], packed(pair)[index])
-    with pytest.raises(ValueError, match="no LR image for '0000'; check filename_tmpl"):
+    with pytest.raises(ValueError, match=r"dataroot_lq: .*no LR image for '0000'"):
         packed(pair, dataroot_lq=str(pair / 'named.pack'))
 
 
@@ -182,7 +182,7 @@ def test_pairs_that_do_not_fit_are_refused_at_the_start(pair):
         with pytest.raises(ValueError, match='mean and std must be given together'):
             packed(pair, **half)
     for template in ('{1}', '{name}', '{', 'x', '{}x{scale}'):
-        with pytest.raises(ValueError, match=r'filename_tmpl must hold \{\} for the HR stem'):
+        with pytest.raises(ValueError, match='filename_tmpl: '):
             packed(pair, filename_tmpl=template)
     with pytest.raises(ValueError, match='uint8 cannot be combined'):
         packed(pair, uint8=True, color='y')

@@ -19,19 +19,33 @@ def canonical(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """HR image and its LR image; without one the LR image is made by MATLAB's bicubic."""
+class SetImage:
+    """HR image of a benchmark set and its LR image; without one the LR image is made by MATLAB's bicubic."""
 
     name: str
     gt: Path
     lq: Path | None
 
 
-def _images(folder: Path) -> list[Path]:
+def hr_of(lq: Path, folder: Path, scale: int) -> Path:
+    """The HR image in ``folder`` of an LR image, of the same name or without the ending ``x4``.
+
+    Raises:
+        UserError: there is none.
+    """
+    shelf = {file.stem: file for file in reversed(images_in(folder))}
+    found = shelf.get(lq.stem) or shelf.get(lq.stem.removesuffix(f'x{scale}'))
+    if found is None:
+        raise UserError(f'{folder} has no HR image for {lq}')
+    return found
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images of a folder by name; none if it is no folder."""
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGES) if folder.is_dir() else []
 
 
-def pairs_of(folder: Path, scale: int, make_lr: bool = False) -> list[Pair]:
+def images_of(folder: Path, scale: int, make_lr: bool = False) -> list[SetImage]:
     """The pairs of one benchmark set.
 
     Layouts: BasicSR (``GTmod12``, ``LRbicx4``), SwinIR and EDSR (``HR``, ``LR_bicubic/X4``, names with or without
@@ -43,22 +57,22 @@ def pairs_of(folder: Path, scale: int, make_lr: bool = False) -> list[Pair]:
     selfex = folder / f'image_SRF_{scale}'
     pairs = []
     if selfex.is_dir():
-        for gt in _images(selfex):
+        for gt in images_in(selfex):
             if re.search(r'_HR$', gt.stem):
                 lq = gt.with_name(re.sub(r'_HR$', '_LR', gt.stem) + gt.suffix)
-                pairs.append(Pair(re.sub(rf'_SRF_{scale}_HR$', '', gt.stem), gt, lq if lq.is_file() else None))
+                pairs.append(SetImage(re.sub(rf'_SRF_{scale}_HR$', '', gt.stem), gt, lq if lq.is_file() else None))
     else:
         gt_folders = [folder / name for name in (f'GTmod{scale}', 'GTmod12', 'GTmod24', 'HR', 'GT', 'original')]
-        gt_folder = next((f for f in gt_folders if _images(f)), folder)
+        gt_folder = next((f for f in gt_folders if images_in(f)), folder)
         lq_folders = [
             folder / name
             for name in (f'LRbicx{scale}', f'LR_bicubic/X{scale}', f'LR/X{scale}', f'X{scale}', 'LR_bicubic')
         ]
-        shelves = [{file.stem: file for file in reversed(_images(f))} for f in lq_folders]
-        for gt in _images(gt_folder):
+        shelves = [{file.stem: file for file in reversed(images_in(f))} for f in lq_folders]
+        for gt in images_in(gt_folder):
             names = (gt.stem, f'{gt.stem}x{scale}')
             partner = next((shelf[name] for shelf in shelves for name in names if name in shelf), None)
-            pairs.append(Pair(gt.stem, gt, partner))
+            pairs.append(SetImage(gt.stem, gt, partner))
     if not pairs:
         raise UserError(
             f'{folder} holds no images in a known layout (GTmod12 + LRbicx{scale}, HR + LR_bicubic/X{scale}, '
@@ -93,5 +107,5 @@ def find_sets(root: Path, wanted: list[str] | None, scale: int) -> dict[str, Pat
     found = {name: here[name] for name in SETS if name in here}
     if found:
         return found
-    pairs_of(root, scale, make_lr=True)
+    images_of(root, scale, make_lr=True)
     return {own: root}

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize
 
 from basicsr_effsr.data.draws import Draw, SampleIndex, draw
-from basicsr_effsr.data.packs import Pack, PackSet, folder_order
-from basicsr_effsr.data.templates import check_file_template
+from basicsr_effsr.data.packs import Pack
+from basicsr_effsr.data.pairs import ROOTS, check_patch, check_sizes, open_packs, pairs_in_packs
 from basicsr_effsr.imaging.metrics import luma
 
 __all__ = ['PackedPairedImageDataset']
@@ -48,35 +48,13 @@ class PackedPairedImageDataset(Dataset):
             raise ValueError('PackedPairedImageDataset: uint8 cannot be combined with color, mean or std; drop one')
         if (opt.get('mean') is None) != (opt.get('std') is None):
             raise ValueError('PackedPairedImageDataset: mean and std must be given together, only one is; give both')
-        template = opt.get('filename_tmpl', '{}')
-        check_file_template('PackedPairedImageDataset: filename_tmpl', template)
-        self.gt, self.lq = PackSet(opt['dataroot_gt']), PackSet(opt['dataroot_lq'])
-        self.pairs = [(name, template.format(name)) for name in sorted(self.gt.where, key=folder_order)]
-        self._check()
-
-    def _check(self) -> None:
-        opt = self.opt
-        if not self.pairs:
-            raise ValueError(f'{opt["dataroot_gt"]}: holds no image; make the pack again')
-        missing = [name for name, lq_name in self.pairs if lq_name not in self.lq.where]
-        if missing or len(self.pairs) != len(self.lq.where):
-            raise ValueError(
-                f'{opt["dataroot_gt"]} and {opt["dataroot_lq"]} must hold pairs, found {len(self.pairs)} HR and '
-                f'{len(self.lq.where)} LR images'
-                + (f', and no LR image for {missing[0]!r}' if missing else '')
-                + '; check filename_tmpl, or make the packs again'
-            )
-        for name, lq_name in self.pairs:
-            (gt_pack, i), (lq_pack, j) = self.gt.find(name), self.lq.find(lq_name)
-            gt, lq = gt_pack.shape(i)[1:], lq_pack.shape(j)[1:]
-            most = 0 if self.training else self.scale - 1  # HR images of test sets come uncropped, too
-            if not all(0 <= gt[axis] - self.scale * lq[axis] <= most for axis in (0, 1)):
-                raise ValueError(
-                    f'{name!r} of {gt_pack.path} ({gt[1]}x{gt[0]}) must be {self.scale} times the size of {lq_name!r} '
-                    f'of {lq_pack.path} ({lq[1]}x{lq[0]})'
-                    + (f', or up to {most} pixels more' if most else '')
-                    + '; check scale and dataroot_lq'
-                )
+        name = 'PackedPairedImageDataset'
+        packed = {**opt, 'type': name}
+        self.gt, self.lq = (open_packs(name, packed, key) for key in ROOTS)
+        self.pairs = [(pair.gt, pair.lq) for pair in pairs_in_packs(name, packed, self.gt, self.lq)]
+        for gt, lq in self.pairs:
+            sizes = self.gt.size(gt), self.lq.size(lq)
+            check_sizes(self.gt.called(gt), self.lq.called(lq), *sizes, self.scale, training=self.training)
         if self.training:
             self.check_gt_size(opt['gt_size'])
 
@@ -90,15 +68,7 @@ class PackedPairedImageDataset(Dataset):
             ValueError: an LR image is smaller than the LR patch.
         """
         for _, name in self.pairs:
-            pack, i = self.lq.find(name)
-            self._check_patch(pack.shape(i)[1:], gt_size // self.scale, pack, name)
-
-    def _check_patch(self, size: tuple[int, ...], patch: int, pack: Pack, name: str) -> None:
-        if min(size) < patch:
-            raise ValueError(
-                f'{name!r} of {pack.path} ({size[1]}x{size[0]}) must be at least {patch} pixels wide and high for '
-                f'gt_size {patch * self.scale}; lower gt_size or leave the image out'
-            )
+            check_patch(self.lq.called(name), self.lq.size(name), gt_size, self.scale)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -111,7 +81,7 @@ class PackedPairedImageDataset(Dataset):
             staged = index.gt_size if isinstance(index, SampleIndex) else None
             patch = (staged or self.opt['gt_size']) // self.scale
             if staged:
-                self._check_patch((height, width), patch, lq_pack, lq_name)
+                check_patch(self.lq.called(lq_name), (height, width), staged, self.scale)
             drawn = draw(
                 index, (height, width), patch, self.opt.get('use_hflip', False), self.opt.get('use_rot', False)
             )

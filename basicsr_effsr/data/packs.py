@@ -219,3 +219,12 @@ class PackSet:
         """The pack that holds the image, and its number in there."""
         number, i = self.where[name]
         return self.packs[number], i
+
+    def size(self, name: str) -> tuple[int, int]:
+        """(H, W) of an image."""
+        pack, i = self.find(name)
+        return pack.shape(i)[1:]
+
+    def called(self, name: str) -> str:
+        """What a message calls an image."""
+        return f'{name!r} of {self.files[self.where[name][0]]}'

@@ -2,73 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from basicsr.data.data_util import paired_paths_from_lmdb
-from basicsr.utils import FileClient, scandir
+from basicsr.utils import FileClient
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize
 
 from basicsr_effsr.data.draws import SampleIndex, cut, draw
-from basicsr_effsr.data.packs import folder_order
+from basicsr_effsr.data.pairs import check_patch, check_sizes, list_pairs
 from basicsr_effsr.imaging.metrics import luma
 
 __all__ = ['EffSRPairedDataset']
-
-
-def pairs_in_folders(gt_folder: str, lq_folder: str, template: str = '{}') -> list[dict[str, str]]:
-    """Pairs by name: HR ``x.png`` belongs to LR ``template.format('x').png``.
-
-    Raises:
-        FileNotFoundError: a folder is not there, or an HR image has no LR image.
-        ValueError: the folders hold different numbers of images, or none.
-    """
-    names = {}
-    for key, folder in (('dataroot_gt', gt_folder), ('dataroot_lq', lq_folder)):
-        if not Path(folder).is_dir():
-            raise FileNotFoundError(f'{key}: the folder {folder} does not exist; prepare it or correct the path')
-        names[key] = sorted(scandir(folder))
-    gt_names, lq_names = names['dataroot_gt'], set(names['dataroot_lq'])
-    if not gt_names:
-        raise ValueError(f'dataroot_gt: the folder {gt_folder} holds no image')
-    pairs = []
-    for name in gt_names:
-        stem, suffix = Path(name).stem, Path(name).suffix
-        lq_name = f'{template.format(stem)}{suffix}'
-        if lq_name not in lq_names:
-            raise FileNotFoundError(
-                f'{gt_folder}/{name} has no partner {lq_folder}/{lq_name} ({len(gt_names)} HR and {len(lq_names)} LR '
-                'images); check filename_tmpl, or make the LR images again'
-            )
-        pairs.append({'lq_path': str(Path(lq_folder) / lq_name), 'gt_path': str(Path(gt_folder) / name)})
-    if len(lq_names) != len(gt_names):
-        raise ValueError(
-            f'{gt_folder} and {lq_folder} must hold equally many images, found {len(gt_names)} HR and '
-            f'{len(lq_names)} LR; remove or make again what is surplus'
-        )
-    return pairs
-
-
-def pairs_in_meta_info(gt_folder: str, lq_folder: str, file: str, template: str = '{}') -> list[dict[str, str]]:
-    """Pairs named by the first word of each line of a BasicSR meta-info file."""
-    if not Path(file).is_file():
-        raise FileNotFoundError(
-            f'meta_info_file: {file} does not exist; write it with python -m datasets_prep meta-info'
-        )
-    pairs = []
-    for line in Path(file).read_text(encoding='utf-8').splitlines():
-        if line.strip():
-            name = line.split(' ')[0]
-            stem, suffix = Path(name).stem, Path(name).suffix
-            lq_path = Path(lq_folder) / f'{template.format(stem)}{suffix}'
-            pairs.append({'lq_path': str(lq_path), 'gt_path': str(Path(gt_folder) / name)})
-    return pairs
 
 
 @DATASET_REGISTRY.register()
@@ -97,21 +46,10 @@ class EffSRPairedDataset(Dataset):
         self.opt = opt
         self.client: FileClient | None = None
         self.backend = dict(opt['io_backend'])
-        gt, lq, template = opt['dataroot_gt'], opt['dataroot_lq'], opt.get('filename_tmpl', '{}')
         if self.backend['type'] == 'lmdb':
-            self.backend.update(db_paths=[lq, gt], client_keys=['lq', 'gt'])
-            try:
-                pairs = paired_paths_from_lmdb([lq, gt], ['lq', 'gt'])
-                self.paths = sorted(pairs, key=lambda pair: folder_order(pair['gt_path']))
-            except (OSError, ValueError) as error:
-                raise ValueError(
-                    f'{lq} and {gt} must be LMDB folders with the same keys in their meta_info.txt ({error}); make '
-                    'them with python -m datasets_prep lmdb'
-                ) from error
-        elif opt.get('meta_info_file'):
-            self.paths = pairs_in_meta_info(gt, lq, opt['meta_info_file'], template)
-        else:
-            self.paths = pairs_in_folders(gt, lq, template)
+            self.backend.update(db_paths=[opt['dataroot_lq'], opt['dataroot_gt']], client_keys=['lq', 'gt'])
+        pairs = list_pairs('EffSRPairedDataset', {**opt, 'type': 'EffSRPairedDataset'})
+        self.paths = [{'lq_path': pair.lq, 'gt_path': pair.gt} for pair in pairs]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, 'client': None}  # an open LMDB cannot travel to another process
@@ -152,19 +90,12 @@ class EffSRPairedDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         scale, paths = self.opt['scale'], self.paths[index]
         gt, lq = self._read(paths['gt_path'], 'gt'), self._read(paths['lq_path'], 'lq')
-        if self.opt['phase'] == 'train':
+        training = self.opt['phase'] == 'train'
+        check_sizes(paths['gt_path'], paths['lq_path'], gt.shape[:2], lq.shape[:2], scale, training=training)
+        if training:
             gt_size = index.gt_size if isinstance(index, SampleIndex) and index.gt_size else self.opt['gt_size']
             patch = gt_size // scale
-            if gt.shape[:2] != (lq.shape[0] * scale, lq.shape[1] * scale):
-                raise ValueError(
-                    f'{paths["gt_path"]} ({gt.shape[1]}x{gt.shape[0]}) must be {scale} times the size of '
-                    f'{paths["lq_path"]} ({lq.shape[1]}x{lq.shape[0]}); check scale and dataroot_lq'
-                )
-            if min(lq.shape[:2]) < patch:
-                raise ValueError(
-                    f'{paths["lq_path"]} ({lq.shape[1]}x{lq.shape[0]}) must be at least {patch} pixels wide and high '
-                    f'for gt_size {gt_size}; lower gt_size or leave the image out'
-                )
+            check_patch(paths['lq_path'], lq.shape[:2], gt_size, scale)
             drawn = draw(index, lq.shape[:2], patch, self.opt.get('use_hflip', False), self.opt.get('use_rot', False))
             gt, lq = cut(gt, drawn, patch, scale), cut(lq, drawn, patch)
         else:

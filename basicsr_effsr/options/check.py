@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from basicsr_effsr._registration import derives_from_ours, lookup
-from basicsr_effsr.data.pairs import list_pairs, undecodable
+from basicsr_effsr.data.pairs import check_sizes, list_pairs, undecodable
 from basicsr_effsr.options import spec as spec
 from basicsr_effsr.options.problem import Problem
 from basicsr_effsr.options.spec import Key, Section
@@ -581,15 +581,10 @@ class Check:
             except (OSError, ValueError) as error:
                 self.fatal(where, str(error))
                 return
-            whole = gt == (lq[0] * scale, lq[1] * scale)
-            cropped = not training and all(0 <= g - small * scale < scale for g, small in zip(gt, lq, strict=True))
-            if not whole and not cropped:
-                self.fatal(
-                    f'{where}.dataroot_lq',
-                    f'{pair.gt} ({gt[1]}x{gt[0]}) must be {scale} times the size of {pair.lq} ({lq[1]}x{lq[0]}), it is '
-                    f'{gt[1] / lq[1]:.3g} times as wide and {gt[0] / lq[0]:.3g} times as high; check scale and the '
-                    'folder',
-                )
+            try:
+                check_sizes(pair.gt, pair.lq, gt, lq, scale, training=training)
+            except ValueError as error:
+                self.fatal(f'{where}.dataroot_lq', str(error))
                 return
             sizes.append(lq)
         if not training:  # few images, each of which would stop the run in its first validation

@@ -11,8 +11,8 @@ import numpy as np
 import typer
 from PIL import Image, ImageDraw, ImageFont
 
-from basicsr_effsr.data.benchmark_sets import Pair
-from basicsr_effsr.data.pairs import list_pairs
+from basicsr_effsr.data.benchmark_sets import SetImage
+from basicsr_effsr.data.pairs import is_lmdb, is_packed, list_pairs
 from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.evaluate import forward_function, measure, protocol_of
 from basicsr_effsr.utils.errors import UserError
@@ -103,13 +103,11 @@ def compare(opt_file: Path) -> tuple[list[Row], Image.Image, str]:
     for phase, data in (opt.get('datasets') or {}).items():
         if not isinstance(data, dict):
             raise UserError(f'{opt_file}: datasets.{phase} must be a section of options, got {data!r}')
-        stored = data.get('io_backend')
-        kind = stored.get('type', 'disk') if isinstance(stored, dict) else 'disk'
-        if kind != 'disk' or 'Packed' in str(data.get('type')):
+        if is_packed(data) or is_lmdb(data):
             raise UserError(f'datasets.{phase}: image files are read, not LMDBs or packs; name folders')
         for files in list_pairs(f'datasets.{phase}', data):
             name = Path(files.gt).stem
-            found = measure(Pair(name, Path(files.gt), Path(files.lq)), scale, run)
+            found = measure(SetImage(name, Path(files.gt), Path(files.lq)), scale, run)
             rows.append(Row(name, found.bicubic_psnr, found.bicubic_ssim, found.psnr, found.ssim))
             captions = (
                 'LR, pixels repeated',

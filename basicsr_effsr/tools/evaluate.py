@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from basicsr_effsr.data.benchmark_sets import Pair, find_sets, pairs_of
+from basicsr_effsr.data.benchmark_sets import SetImage, find_sets, images_of
+from basicsr_effsr.data.pairs import check_sizes
 from basicsr_effsr.imaging.metrics import score_y
 from basicsr_effsr.imaging.picture import read_rgb
 from basicsr_effsr.tools import networks
@@ -99,11 +100,11 @@ class Measured:
     gt: np.ndarray
 
 
-def read_pair(pair: Pair, scale: int) -> tuple[np.ndarray, np.ndarray]:
+def read_pair(pair: SetImage, scale: int) -> tuple[np.ndarray, np.ndarray]:
     """(lq, gt) as (H, W, 3) uint8 RGB, gt cut to ``scale`` times lq; a missing lq is made as MATLAB does.
 
     Raises:
-        UserError: a file cannot be read, or the sizes do not belong together.
+        ValueError: a file cannot be read, or the sizes do not belong together.
     """
     gt = read_rgb(pair.gt)
     if pair.lq is None:
@@ -112,13 +113,8 @@ def read_pair(pair: Pair, scale: int) -> tuple[np.ndarray, np.ndarray]:
         gt = np.ascontiguousarray(mod_crop(gt, scale))
         return imresize(gt, scale=1 / scale), gt
     lq = read_rgb(pair.lq)
-    height, width = lq.shape[0] * scale, lq.shape[1] * scale
-    if not (0 <= gt.shape[0] - height < 24 and 0 <= gt.shape[1] - width < 24):
-        raise UserError(
-            f'{pair.gt} ({gt.shape[1]}x{gt.shape[0]}) must be {scale} times {pair.lq} ({lq.shape[1]}x{lq.shape[0]}); '
-            'check --scale and the folder'
-        )
-    return lq, gt[:height, :width]
+    check_sizes(str(pair.gt), str(pair.lq), gt.shape[:2], lq.shape[:2], scale, training=False)
+    return lq, gt[: lq.shape[0] * scale, : lq.shape[1] * scale]
 
 
 @dataclass(frozen=True)
@@ -228,7 +224,7 @@ def forward_function(
     return run, f'Y channel, border {scale}, {protocol}', f'{machine}, torch {torch.__version__}'
 
 
-def measure(pair: Pair, scale: int, run: Callable[[np.ndarray], tuple[np.ndarray, float]]) -> Measured:
+def measure(pair: SetImage, scale: int, run: Callable[[np.ndarray], tuple[np.ndarray, float]]) -> Measured:
     """One image through the network and through bicubic, both scored on Y with a border of ``scale`` pixels.
 
     Args:
@@ -343,7 +339,7 @@ def worst(report: Report, count: int) -> list[ImageScore]:
 
 
 def evaluate(
-    report: Report, run: Callable[[np.ndarray], tuple[np.ndarray, float]], work: list[tuple[str, Pair]], show: int
+    report: Report, run: Callable[[np.ndarray], tuple[np.ndarray, float]], work: list[tuple[str, SetImage]], show: int
 ) -> dict[str, str]:
     """Fills ``report`` with the scores of ``work`` and returns it in every form.
 
@@ -448,7 +444,7 @@ def command(
             machine=machine,
             paper=find_paper(network['type'], network, factor),
         )
-        work = [(name, p) for name, f in find_sets(data, sets, factor).items() for p in pairs_of(f, factor, make_lr)]
+        work = [(name, p) for name, f in find_sets(data, sets, factor).items() for p in images_of(f, factor, make_lr)]
         texts = evaluate(report, run, work, show)
         write(texts, out)
     except (OSError, ValueError, KeyError) as error:

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from basicsr_effsr.data.benchmark_sets import hr_of, images_in
+from basicsr_effsr.data.pairs import check_sizes
 from basicsr_effsr.imaging.picture import read_rgb
 from basicsr_effsr.utils import latency
 from basicsr_effsr.utils.errors import UserError
@@ -60,7 +62,7 @@ def images_of(data: Path) -> list[Path]:
     Raises:
         UserError: there is none.
     """
-    found = sorted(p for p in data.glob('*') if p.suffix.lower() in ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff'))
+    found = images_in(data)
     if not found:
         raise UserError(f'--data: {data} holds no image')
     return found
@@ -95,7 +97,7 @@ def over_images(
         CPU, which does not say.
 
     Raises:
-        UserError: an image has no partner.
+        ValueError: an image has no partner, or one of another size.
     """
     import torch
 
@@ -118,14 +120,11 @@ def over_images(
                     peaks.append((peak - others) / 2**20)
             if gt is None:
                 continue
-            partner = next((p for s in (file.stem, file.stem.removesuffix('x4')) for p in gt.glob(f'{s}.*')), None)
-            if partner is None:
-                raise UserError(f'--gt: {gt} has no partner for {file.name}')
+            partner = hr_of(file, gt, 4)
             output = nets[first](image)[0].clamp(0, 1).mul(255).round().to('cpu', torch.uint8)
-            target = read(partner)[:, : output.shape[1], : output.shape[2]]
-            if target.shape != output.shape:
-                raise UserError(f'--gt: {partner} must be {output.shape[2]}x{output.shape[1]} for {file.name}')
-            scores.append(psnr_rgb(output, target))
+            whole = read(partner)
+            check_sizes(str(partner), str(file), whole.shape[1:], image.shape[2:], 4, training=False)
+            scores.append(psnr_rgb(output, whole[:, : output.shape[1], : output.shape[2]]))
     for net in nets.values():
         net.to('cpu')
     psnr = sum(scores) / len(scores) if scores else None
