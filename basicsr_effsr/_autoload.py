@@ -1,7 +1,7 @@
 """The hook that lets the unchanged ``python -m basicsr.train`` find this package.
 
 PyTorch calls :func:`install` at the end of ``import torch`` (entry point group ``torch.backends``).
-It only puts a finder on the import path; the finder acts on three module names and, until one of
+It only puts a finder on the import path; the finder acts on four module names and, until one of
 them is imported, costs nothing. What is then changed in the host is written down in ``adapt.py``.
 
 This module imports ``sys`` and three names: every process that imports torch pays for it.
@@ -9,7 +9,7 @@ This module imports ``sys`` and three names: every process that imports torch pa
 
 import sys
 
-from basicsr_effsr.host import DEAD_TORCHVISION, HOOKED
+from basicsr_effsr.host import HOOKED, SERVED
 
 
 class _Finder:
@@ -18,7 +18,7 @@ class _Finder:
     busy: tuple = ()
 
     def find_spec(self, name, path=None, target=None):
-        if name != DEAD_TORCHVISION and name not in HOOKED:
+        if name not in HOOKED and name not in SERVED:
             return None
         if name in self.busy:
             return None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from functools import wraps
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
+
+from basicsr_effsr.archs.effsr_blocks import register_in
+
+__all__ = ['ALIAS_SUFFIX', 'derives_from_ours', 'is_ours', 'lookup', 'register', 'register_in']
 
 ALIAS_SUFFIX = '_effsr'
 ROOMS = {  # registry -> our folder, and the ending of the files in it that register something
@@ -26,34 +29,11 @@ def derives_from_ours(cls: Any) -> bool:
     return any(is_ours(base) for base in getattr(cls, '__mro__', ()))
 
 
-def free_names_only(registry: Any) -> None:
-    """Lets our classes take free names only, and gives a name of ours to whoever registers it later.
+def registry_of(kind: str) -> Any:
+    """BasicSR's registry of ``arch``, ``loss``, ``dataset``, ``model`` or ``metric``."""
+    from basicsr.utils import registry
 
-    Reason: BasicSR's registries refuse a name a second time, so an arch file copied into a fork would stop our whole
-    package from loading there, and whoever registers a ``HASN`` after ours was loaded would die. Each of our classes
-    is registered under ``<name>_effsr``, too, so that it can be had beside a fork's own. Condition: every version.
-
-    Args:
-        registry: the host's class ``Registry``.
-    """
-    original = registry._do_register
-    if getattr(original, '_effsr', False):
-        return
-
-    @wraps(original)
-    def do_register(self, name, obj, suffix=None):
-        if is_ours(obj):
-            for free in (name, name + ALIAS_SUFFIX):
-                if free not in self:
-                    original(self, free, obj)
-            return
-        full = f'{name}_{suffix}' if isinstance(suffix, str) else name
-        if is_ours(self._obj_map.get(full)):
-            del self._obj_map[full]
-        original(self, name, obj, *([suffix] if suffix is not None else []))
-
-    do_register._effsr = True  # type: ignore[attr-defined]
-    registry._do_register = do_register
+    return getattr(registry, f'{kind.upper()}_REGISTRY')
 
 
 def register(registry: str | None = None) -> None:
@@ -66,15 +46,17 @@ def register(registry: str | None = None) -> None:
         registry: ``arch``, ``loss``, ``dataset`` or ``model`` for one kind only; None for all. A
             registry we have nothing for (``metric``) is no error.
     """
-    from basicsr.utils.registry import Registry
-
-    free_names_only(Registry)
-    rooms = ROOMS.values() if registry is None else filter(None, [ROOMS.get(registry)])
-    for room, ending in rooms:
-        package = import_module(f'basicsr_effsr.{room}')
-        for module in iter_modules(package.__path__):
-            if module.name.endswith(ending):
-                import_module(f'{package.__name__}.{module.name}')
+    for kind, (room, ending) in ROOMS.items():
+        if registry not in (None, kind):
+            continue
+        current, package = registry_of(kind), import_module(f'basicsr_effsr.{room}')
+        for file in iter_modules(package.__path__):
+            if file.name.endswith(ending):
+                module = import_module(f'{package.__name__}.{file.name}')
+                first = getattr(module, f'{kind.upper()}_REGISTRY')
+                if first is not current:  # BasicSR has been loaded anew since
+                    for cls in {obj for _, obj in first if obj.__module__ == module.__name__}:
+                        register_in(current)(cls)
 
 
 def lookup(registry: str, name: Any) -> tuple[Any, list[str]]:
@@ -82,9 +64,7 @@ def lookup(registry: str, name: Any) -> tuple[Any, list[str]]:
 
     BasicSR's own look-up prints when it takes a name for another, which would be in the way of JSON.
     """
-    from basicsr.utils import registry as registries
-
-    found = getattr(registries, f'{registry}_REGISTRY')
+    found = registry_of(registry)
     if not isinstance(name, str):
         return None, list(dict(iter(found)))
     if name not in found and f'{name}_basicsr' not in found:

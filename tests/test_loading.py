@@ -12,6 +12,7 @@ from host import run, succeed
 from nets import CASES
 
 HOST = Path(basicsr.__file__).parent
+ARCHS = Path(__file__).resolve().parents[1] / 'basicsr_effsr' / 'archs'
 
 pytestmark = [
     pytest.mark.slow,
@@ -192,7 +193,8 @@ def test_a_direct_import_gives_way_without_the_hook(tmp_path):
         'from basicsr.utils.registry import ARCH_REGISTRY\n\n\n@ARCH_REGISTRY.register()\nclass HASN:\n    pass\n'
     )
     code = (
-        'import basicsr.archs\nfrom basicsr_effsr.archs.agdn_arch import AGDN\n'
+        'import basicsr.archs\nfrom basicsr_effsr.archs import hasn_arch\n'
+        'from basicsr_effsr.archs.agdn_arch import AGDN\n'
         'from basicsr.utils.registry import ARCH_REGISTRY as R\n'
         'print(R.get("HASN").__module__, R.get("HASN_effsr").__module__, R.get("AGDN") is AGDN)\n'
     )
@@ -203,8 +205,7 @@ def test_a_direct_import_gives_way_without_the_hook(tmp_path):
 def test_arch_files_drop_into_a_pristine_tree(tmp_path):
     """Copied arch files work in a tree where this package cannot be imported at all."""
     folder = clone(tmp_path)
-    archs = Path(__file__).resolve().parents[1] / 'basicsr_effsr' / 'archs'
-    for file in [*archs.glob('*_arch.py'), archs / 'effsr_blocks.py']:
+    for file in [*ARCHS.glob('*_arch.py'), ARCHS / 'effsr_blocks.py']:
         shutil.copy(file, folder / 'archs')
     degradations = folder / 'data' / 'degradations.py'
     degradations.write_text(degradations.read_text().replace('functional_tensor', 'functional'))
@@ -216,13 +217,46 @@ def test_arch_files_drop_into_a_pristine_tree(tmp_path):
         '    for name in import_module(f"basicsr.archs.{stem}").__all__:\n'
         '        with torch.device("meta"):\n            net = build_network({"type": name})\n'
         '        print(name, type(net).__module__)\n',
-        *(file.stem for file in archs.glob('*_arch.py')),
+        *(file.stem for file in ARCHS.glob('*_arch.py')),
         cwd=tmp_path,
         TORCH_DEVICE_BACKEND_AUTOLOAD='0',
     )
     built = dict(line.split() for line in out.splitlines() if ' basicsr.archs.' in line)
     assert {case.type for case in CASES.values()} <= set(built)
     assert all(module.startswith('basicsr.archs.') for module in built.values())
+
+
+@pytest.mark.parametrize('first', ['ours', 'theirs'])
+def test_a_copied_arch_file_leaves_a_forks_own_class_its_name(tmp_path, first):
+    folder = clone(tmp_path)
+    degradations = folder / 'data' / 'degradations.py'
+    degradations.write_text(degradations.read_text().replace('functional_tensor', 'functional'))
+    shutil.copy(ARCHS / 'effsr_blocks.py', folder / 'archs')
+    shutil.copy(ARCHS / 'hasn_arch.py', folder / 'archs' / 'effsr_hasn_arch.py')
+    (folder / 'archs' / 'hasn_arch.py').write_text(
+        'from basicsr.utils.registry import ARCH_REGISTRY\n\n\n@ARCH_REGISTRY.register()\nclass HASN:\n    pass\n'
+    )
+    init = folder / 'archs' / '__init__.py'  # the order in which a folder is listed is the file system's
+    sort = f'sorted(scandir(arch_folder), reverse={first == "theirs"})'
+    init.write_text(init.read_text().replace('scandir(arch_folder)', sort))
+    code = (
+        'from basicsr.archs import ARCH_REGISTRY as R\nprint(R.get("HASN").__module__, R.get("HASN_effsr").__module__)'
+    )
+    out = succeed('-c', code, cwd=tmp_path, TORCH_DEVICE_BACKEND_AUTOLOAD='0')
+    assert out.split() == ['basicsr.archs.hasn_arch', 'basicsr.archs.effsr_hasn_arch']
+
+
+def test_registering_restores_our_classes_after_the_registry_was_loaded_anew(tmp_path):
+    code = (
+        'import importlib, basicsr_effsr\nbasicsr_effsr.register()\n'
+        'from basicsr.utils import registry\n'
+        'kinds = [registry.ARCH_REGISTRY, registry.LOSS_REGISTRY, registry.DATASET_REGISTRY, registry.MODEL_REGISTRY]\n'
+        'before = [{name for name, obj in kind if "effsr" in obj.__module__} for kind in kinds]\n'
+        'importlib.reload(registry)\nbasicsr_effsr.register()\n'
+        'kinds = [registry.ARCH_REGISTRY, registry.LOSS_REGISTRY, registry.DATASET_REGISTRY, registry.MODEL_REGISTRY]\n'
+        'print(before == [{name for name, _ in kind} for kind in kinds], all(before))\n'
+    )
+    assert succeed('-c', code, cwd=tmp_path).splitlines()[-1] == 'True True'
 
 
 def test_hook_prefers_a_real_module_of_the_dead_name(tmp_path):

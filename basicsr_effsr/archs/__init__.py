@@ -1,5 +1,1 @@
-"""Importing this package registers every ``*_arch.py`` in the folder with BasicSR."""
-
-from basicsr_effsr._registration import register
-
-register('arch')
+"""Networks, one file each, which ``basicsr_effsr.register()`` imports (``*_arch.py``). Importing this loads nothing."""

@@ -29,6 +29,7 @@ from .effsr_blocks import (
     is_compiling,
     normalize,
     pixelshuffle_upsampler,
+    register_in,
     rgb_mean,
 )
 
@@ -280,7 +281,7 @@ class AGDB(nn.Module):
         return self.ea(self.cca(self.esa(fused))) + x
 
 
-@ARCH_REGISTRY.register()
+@register_in(ARCH_REGISTRY)
 class AGDN(nn.Module):
     """Attention guidance distillation network for efficient super-resolution.
 

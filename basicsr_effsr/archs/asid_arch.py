@@ -26,6 +26,7 @@ from .effsr_blocks import (
     check_positive,
     normalize,
     pixelshuffle_upsampler,
+    register_in,
 )
 
 __all__ = ['ASID']
@@ -314,7 +315,7 @@ class ASIDBlock(nn.Module):
         return self.esa(self.res_end(out) + x), maps
 
 
-@ARCH_REGISTRY.register()
+@register_in(ARCH_REGISTRY)
 class ASID(nn.Module):
     """Attention-sharing information distillation network; ``num_block=8`` is ASID-D8.
 

@@ -25,6 +25,7 @@ from .effsr_blocks import (
     check_input,
     check_positive,
     pixelshuffle_upsampler,
+    register_in,
     rgb_mean,
 )
 
@@ -173,7 +174,7 @@ class DPAB(nn.Module):
         return out if self.fuse_conv is None else self.fuse_conv(out)
 
 
-@ARCH_REGISTRY.register()
+@register_in(ARCH_REGISTRY)
 class DPARN(nn.Module):
     """Dual path attention and re-parameterization network for efficient super-resolution.
 

@@ -28,6 +28,7 @@ from .effsr_blocks import (
     check_input,
     check_positive,
     pixelshuffle_upsampler,
+    register_in,
     rgb_mean,
 )
 
@@ -221,7 +222,7 @@ def _crop(x: Tensor, height: int, width: int) -> Tensor:
     return x
 
 
-@ARCH_REGISTRY.register()
+@register_in(ARCH_REGISTRY)
 class DPARNTeacher(nn.Module):
     """Teacher of DPARN: residual-dense groups of shifted-window transformer blocks.
 

@@ -23,10 +23,35 @@ __all__ = [
     'is_compiling',
     'normalize',
     'pixelshuffle_upsampler',
+    'register_in',
     'rgb_mean',
 ]
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K training set, as EDSR published it
+
+
+def register_in(registry):
+    """Class decorator: registers a class with BasicSR as ``<name>_effsr`` and, where that is free, as ``<name>``.
+
+    A registry refuses a name a second time. A fork that has a class of this name could then not be imported any more,
+    whichever of both comes first; so whoever else registers the name has it. Works with every registry since 1.3.
+    """
+
+    def decorate(cls):
+        name, do_register = cls.__name__, registry._do_register
+
+        def give_way(other, obj, *suffix):
+            if other == name and not any(suffix) and registry._obj_map.get(name) is cls:
+                del registry._obj_map[name]
+            do_register(other, obj, *suffix)
+
+        for free in (name, name + '_effsr'):
+            if free not in registry:
+                do_register(free, cls)
+                registry._do_register = give_way
+        return cls
+
+    return decorate
 
 
 def check_choice(net: str, option: str, value: object, choices: tuple) -> None:

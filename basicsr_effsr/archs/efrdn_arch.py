@@ -20,7 +20,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .effsr_blocks import ESARFDN, IMDB, check_choice, check_input, check_positive, rgb_mean
+from .effsr_blocks import ESARFDN, IMDB, check_choice, check_input, check_positive, register_in, rgb_mean
 
 __all__ = ['EFRDN']
 
@@ -444,7 +444,7 @@ def _neighbours(side: int, like: Tensor) -> Tensor:
     return 3 - (position == 0).to(like.dtype) - (position == side - 1).to(like.dtype)
 
 
-@ARCH_REGISTRY.register()
+@register_in(ARCH_REGISTRY)
 class EFRDN(nn.Module):
     """Efficient feature reuse distillation network for lightweight super-resolution.
 

@@ -24,6 +24,7 @@ from .effsr_blocks import (
     check_input,
     check_positive,
     pixelshuffle_upsampler,
+    register_in,
 )
 
 __all__ = ['HASN']
@@ -107,7 +108,7 @@ class HASB(nn.Module):
         return out if self.cab is None else self.cab(out)
 
 
-@ARCH_REGISTRY.register()
+@register_in(ARCH_REGISTRY)
 class HASN(nn.Module):
     """Hybrid attention separable network for efficient super-resolution.
 

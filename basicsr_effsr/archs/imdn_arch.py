@@ -12,12 +12,12 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from .effsr_blocks import IMDB, check_choice, check_input, check_positive, pixelshuffle_upsampler
+from .effsr_blocks import IMDB, check_choice, check_input, check_positive, pixelshuffle_upsampler, register_in
 
 __all__ = ['IMDN']
 
 
-@ARCH_REGISTRY.register()
+@register_in(ARCH_REGISTRY)
 class IMDN(nn.Module):
     """Information multi-distillation network.
 

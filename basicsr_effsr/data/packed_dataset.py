@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize
 
+from basicsr_effsr._registration import register_in
 from basicsr_effsr.data.draws import Draw, SampleIndex, draw
 from basicsr_effsr.data.packs import Pack
 from basicsr_effsr.data.pairs import ROOTS, check_patch, check_sizes, open_packs, pairs_in_packs
@@ -20,7 +21,7 @@ from basicsr_effsr.imaging.metrics import luma
 __all__ = ['PackedPairedImageDataset']
 
 
-@DATASET_REGISTRY.register()
+@register_in(DATASET_REGISTRY)
 class PackedPairedImageDataset(Dataset):
     """What ``PairedImageDataset`` gives, out of packs that ``python -m datasets_prep pack`` has made.
 

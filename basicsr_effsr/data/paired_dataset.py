@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize
 
+from basicsr_effsr._registration import register_in
 from basicsr_effsr.data.draws import SampleIndex, cut, draw
 from basicsr_effsr.data.pairs import check_patch, check_sizes, list_pairs
 from basicsr_effsr.imaging.metrics import luma
@@ -20,7 +21,7 @@ from basicsr_effsr.imaging.metrics import luma
 __all__ = ['EffSRPairedDataset']
 
 
-@DATASET_REGISTRY.register()
+@register_in(DATASET_REGISTRY)
 class EffSRPairedDataset(Dataset):
     """BasicSR's ``PairedImageDataset``, same keys and same values, whose draws can be repeated.
 

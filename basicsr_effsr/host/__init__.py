@@ -4,3 +4,5 @@ REGISTRY = 'basicsr.utils.registry'
 DEAD_TORCHVISION = 'torchvision.transforms.functional_tensor'
 OPTIONS = 'basicsr.utils.options'
 HOOKED = (REGISTRY, OPTIONS)
+VERSION = 'basicsr.version'
+SERVED = (DEAD_TORCHVISION, VERSION)

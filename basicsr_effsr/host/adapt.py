@@ -18,8 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from basicsr_effsr._registration import derives_from_ours, free_names_only
-from basicsr_effsr.host import DEAD_TORCHVISION, OPTIONS, REGISTRY
+from basicsr_effsr._registration import derives_from_ours
+from basicsr_effsr.host import DEAD_TORCHVISION, OPTIONS, REGISTRY, VERSION
 
 
 class _AdaptingLoader:
@@ -39,26 +39,39 @@ class _AdaptingLoader:
         self._adapt(module)
 
 
-class _FunctionalTensor:
-    """Loader of the module name that torchvision 0.17 removed and PyPI's basicsr 1.4.2 still imports."""
+class ServingLoader:
+    """Loader of a module that the host imports and nobody has."""
 
-    @staticmethod
-    def create_module(spec: ModuleSpec) -> None:
+    def __init__(self, fill: Callable[[ModuleType], None]) -> None:
+        self._fill = fill
+
+    def create_module(self, spec: ModuleSpec) -> None:
         return None
 
-    @staticmethod
-    def exec_module(module: ModuleType) -> None:
-        from torchvision.transforms import functional
+    def exec_module(self, module: ModuleType) -> None:
+        module.__doc__ = 'Served by basicsr_effsr, for BasicSR imports it and nobody has it.'
+        self._fill(module)
 
-        module.__doc__ = 'Served by basicsr_effsr from torchvision.transforms.functional.'
-        module.__dict__.update({name: value for name, value in vars(functional).items() if not name.startswith('_')})
+
+def _functional_tensor(module: ModuleType) -> None:
+    """torchvision 0.17 removed it, and every release of BasicSR up to 1.4.2 imports it."""
+    from torchvision.transforms import functional
+
+    module.__dict__.update({name: value for name, value in vars(functional).items() if not name.startswith('_')})
+
+
+def _version(module: ModuleType) -> None:
+    """Git ignores it, and only BasicSR's setup script writes it: a fresh clone has none."""
+    file = Path(str(sys.modules['basicsr'].__file__)).parents[1] / 'VERSION'
+    text = file.read_text(encoding='utf-8').strip() if file.is_file() else 'unknown'
+    module.__dict__.update(__version__=text, __gitsha__='unknown')
 
 
 def find_spec(name: str) -> ModuleSpec | None:
     """The spec of a hooked module, so loaded that it is adapted; None if nobody has it."""
     real = importlib.util.find_spec(name)
-    if name == DEAD_TORCHVISION:
-        return real or ModuleSpec(name, _FunctionalTensor())  # type: ignore[arg-type]
+    if name in FILLS:
+        return real or ModuleSpec(name, ServingLoader(FILLS[name]))  # type: ignore[arg-type]
     if real is not None and name in ADAPTATIONS:
         real.loader = _AdaptingLoader(real.loader, ADAPTATIONS[name])  # type: ignore[assignment]
     return real
@@ -77,7 +90,6 @@ def _adapt_registry(module: ModuleType) -> None:
     Reason: BasicSR has no way to discover plugins. Condition: every version; forks included.
     """
     registry = module.Registry
-    free_names_only(registry)
     if getattr(registry.get, '_effsr', False):
         return
     original = registry.get
@@ -209,3 +221,4 @@ def _share_seed(opt: dict[str, Any]) -> None:
 
 
 ADAPTATIONS: dict[str, Callable[[ModuleType], None]] = {REGISTRY: _adapt_registry, OPTIONS: _adapt_options}
+FILLS: dict[str, Callable[[ModuleType], None]] = {DEAD_TORCHVISION: _functional_tensor, VERSION: _version}

@@ -1,5 +1,1 @@
-"""Importing this package registers every ``*_loss.py`` in the folder with BasicSR."""
-
-from basicsr_effsr._registration import register
-
-register('loss')
+"""Losses, one file each, which ``basicsr_effsr.register()`` imports (``*_loss.py``). Importing this loads nothing."""

@@ -12,6 +12,7 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
+from basicsr_effsr._registration import register_in
 from basicsr_effsr.losses._inputs import at_least_float32, check_choice, check_pair, check_positive
 
 __all__ = ['EpsCharbonnierLoss', 'charbonnier']
@@ -42,7 +43,7 @@ def charbonnier(pred: Tensor, target: Tensor, *, eps: float = 1e-3, root: str = 
     return torch.sqrt(square + eps**2).mean()
 
 
-@LOSS_REGISTRY.register()
+@register_in(LOSS_REGISTRY)
 class EpsCharbonnierLoss(nn.Module):
     """Charbonnier loss with ``eps`` squared under the root, Eq. 11 of DPARN; see ``charbonnier``.
 

@@ -13,6 +13,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from basicsr_effsr._registration import register_in
 from basicsr_effsr.losses._inputs import at_least_float32, check_choice, check_pair, check_positive, constant
 
 __all__ = ['EdgeLoss', 'edge', 'laplacian', 'laplacian_pyramid']
@@ -72,7 +73,7 @@ def edge(pred: Tensor, target: Tensor, *, eps: float = 1e-3, operator: str = 'py
         return torch.sqrt(difference.square() + eps**2).mean()
 
 
-@LOSS_REGISTRY.register()
+@register_in(LOSS_REGISTRY)
 class EdgeLoss(nn.Module):
     """Charbonnier loss between the Laplacians of output and ground truth, Eq. 11 of DPARN; see ``edge``.
 

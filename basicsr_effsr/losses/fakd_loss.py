@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from basicsr_effsr._registration import register_in
 from basicsr_effsr.losses._inputs import at_least_float32, check_choice, check_positive
 
 __all__ = ['FAKDLoss', 'feature_affinity']
@@ -176,7 +177,7 @@ def feature_affinity(
         return _StreamedAffinity.apply(columns_s, columns_t, rows, samples, eps, want_grad)
 
 
-@LOSS_REGISTRY.register()
+@register_in(LOSS_REGISTRY)
 class FAKDLoss(nn.Module):
     """Mean absolute difference of the student's and the teacher's spatial affinities; see ``feature_affinity``.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
+from basicsr_effsr._registration import register_in
 from basicsr_effsr.losses._inputs import at_least_float32, check_choice, check_pair, check_positive
 
 __all__ = ['PixelKLLoss', 'pixel_kl']
@@ -63,7 +64,7 @@ def pixel_kl(
     return (log_q.exp() * (log_q - log_p)).sum() * (temperature**2 / count)
 
 
-@LOSS_REGISTRY.register()
+@register_in(LOSS_REGISTRY)
 class PixelKLLoss(nn.Module):
     """KL divergence of the output's pixels from the ground truth's, Eq. 5 of HASN; see ``pixel_kl``.
 

@@ -20,6 +20,7 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
+from basicsr_effsr._registration import register_in
 from basicsr_effsr.losses._inputs import at_least_float32, check_choice, check_pair, constant
 
 __all__ = ['VGGFeatureLoss', 'VGGFeatures', 'feature_distance', 'vgg_weights']
@@ -187,7 +188,7 @@ def feature_distance(
     return torch.stack(terms).sum()
 
 
-@LOSS_REGISTRY.register()
+@register_in(LOSS_REGISTRY)
 class VGGFeatureLoss(nn.Module):
     """Mean squared distance between VGG features of output and ground truth; see ``feature_distance``.
 

@@ -1,5 +1,1 @@
-"""Importing this package registers every ``*_model.py`` in the folder with BasicSR."""
-
-from basicsr_effsr._registration import register
-
-register('model')
+"""Models of training, which ``basicsr_effsr.register()`` imports (``*_model.py``). Importing this loads nothing."""

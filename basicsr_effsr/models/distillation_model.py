@@ -14,6 +14,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from basicsr_effsr._registration import register_in
 from basicsr_effsr.models.effsr_model import EffSRModel
 from basicsr_effsr.utils import distributed
 from basicsr_effsr.utils.adapters import semi_orthogonal_conv1x1
@@ -29,7 +30,7 @@ DISTILL_KEYS = (*DEFAULTS, 'feature_pairs', 'feature_loss', 'adapter', 'teacher_
 PROBE_SIDE = 32  # LR pixels of the image that is run through both networks once, at start
 
 
-@MODEL_REGISTRY.register()
+@register_in(MODEL_REGISTRY)
 class DistillationModel(EffSRModel):
     """EffSRModel with a frozen teacher: DPARN, Eq. 6 to 8.
 

@@ -18,6 +18,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from basicsr_effsr._registration import register_in
 from basicsr_effsr.imaging.self_ensemble import self_ensemble
 from basicsr_effsr.imaging.tiling import BLENDS, tiled_forward
 from basicsr_effsr.models.step import HALF, TrainingStep
@@ -82,7 +83,7 @@ class _Share:
         return iter(torch.utils.data.DataLoader(subset, batch_size=1))
 
 
-@MODEL_REGISTRY.register()
+@register_in(MODEL_REGISTRY)
 class EffSRModel(SRModel):
     """BasicSR's SRModel; with none of the keys below, its weights bit for bit.
 

@@ -13,8 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from basicsr_effsr._autoload import DEAD_TORCHVISION
-from basicsr_effsr.host import adapt
+from basicsr_effsr.host import DEAD_TORCHVISION, adapt
 from basicsr_effsr.utils.errors import one_line
 
 OURS = 'basicsr_effsr'
@@ -161,7 +160,7 @@ def _inspect_names(report: Report) -> None:
 
 def _inspect_shims(report: Report) -> None:
     module = sys.modules.get(DEAD_TORCHVISION)
-    served = module is not None and type(getattr(module.__spec__, 'loader', None)) is adapt._FunctionalTensor
+    served = module is not None and type(getattr(module.__spec__, 'loader', None)) is adapt.ServingLoader
     report.facts['torchvision shim'] = (
         'serving functional_tensor, which torchvision dropped' if served else 'not needed'
     )
@@ -169,7 +168,6 @@ def _inspect_shims(report: Report) -> None:
         label
         for label, owner, name in (
             ('Registry.get (missing names load ours)', 'basicsr.utils.registry', 'Registry.get'),
-            ('Registry._do_register (ours gives way)', 'basicsr.utils.registry', 'Registry._do_register'),
             ('parse_options (outputs, checks)', 'basicsr.utils.options', 'parse_options'),
         )
         if _is_wrapped(owner, name)

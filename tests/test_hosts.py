@@ -1,0 +1,126 @@
+"""The releases of BasicSR that the field's forks stand on: our classes train, resume, test and are checked in each.
+
+The releases come from the package index once and stay in pytest's cache. Forks rarely install theirs: it lies in the
+current directory, as here, and a fresh clone of one has no ``basicsr/version.py``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from host import run, succeed
+from nets import CASES
+from runs import TINY_HASN, short_run, twin_of, write
+
+ARCHS = Path(__file__).resolve().parents[1] / 'basicsr_effsr' / 'archs'
+RELEASES = ('1.3.4.9', '1.3.5', '1.4.2')
+CHECK = ('-m', 'basicsr_effsr.cli', 'check', '-opt')
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='session')
+def released(request, tmp_path_factory):
+    """The folder ``basicsr`` of a release; tests skip where the index cannot be reached."""
+    cache = request.config.cache.mkdir('basicsr')
+
+    def fetch(version: str) -> Path:
+        archive = cache / f'basicsr-{version}.tar.gz'
+        folder = tmp_path_factory.mktemp('release')
+        if not archive.is_file():
+            pip = [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--no-binary', 'basicsr']
+            pip += ['--no-build-isolation', '--dest', str(folder), f'basicsr=={version}']  # setup.py imports torch
+            done = subprocess.run(pip, capture_output=True, text=True, timeout=120, check=False)
+            if done.returncode:
+                reason = (done.stderr.strip() or '?').splitlines()[-1]
+                pytest.skip(f'basicsr {version} cannot be had from the package index: {reason}')
+            shutil.move(folder / archive.name, archive)
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter='data')
+        return folder / f'basicsr-{version}'
+
+    return fetch
+
+
+@pytest.fixture
+def host(request, released, tmp_path) -> Path:
+    """A folder that holds the release ``basicsr`` asked for by indirect parametrisation; ``clone``: as git has it."""
+    version, _, clone = request.param.partition(' ')
+    shutil.copytree(released(version) / 'basicsr', tmp_path / 'basicsr')
+    if clone:
+        (tmp_path / 'basicsr' / 'version.py').unlink()
+    return tmp_path
+
+
+in_every_release = pytest.mark.parametrize('host', RELEASES, indirect=True)
+
+
+def options(photos: Path, kind: str) -> dict:
+    opt = short_run(photos, TINY_HASN, iters=4)
+    opt['logger'] = {'print_freq': 1, 'save_checkpoint_freq': 2, 'use_tb_logger': False}
+    if kind == 'theirs':
+        opt['model_type'] = 'SRModel'
+        opt['datasets']['train']['type'] = 'PairedImageDataset'
+    return opt
+
+
+def weights(file: Path) -> dict:
+    return torch.load(file, map_location='cpu', weights_only=True)['params_ema']
+
+
+@in_every_release
+@pytest.mark.parametrize('kind', ['ours', 'theirs'])
+def test_train_resume_test_check(host, photos, kind):
+    """With all our classes, then with our network alone in the host's model and data set."""
+    opt = options(photos, kind)
+    file, models = write(opt, host / 'run.yml'), host / 'experiments' / 'short' / 'models'
+    assert 'Ready: python -m basicsr.train' in succeed(*CHECK, file, cwd=host)
+    succeed('-m', 'basicsr.train', '-opt', file, cwd=host)
+    straight = weights(models / 'net_g_4.pth')
+    for gone in (models / 'net_g_4.pth', models.parent / 'training_states' / '4.state'):
+        gone.unlink()
+    succeed('-m', 'basicsr.train', '-opt', file, '--auto_resume', cwd=host)
+    resumed = weights(models / 'net_g_4.pth')
+    if kind == 'ours':
+        torch.testing.assert_close(resumed, straight, rtol=0, atol=0)
+    test = write(twin_of(opt, models / 'net_g_4.pth'), host / 'test.yml')
+    succeed('-m', 'basicsr.test', '-opt', test, cwd=host)
+    assert len(list((host / 'results' / 'short' / 'visualization' / 'photos').glob('*.png'))) == 4
+
+
+@pytest.mark.parametrize('host', [f'{release} clone' for release in RELEASES], indirect=True)
+def test_a_clone_without_its_version_file(host, photos):
+    file = write(options(photos, 'ours'), host / 'run.yml')
+    assert 'Ready: python -m basicsr.train' in succeed(*CHECK, file, cwd=host)
+    succeed('-m', 'basicsr.train', '-opt', file, cwd=host)
+    assert (host / 'experiments' / 'short' / 'models' / 'net_g_4.pth').is_file()
+
+
+@in_every_release
+def test_copied_files_work_without_this_package_beside_a_class_of_the_fork(host):
+    archs = host / 'basicsr' / 'archs'
+    for file in [*ARCHS.glob('*_arch.py'), ARCHS / 'effsr_blocks.py']:
+        shutil.copy(file, archs)
+    (archs / 'my_arch.py').write_text(
+        'from basicsr.utils.registry import ARCH_REGISTRY\n\n\n@ARCH_REGISTRY.register()\nclass AGDN:\n    pass\n'
+    )
+    degradations = host / 'basicsr' / 'data' / 'degradations.py'
+    degradations.write_text(degradations.read_text().replace('functional_tensor', 'functional'))
+    code = (
+        'import sys\nsys.modules["basicsr_effsr"] = None\nimport torch\nfrom basicsr.archs import ARCH_REGISTRY\n'
+        'for name in sys.argv[1:]:\n'
+        '    with torch.device("meta"):\n        print(name, type(ARCH_REGISTRY.get(name)()).__module__)\n'
+    )
+    names = {'AGDN', 'AGDN_effsr'} | {case.type for case in CASES.values()}
+    done = run('-c', code, *sorted(names), cwd=host, TORCH_DEVICE_BACKEND_AUTOLOAD='0')
+    assert done.returncode == 0, done.stderr
+    built = dict(line.split() for line in done.stdout.splitlines())
+    assert built.keys() == names
+    assert built['AGDN'] == 'basicsr.archs.my_arch'
+    assert built['AGDN_effsr'] == 'basicsr.archs.agdn_arch'
