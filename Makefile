@@ -1,11 +1,11 @@
-# Two commands for a newcomer: make quickstart, make test. Each recipe is plain pip / python, also shown in README.
+# For a newcomer: make quickstart, make test. While working: make core. Each recipe is plain pip / python.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Small patches gain little from more threads, lose much beside other work, and one thread gives the same bits anywhere.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test clean
+.PHONY: quickstart core test lint clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/effsr doctor
@@ -14,11 +14,19 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python -m basicsr.test -opt options/test/quickstart.yml
 	$(BIN)/effsr compare -opt options/test/quickstart.yml --out results/quickstart.png
 
-test: $(VENV)/.installed-dev
+CORE := archs blocks losses data layering
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
+core: lint
+	$(PYTEST) -m 'not slow' $(CORE:%=tests/test_%.py)
+
+test: lint
+	$(PYTEST)
+
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 $(VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(VENV)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -44,9 +45,15 @@ def modules(root: Path) -> dict[str, Path]:
     return {'.'.join(f.relative_to(root).with_suffix('').parts).removesuffix('.__init__'): f for f in files}
 
 
+@cache
+def imports(source: str) -> tuple[ast.AST, ...]:
+    """The import statements anywhere in a source."""
+    return tuple(node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom)))
+
+
 def names_imported(source: str, package: list[str]) -> Iterator[str]:
     """Absolute names of what a source imports, anywhere in it; ``from a import b`` is given as ``a.b``."""
-    for node in ast.walk(ast.parse(source)):
+    for node in imports(source):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
