@@ -22,6 +22,7 @@ from host import logged, stopped_while_writing
 from runs import TINY_HASN, short_run, write
 
 from basicsr_effsr.data.course import Plan, enlarge_ratio_for, iterations_that_run
+from basicsr_effsr.host import dry_run
 from basicsr_effsr.host import loop as _loop
 from basicsr_effsr.host.adapt import uses_our_classes
 from basicsr_effsr.host.loop import replacements
@@ -108,6 +109,11 @@ def train(tmp_path, monkeypatch):
     return run
 
 
+def without_dry_step(patch: pytest.MonkeyPatch) -> None:
+    """For tests that kill a run at the n-th of its actions, which the dry step before it takes, too."""
+    patch.setattr(dry_run, 'dry_step', lambda *_: [])
+
+
 def same(one: dict, other: dict) -> bool:
     flat = [
         {(f, k, n): v for f, file in x.items() for k, p in file.items() for n, v in p.items()} for x in (one, other)
@@ -128,6 +134,7 @@ def killed_at(train, monkeypatch):
             original(self, current_iter)
 
         with monkeypatch.context() as patch:
+            without_dry_step(patch)
             patch.setattr(EffSRModel, 'optimize_parameters', optimize)
             with pytest.raises(Killed):
                 train(opt, *flags)
@@ -178,6 +185,7 @@ class TestExactly:
             replace(source, target)
 
         with monkeypatch.context() as patch:
+            without_dry_step(patch)
             patch.setattr(os, 'replace', killed)
             with pytest.raises(Killed):
                 train(opt)
@@ -205,6 +213,7 @@ class TestExactly:
             raise Killed
 
         with monkeypatch.context() as patch:
+            without_dry_step(patch)
             patch.setattr(EffSRModel, '_log_validation_metric_values', killed)
             with pytest.raises(Killed):
                 train(opt)
@@ -310,6 +319,7 @@ class TestWhatIsReadAgain:
         opt['train']['optim_g']['lr'] = 5e-4
         opt['train']['scheduler']['milestones'] = [3]
         said: list[str] = []
+        without_dry_step(monkeypatch)
         monkeypatch.setattr(logging.getLogger('basicsr'), 'warning', said.append)
         train(opt, '--auto_resume')
         assert [line.removeprefix('train.scheduler: the schedule of the resumed state counts, ') for line in said] == [

@@ -198,9 +198,19 @@ def _adapt_options(module: ModuleType) -> None:
 
 
 def _stop_on_problems(opt: dict[str, Any], is_train: bool) -> None:
+    """Stops where the rules or, if they find nothing, one dry step find what the run would die of.
+
+    One process of a group takes the step, and all hear what came of it.
+    """
     from basicsr_effsr.options.check import problems
+    from basicsr_effsr.utils.distributed import from_rank_0
 
     found = problems(opt, is_train)
+    if opt.get('rank', 0) == 0 and not any(problem.fatal for problem in found):
+        from basicsr_effsr.host.dry_run import dry_step
+
+        found += dry_step(opt, is_train)
+    found = from_rank_0(found)
     fatal = [problem for problem in found if problem.fatal]
     if fatal:
         raise SystemExit('\n'.join(f'basicsr_effsr: {problem}' for problem in fatal))

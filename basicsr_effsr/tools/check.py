@@ -43,6 +43,10 @@ def command(
     datasets = options.get('datasets')
     is_train = bool(options.get('train')) or (isinstance(datasets, dict) and 'train' in datasets)
     found, will = forecast(options, is_train, every_image=every_image)
+    if not any(problem.fatal for problem in found):
+        from basicsr_effsr.host.dry_run import dry_step
+
+        found += dry_step(options, is_train)
     fatal = any(problem.fatal for problem in found)
     if as_json:
         typer.echo(json.dumps({'problems': [asdict(p) for p in found], 'forecast': will}, indent=2))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,9 +33,23 @@ def init_dist(launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
     dist.init_process_group(backend='gloo')
 
 
+_alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """What this process does within the ``with`` block it does without the other ranks, which may do something else."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def active() -> bool:
     """True inside a process group."""
-    return dist.is_available() and dist.is_initialized()
+    return not _alone and dist.is_available() and dist.is_initialized()
 
 
 def wait_for_all() -> None:
