@@ -5,14 +5,9 @@ Call ``install()`` once, then ``spandrel.ModelLoader`` loads their checkpoints l
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import nn
+from typing import Any
 
 __all__ = ['architectures', 'install']
-
-TAGS: dict[tuple[str, Any, Any], str] = {('AGDN', 24, 4): 'S', ('ASID', 48, 8): 'D8'}
 
 
 def _spandrel() -> Any:
@@ -23,23 +18,6 @@ def _spandrel() -> Any:
     return spandrel
 
 
-def _build(option: dict[str, Any]) -> nn.Module:
-    from basicsr.utils.registry import ARCH_REGISTRY
-
-    from basicsr_effsr._registration import ALIAS_SUFFIX, register
-
-    register('arch')
-    options = dict(option)
-    return ARCH_REGISTRY.get(options.pop('type') + ALIAS_SUFFIX)(**options)
-
-
-def _on_meta(option: dict[str, Any]) -> nn.Module:
-    import torch
-
-    with torch.device('meta'):
-        return _build(option)
-
-
 def architectures() -> list[Any]:
     """One ``spandrel.Architecture`` per network; their ids are the networks' names behind ``effsr_``.
 
@@ -47,41 +25,54 @@ def architectures() -> list[Any]:
         ImportError: spandrel is not installed.
     """
     spandrel = _spandrel()
-    from basicsr_effsr.weights.identify import NETWORKS, identify, looks_like
+    from basicsr_effsr.weights.build import build, on_meta, scale_of
+    from basicsr_effsr.weights.checkpoint import opened
+    from basicsr_effsr.weights.identify import identify, known_networks, likely, variant_of
+    from basicsr_effsr.weights.names import named_for
 
-    def make(network: str) -> Any:
+    def make(network: str, cls: Any) -> Any:
+        def detect(stored: Any) -> bool:
+            """spandrel opens some layouts before it asks; the others are opened here."""
+            found = opened(stored)
+            return found is not None and any(
+                name == network and not any(mark in state for mark in getattr(cls, 'foreign', ()))
+                for name, _, state in likely(found[1])
+            )
+
         class Ours(spandrel.Architecture):  # type: ignore[name-defined]
             """``network`` as spandrel sees it."""
 
             def __init__(self) -> None:
-                super().__init__(id=f'effsr_{network}', name=network, detect=lambda state: looks_like(network, state))
+                super().__init__(id=f'effsr_{network}', name=network, detect=detect)
 
             def load(self, state_dict: Any) -> Any:
-                option = identify(state_dict, _on_meta)
-                if option is None:
+                found = opened(state_dict)
+                option = identify(found[1], on_meta) if found is not None else None
+                if found is None or option is None:
                     raise ValueError(f'{network}: the weights have its names, but fit none of its forms')
-                net = _build(option)
-                tag = TAGS.get((network, option.get('num_feat'), option.get('num_block')))
-                tags = [tag] if tag else []
+                net = build(option, None, fuse=False)
+                state, _, _ = named_for(net, found[1])
+                variant = variant_of(cls, option)
+                tags = [variant.removeprefix(f'{network}-')] if variant else []
                 tags += [f'{option[k]}{short}' for k, short in (('num_feat', 'nf'), ('num_block', 'nb')) if k in option]
                 tags += ['deployed'] if option.get('deploy') else []
                 return spandrel.ImageModelDescriptor(
                     net,
-                    state_dict,
+                    state,
                     architecture=self,
                     purpose='SR',
                     tags=tags,
                     supports_half=True,
                     supports_bfloat16=True,
-                    scale=option['upscale'],
-                    input_channels=option['num_in_ch'],
-                    output_channels=option['num_out_ch'],
+                    scale=scale_of(net, option),
+                    input_channels=option.get('num_in_ch', 3),
+                    output_channels=option.get('num_out_ch', 3),
                     size_requirements=spandrel.SizeRequirements(minimum=getattr(net, 'min_size', 1)),
                 )
 
         return Ours()
 
-    return [make(network) for network in NETWORKS]
+    return [make(network, cls) for network, cls in known_networks().items()]
 
 
 def install() -> list[Any]:

@@ -136,3 +136,13 @@ def test_convert(file, folder, state):
     written = torch.load(folder / 'ours.pth', weights_only=True)['params']
     assert written.keys() == state.keys()
     assert all(torch.equal(written[name], state[name]) for name in state)
+
+
+def test_spandrel(file, state):
+    spandrel = pytest.importorskip('spandrel', reason='needs the extra: spandrel')
+    from basicsr_effsr import spandrel_bridge
+
+    spandrel_bridge.install()
+    loaded = spandrel.ModelLoader().load_from_file(file)
+    assert loaded.architecture.id == 'effsr_HASN'
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.model.state_dict().items())

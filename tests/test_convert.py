@@ -16,13 +16,13 @@ from nets import CASES
 from typer.testing import CliRunner
 
 from basicsr_effsr.cli import app
-from basicsr_effsr.tools.convert import Layout, convert, recognise
+from basicsr_effsr.tools.convert import Layout, convert
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.weights.build import on_meta
 from basicsr_effsr.weights.checkpoint import read_state_dict
-from basicsr_effsr.weights.identify import NETWORKS, UNSEEN, identify
-from basicsr_effsr.weights.names import views
-from basicsr_effsr.weights.recognise import to_official_names
+from basicsr_effsr.weights.identify import identify, known_networks
+from basicsr_effsr.weights.names import named_for, views
+from basicsr_effsr.weights.recognise import recognise
 
 TINY = {'type': 'HASN', 'upscale': 3, 'num_feat': 8, 'num_block': 2, 'esa_channels': 4, 'squeeze_factor': 4}
 
@@ -39,12 +39,16 @@ def dealt(name: str):
                 yield case.option(**changes)
 
 
+def unseen_of(name: str) -> tuple[str, ...]:
+    return getattr(known_networks()[name], 'unseen', ())
+
+
 def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_every_published_network_is_known():
-    assert set(NETWORKS) == set(CASES)
+    assert set(known_networks()) == set(CASES)
 
 
 @pytest.mark.parametrize('scale', [2, 3, 4])
@@ -74,7 +78,7 @@ def test_every_option_is_found_and_gives_the_same_network(name):
         found = identify(net.state_dict(), on_meta)
         assert found is not None, option
         assert found['type'] == name
-        unseen = {key: option[key] for key in UNSEEN[name] if key in option}
+        unseen = {key: option[key] for key in unseen_of(name) if key in option}
         again = build_network({**found, **unseen}).eval()
         again.load_state_dict(net.state_dict(), strict=True)
         image = torch.rand(1, option.get('num_in_ch', 3), *(max(side, net.min_size) for side in case.size))
@@ -85,7 +89,7 @@ def test_every_option_is_found_and_gives_the_same_network(name):
 @pytest.mark.parametrize('name', CASES)
 def test_only_options_without_a_trace_are_called_so(name):
     case = CASES[name]
-    for key in UNSEEN[name]:
+    for key in unseen_of(name):
         if key == 'share':
             a, b = case.option(share=(0, 1, 0, 1)), case.option(share=(0, 0, 1, 1))
         elif key == 'tlc' or key not in case.live:
@@ -151,7 +155,8 @@ def test_files_of_drct_are_known_although_they_store_what_follows_from_the_optio
     state = build_network(option).state_dict()
     derived = {'layers.0.swin1.attn.relative_position_index': torch.zeros(2), 'layers.0.swin2.attn_mask': torch.ones(1)}
     torch.save({'params_ema': state | derived}, tmp_path / 'drct.pth')
-    ours, found, renamed, dropped = recognise(tmp_path / 'drct.pth', None, None)
+    known = recognise(tmp_path / 'drct.pth')
+    ours, found, renamed, dropped = known.state, known.network, known.renamed, known.dropped
     assert same(ours, state)
     assert (found['tail'], renamed, sorted(dropped)) == ('drct', {}, sorted(derived))
 
@@ -215,7 +220,7 @@ def test_computed_buffers_and_other_upsamplers_are_understood():
     foreign = {k.replace('upsampler.0', 'to_img.0'): v for k, v in state.items()} | {
         'a.rel_pos_indices': torch.zeros(1)
     }
-    ours, renamed, dropped = to_official_names(foreign)
+    ours, renamed, dropped = named_for(build_network(TINY), foreign)
     assert same(ours, state)
     assert renamed == {'to_img.0.weight': 'upsampler.0.weight', 'to_img.0.bias': 'upsampler.0.bias'}
     assert dropped == ['a.rel_pos_indices']
@@ -268,16 +273,16 @@ def test_a_misfit_names_the_nearest_parameter(tmp_path):
     state = build_network(TINY).state_dict()
     state['block_2.gg.conv.weight'] = state.pop('block_2.g.conv.weight')
     torch.save(state, tmp_path / 'a.pth')
-    with pytest.raises(UserError, match=r'looks like HASN .*block_2\.gg\.conv\.weight is unknown, nearest block_2\.g'):
-        recognise(tmp_path / 'a.pth', None, None)
-    with pytest.raises(UserError, match=r'does not fit HASN with .* is unknown, nearest block_2\.g\.conv\.weight'):
-        recognise(tmp_path / 'a.pth', TINY, None)
+    with pytest.raises(UserError, match=r'looks like HASN .*block_2\.gg\.conv\.weight, near block_2\.g'):
+        recognise(tmp_path / 'a.pth')
+    with pytest.raises(UserError, match=r'does not fit HASN with .*, near block_2\.g\.conv\.weight'):
+        recognise(tmp_path / 'a.pth', TINY)
     torch.save(build_network(TINY).state_dict(), tmp_path / 'c.pth')
     with pytest.raises(UserError, match=r'does not fit HASN with .*: by its weights it is HASN \(.*upscale: 3\)$'):
-        recognise(tmp_path / 'c.pth', {**TINY, 'upscale': 2}, None)
+        recognise(tmp_path / 'c.pth', {**TINY, 'upscale': 2})
     torch.save(torch.nn.Conv2d(3, 3, 3).state_dict(), tmp_path / 'b.pth')
-    with pytest.raises(UserError, match='is of none of our networks'):
-        recognise(tmp_path / 'b.pth', None, None)
+    with pytest.raises(UserError, match='unrecognised architecture'):
+        recognise(tmp_path / 'b.pth')
 
 
 def run(*arguments):
@@ -317,7 +322,7 @@ def test_official_checkpoints_are_recognised(reference):
         'imdn_x4': ('IMDN', 64, 6),
     }
     for name, (network, width, blocks) in expected.items():
-        _, found, _, _ = recognise(reference / 'checkpoints' / f'{name}_official.pth', None, None)
+        found = recognise(reference / 'checkpoints' / f'{name}_official.pth').network
         assert (found['type'], found['num_feat'], found['num_block'], found['upscale']) == (network, width, blocks, 4)
 
 

@@ -161,7 +161,7 @@ def test_drop_in_files_need_torch_and_the_registry_only(file):
 
 def test_blocks_need_torch_only():
     names = names_imported((PACKAGE / 'archs' / 'effsr_blocks.py').read_text(), ['basicsr_effsr', 'archs'])
-    assert {name.split('.')[0] for name in names} <= {'__future__', 'math', 'torch'}
+    assert {name.split('.')[0] for name in names} <= {'__future__', 'math', 're', 'torch', 'typing'}
 
 
 @pytest.mark.parametrize('file', ARCH_FILES, ids=lambda f: f.stem)

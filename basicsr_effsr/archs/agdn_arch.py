@@ -12,6 +12,8 @@ Differences:  from the paper's text, the authors' code is followed: the self-att
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import product
+from typing import Any, ClassVar, Dict, Iterator, Mapping
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -20,14 +22,17 @@ from torch.nn import functional as F
 
 from .effsr_blocks import (
     ESA,
+    UPSAMPLER_NAMES,
     CCALayer,
     GatedDconvFFN,
     LayerNorm2d,
     check_choice,
     check_input,
     check_positive,
+    count_numbers,
     is_compiling,
     normalize,
+    pixelshuffle_tails,
     pixelshuffle_upsampler,
     register_in,
     rgb_mean,
@@ -312,6 +317,11 @@ class AGDN(nn.Module):
 
     mean_in: Tensor
     mean_out: Tensor
+    marks = ('fea_conv.weight', 'B1.c1_d.weight', 'B1.c1_r.pw.weight', 'B1.c4.weight', 'upsampler.0.weight')
+    unseen = ('tlc',)
+    variants: ClassVar[Dict[str, Dict[str, int]]] = {'AGDN-S': {'num_feat': 24, 'num_block': 4, 'tlc': 96}}
+    renames = UPSAMPLER_NAMES
+    ncnn = 'not converted whole by pnnx, even with tlc=0: maps of five dimensions in the self-attention'
 
     def __init__(
         self,
@@ -361,6 +371,23 @@ class AGDN(nn.Module):
         self.c1 = nn.Conv2d(num_feat * num_block, num_feat, 1)
         self.c2 = BSConv(num_feat, num_feat)
         self.upsampler = pixelshuffle_upsampler(num_feat, num_out_ch, upscale)
+
+    @staticmethod
+    def options_of(state: Mapping[str, Tensor]) -> Iterator[Dict[str, Any]]:
+        """Options that weights with these names may be of, the likeliest first."""
+        first = state['fea_conv.weight']
+        options: Dict[str, Any] = {
+            'num_in_ch': first.shape[1],
+            'num_feat': first.shape[0],
+            'num_block': count_numbers(state, r'B(\d+)\.'),
+            'use_sgsa': 'B1.ea.restormer_attn.temperature' in state,
+        }
+        if options['use_sgsa']:
+            options['num_heads'] = state['B1.ea.restormer_attn.temperature'].shape[0]
+        shapes = product(('mvsa', 'esa', 'none'), ('rcca', 'cca', 'none'))
+        tails = pixelshuffle_tails(state['upsampler.0.weight'].shape[0], first.shape[1])
+        for (spatial, channel), (out, upscale) in product(shapes, tails):
+            yield {**options, 'spatial_attn': spatial, 'channel_attn': channel, 'num_out_ch': out, 'upscale': upscale}
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)

@@ -10,7 +10,8 @@ Differences:  images are RGB in [0, 1] outside; the authors' range [-1, 1], in w
 
 from __future__ import annotations
 
-from typing import List, Optional, Tuple
+from itertools import product
+from typing import Any, ClassVar, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -24,7 +25,9 @@ from .effsr_blocks import (
     check_choice,
     check_input,
     check_positive,
+    count_numbers,
     normalize,
+    pixelshuffle_tails,
     pixelshuffle_upsampler,
     register_in,
 )
@@ -341,6 +344,9 @@ class ASID(nn.Module):
 
     min_size = 9  # 8 and less pad to 8, too small for ESA
     halo = None
+    marks = ('input.weight', 'block0.esa.conv1.weight', 'block0.res_end.weight', 'up.0.weight')
+    variants: ClassVar[Dict[str, Dict[str, int]]] = {'ASID-D8': {'num_feat': 48, 'num_block': 8}}
+    ncnn = 'not converted whole by pnnx: maps of five dimensions in the attention'
 
     def __init__(
         self,
@@ -380,6 +386,28 @@ class ASID(nn.Module):
             self.add_module(f'block{i}', ASIDBlock(num_feat, layer, first=i == 0))
         self.output = nn.Conv2d(num_feat, num_feat, 3, padding=1)
         self.up = pixelshuffle_upsampler(num_feat, num_out_ch, upscale)
+
+    @staticmethod
+    def options_of(state: Mapping[str, Tensor]) -> Iterator[Dict[str, Any]]:
+        """Options that weights with these names may be of, the likeliest first."""
+        first = state['input.weight']
+        options: Dict[str, Any] = {
+            'num_in_ch': first.shape[1],
+            'num_feat': first.shape[0],
+            'num_block': count_numbers(state, r'block(\d+)\.'),
+        }
+        forms = product(('inter', 'intra', 'none'), (True, False), (True, False))
+        for (sharing, distil, split), (out, upscale) in product(
+            forms, pixelshuffle_tails(state['up.0.weight'].shape[0], first.shape[1])
+        ):
+            yield {
+                **options,
+                'num_out_ch': out,
+                'upscale': upscale,
+                'attention_sharing': sharing,
+                'information_distillation': distil,
+                'channel_split': split,
+            }
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)

@@ -11,7 +11,9 @@ Differences:  no code is public, so what the paper leaves open is chosen here. T
 
 from __future__ import annotations
 
-from typing import Sequence
+import re
+from itertools import product
+from typing import Any, Dict, Iterator, Mapping, Sequence
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -21,9 +23,12 @@ from torch.nn import functional as F
 from .effsr_blocks import (
     ESA,
     ESARFDN,
+    UPSAMPLER_NAMES,
     check_choice,
     check_input,
     check_positive,
+    count_numbers,
+    pixelshuffle_tails,
     pixelshuffle_upsampler,
     register_in,
     rgb_mean,
@@ -214,6 +219,10 @@ class DPARN(nn.Module):
 
     mean_in: Tensor
     mean_out: Tensor
+    marks = ('head.weight', 'body.0.left.convs.0.*', 'body.0.right.convs.0.*', 'upsampler.0.weight')
+    unseen = ('mix', 'act', 'image_skip', 'zero_mean', 'last_act', 'merged_training')
+    renames = UPSAMPLER_NAMES
+    ncnn = 'runs, by pnnx from --form torchscript, at any size'
 
     def __init__(
         self,
@@ -296,6 +305,41 @@ class DPARN(nn.Module):
         )
         self.tail = nn.Conv2d(num_feat, num_feat, 3, padding=1)
         self.upsampler = pixelshuffle_upsampler(num_feat, num_out_ch, upscale)
+
+    @staticmethod
+    def options_of(state: Mapping[str, Tensor]) -> Iterator[Dict[str, Any]]:
+        """Options that weights with these names may be of, the likeliest first."""
+        first = state['head.weight']
+        left, right = 'body.0.left.', 'body.0.right.'
+        options: Dict[str, Any] = {
+            'num_in_ch': first.shape[1],
+            'num_feat': first.shape[0],
+            'num_block': count_numbers(state, r'body\.(\d+)\.'),
+            'branches': tuple('esa' if f'{side}esa.conv1.weight' in state else 'spa' for side in (left, right)),
+        }
+        path = next((f'{side}esa.' for side in (left, right) if f'{side}esa.conv1.weight' in state), None)
+        if path is not None:
+            options['esa_channels'] = state[f'{path}conv1.weight'].shape[0]
+        merged = {n for n in state if re.fullmatch(r'body\.0\.(left|right)\.convs\.\d\.expand\.weight', n)}
+        if merged:
+            expand = state[min(merged)]
+            options['expansion'] = expand.shape[0] // expand.shape[1]
+            options['expand_bias'] = min(merged).replace('.weight', '.bias') in state
+            options['num_rerb'] = len(merged) // 2
+        else:
+            options['deploy'] = True
+        last = state.get(f'{left}convs.2.expand.weight', state.get(f'{left}convs.2.weight'))
+        if last is not None:
+            options['branch_ratio'] = last.shape[1] // (first.shape[0] // 2)
+        tails = pixelshuffle_tails(state['upsampler.0.weight'].shape[0], first.shape[1])
+        for esa, mix, (out, upscale) in product(('rlfn', 'rfdn'), ('none', 'conv'), tails):
+            yield {
+                **options,
+                'esa_type': esa,
+                'num_out_ch': out,
+                'upscale': upscale,
+                **({} if mix == 'none' else {'mix': mix}),
+            }
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)

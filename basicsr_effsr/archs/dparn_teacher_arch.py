@@ -14,8 +14,10 @@ Differences:  DPARN's paper gives no size; the default (96 channels, 4 groups, 4
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from typing import cast
+from itertools import product
+from typing import Any, Dict, Iterator, Mapping, cast
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -27,6 +29,7 @@ from .effsr_blocks import (
     check_choice,
     check_input,
     check_positive,
+    count_numbers,
     pixelshuffle_upsampler,
     register_in,
     rgb_mean,
@@ -250,6 +253,15 @@ class DPARNTeacher(nn.Module):
     min_size = 1
     mean_in: Tensor
     mean_out: Tensor
+    marks = (
+        'conv_first.weight',
+        'layers.0.swin1.attn.relative_position_bias_table',
+        'layers.0.adjust5.weight',
+        'conv_after_body.weight',
+    )
+    unseen = ('drop_path_rate',)
+    foreign = ('layers.0.swin1.attn.relative_position_index',)  # a buffer that only DRCT's own files hold
+    ncnn = 'not converted whole by pnnx: maps of five dimensions in the windows'
 
     def __init__(
         self,
@@ -330,6 +342,25 @@ class DPARNTeacher(nn.Module):
         for key in [key for key in state_dict if key.startswith(f'{prefix}layers.') and key.endswith(derived)]:
             del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @staticmethod
+    def options_of(state: Mapping[str, Tensor]) -> Iterator[Dict[str, Any]]:
+        """Options that weights with these names may be of, the likeliest first."""
+        first, swin = state['conv_first.weight'], 'layers.0.swin1.'
+        table = state[f'{swin}attn.relative_position_bias_table']
+        options: Dict[str, Any] = {
+            'num_in_ch': first.shape[1],
+            'num_feat': first.shape[0],
+            'num_block': count_numbers(state, r'layers\.(\d+)\.'),
+            'num_heads': table.shape[1],
+            'window_size': (math.isqrt(table.shape[0]) + 1) // 2,
+            'num_grow_ch': state['layers.0.adjust1.weight'].shape[0],
+        }
+        ratio = state[f'{swin}mlp.fc1.weight'].shape[0] / first.shape[0]
+        ratios = dict.fromkeys((round(ratio, 1), round(ratio, 2), ratio))  # hidden widths are rounded down
+        outs = dict.fromkeys((first.shape[1], 3, 1))
+        for mlp_ratio, tail, upscale, out in product(ratios, ('paper', 'drct'), (2, 3, 4), outs):
+            yield {**options, 'mlp_ratio': mlp_ratio, 'tail': tail, 'upscale': upscale, 'num_out_ch': out}
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)

@@ -6,6 +6,9 @@ file lies next to it. Shapes: N batch, C channels, H x W pixels, r upscale.
 
 from __future__ import annotations
 
+import re
+from typing import Iterable, List, Tuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,20 +17,25 @@ __all__ = [
     'ESA',
     'ESARFDN',
     'IMDB',
+    'UPSAMPLER_NAMES',
     'CCALayer',
     'GatedDconvFFN',
     'LayerNorm2d',
     'check_choice',
     'check_input',
     'check_positive',
+    'count_numbers',
+    'divisor',
     'is_compiling',
     'normalize',
+    'pixelshuffle_tails',
     'pixelshuffle_upsampler',
     'register_in',
     'rgb_mean',
 ]
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K training set, as EDSR published it
+UPSAMPLER_NAMES = {'upsampler.up.': 'upsampler.', 'to_img.': 'upsampler.'}  # what other programs call its layers
 
 
 def register_in(registry):
@@ -254,3 +262,22 @@ def rgb_mean(channels: int) -> Tensor:
     """DIV2K's mean as (1, channels, 1, 1); the mean of its three values where images are not RGB."""
     values = RGB_MEAN if channels == 3 else (sum(RGB_MEAN) / 3,) * channels
     return torch.tensor(values).view(1, channels, 1, 1)
+
+
+# ---------------------------------------------------------------------- options out of a state dict
+
+
+def count_numbers(names: Iterable[str], pattern: str) -> int:
+    """How many different things the first group of ``pattern`` matches at the beginning of the names."""
+    return len({match.group(1) for match in (re.match(pattern, name) for name in names) if match})
+
+
+def pixelshuffle_tails(channels: int, num_in_ch: int) -> List[Tuple[int, int]]:
+    """(num_out_ch, upscale) that a pixel shuffle of ``channels`` channels may be; the likeliest first."""
+    return [(out, r) for out in dict.fromkeys((num_in_ch, 3, 1)) for r in (2, 3, 4) if out * r * r == channels]
+
+
+def divisor(whole: int, part: int, usual: int) -> int:
+    """n with max(whole // n, 1) == part: the usual one, else one that divides, else the smallest."""
+    likely = (usual, max(whole // part, 1), *range(1, whole + 1))
+    return next((n for n in likely if max(whole // n, 1) == part), usual)

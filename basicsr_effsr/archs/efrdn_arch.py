@@ -13,14 +13,26 @@ Differences:  no code is public. What text and figures leave open is chosen so t
 
 from __future__ import annotations
 
-from typing import Sequence
+import re
+from typing import Any, Dict, Iterator, Mapping, Sequence
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .effsr_blocks import ESARFDN, IMDB, check_choice, check_input, check_positive, register_in, rgb_mean
+from .effsr_blocks import (
+    ESARFDN,
+    IMDB,
+    check_choice,
+    check_input,
+    check_positive,
+    count_numbers,
+    divisor,
+    pixelshuffle_tails,
+    register_in,
+    rgb_mean,
+)
 
 __all__ = ['EFRDN']
 
@@ -444,6 +456,54 @@ def _neighbours(side: int, like: Tensor) -> Tensor:
     return 3 - (position == 0).to(like.dtype) - (position == side - 1).to(like.dtype)
 
 
+def _first(state: Mapping[str, Tensor], *patterns: str) -> Tensor | None:
+    """The first tensor whose name ends in one of ``patterns``, taken in turn."""
+    return next((state[name] for pattern in patterns for name in state if name.endswith(pattern)), None)
+
+
+def _fits(usual: int, whole: int) -> int:
+    """``usual`` if it divides ``whole``, else the largest smaller number that does."""
+    return next(n for n in range(usual, 0, -1) if whole % n == 0)
+
+
+def _acdm_options(state: Mapping[str, Tensor], width: int) -> Dict[str, Any]:
+    block, path = 'body.0.', 'body.0.fflbs.0.'
+    coefficients = count_numbers(state, r'body\.0\.fflbs\.0\.coefficients\.(\d+)\.')
+    options: Dict[str, Any] = {
+        'block': 'acdm',
+        'distill': width - state[f'{block}convs.0.weight'].shape[1],
+        'conv4_out': state[f'{block}conv4.weight'].shape[0],
+        'acrb': 'conv3' if f'{block}acrbs.0.weight' in state else 'none',
+        'fflb': any(name.startswith(path) for name in state),
+        'mscc': f'{block}mscc.0.left1.weight' in state,
+    }
+    if any(name.startswith(f'{block}acrbs.0.conv.') for name in state):
+        options['acrb'] = 'acrb'
+    if options['fflb']:
+        options.update(
+            {
+                'gcrb': f'{path}branches.0.1.conv1.weight' in state,
+                'effb': f'{path}effb.conv1.weight' in state,
+                'cc': coefficients > 0,
+            }
+        )
+    if coefficients:
+        both = f'{path}coefficients.0.std.0.weight' in state
+        options['cc_mode'] = 'two' if coefficients == 2 else 'four' if both else 'four_single_bottleneck'
+        options['cc_reduction'] = divisor(width, state[f'{path}coefficients.0.mean.0.weight'].shape[0], 16)
+    reduce = _first(state, '.0.reduce.conv.weight', '.0.reduce.weight')  # not the attention's
+    if reduce is not None:
+        options['gcrb_groups'] = width // reduce.shape[1]
+    fusion = _first(state, 'effb.conv1.weight')
+    if fusion is not None:
+        options['effb_groups'] = 2 * width // fusion.shape[1]
+    calibrated = _first(state, 'left1.weight')
+    if calibrated is not None:
+        options['sc_groups'] = width // 2 // calibrated.shape[1]
+        options['grouped_bias'] = _first(state, 'left1.bias') is not None
+    return options
+
+
 @register_in(ARCH_REGISTRY)
 class EFRDN(nn.Module):
     """Efficient feature reuse distillation network for lightweight super-resolution.
@@ -493,6 +553,9 @@ class EFRDN(nn.Module):
 
     mean_in: Tensor
     mean_out: Tensor
+    marks = ('head.weight', 'body.0.*', 'transformers.0.*', 'up_deep.weight', 'up_shallow.weight')
+    unseen = ('share', 'num_heads', 'attn_chunks', 'cnn_dc', 'trans_dc', 'qk_scale', 'fold_norm')
+    ncnn = 'not converted whole by pnnx: maps of five dimensions in the attention'
 
     def __init__(
         self,
@@ -632,6 +695,37 @@ class EFRDN(nn.Module):
             y = self.trans_convs[place](self.transformers[place](x))
             x = x + y if self.trans_dc else y
         return x + shallow
+
+    @staticmethod
+    def options_of(state: Mapping[str, Tensor]) -> Iterator[Dict[str, Any]]:
+        """Options that weights with these names may be of, the likeliest first."""
+        first, block, path = state['head.weight'], 'body.0.', 'body.0.fflbs.0.'
+        width = first.shape[0]
+        blocks, places = count_numbers(state, r'body\.(\d+)\.'), count_numbers(state, r'convs\.(\d+)\.')
+        options: Dict[str, Any] = {
+            'num_in_ch': first.shape[1],
+            'num_feat': width,
+            'share': tuple(place % blocks for place in range(places)),  # the order leaves no trace
+            'mlp_hidden': state['transformers.0.mlp.0.weight'].shape[0],
+            'num_heads': _fits(8, 9 * width // 2),
+            # groups of layers that are not there must still divide
+            'gcrb_groups': _fits(2, width // 4),
+            'effb_groups': _fits(8, width),
+            'sc_groups': _fits(4, width // 2),
+            'distill': min(8, width - 1),
+        }
+        mask = _first(state, 'esa.conv1.weight', f'{path}branches.0.0.conv1.weight', f'{path}branches.0.1.conv1.weight')
+        if mask is not None:
+            options['esa_channels'] = mask.shape[0]
+        if f'{block}c5.weight' in state:
+            options['block'] = 'imdb'
+        elif f'{block}distills.0.weight' in state:
+            options['block'] = 'rfdb'
+        elif f'{block}fuse_conv.weight' in state:
+            options.update(_acdm_options(state, width))
+        deploy = any(re.search(r'\.0\.(reduce|conv)\.bias$', name) for name in state)
+        for out, upscale in pixelshuffle_tails(state['up_deep.weight'].shape[0], first.shape[1]):
+            yield {**options, 'num_out_ch': out, 'upscale': upscale, **({'deploy': True} if deploy else {})}
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)

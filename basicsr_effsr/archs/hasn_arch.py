@@ -12,6 +12,7 @@ Differences:  from the paper's text, the authors' code is followed: the depth-wi
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any, Dict, Iterator, Mapping
 
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
@@ -19,10 +20,14 @@ from torch.nn import functional as F
 
 from .effsr_blocks import (
     ESA,
+    UPSAMPLER_NAMES,
     LayerNorm2d,
     check_choice,
     check_input,
     check_positive,
+    count_numbers,
+    divisor,
+    pixelshuffle_tails,
     pixelshuffle_upsampler,
     register_in,
 )
@@ -136,6 +141,10 @@ class HASN(nn.Module):
         ValueError: an option is out of its range, or an input is not of the stated shape.
     """
 
+    marks = ('conv_1.weight', 'block_1.dwconv.conv.weight', 'block_1.dwconv2.conv.weight', 'upsampler.0.weight')
+    renames = UPSAMPLER_NAMES
+    ncnn = 'runs, by pnnx from --form torchscript, at any size'
+
     def __init__(
         self,
         *,
@@ -182,6 +191,28 @@ class HASN(nn.Module):
             self.add_module(f'block_{i}', block)
         self.conv_2 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
         self.upsampler = pixelshuffle_upsampler(num_feat, num_out_ch, upscale)
+
+    @staticmethod
+    def options_of(state: Mapping[str, Tensor]) -> Iterator[Dict[str, Any]]:
+        """Options that weights with these names may be of, the likeliest first."""
+        first, block = state['conv_1.weight'], 'block_1.'
+        width = first.shape[0]
+        options: Dict[str, Any] = {
+            'num_in_ch': first.shape[1],
+            'num_feat': width,
+            'num_block': count_numbers(state, r'block_(\d+)\.'),
+            'kernel_size': state[f'{block}dwconv.conv.weight'].shape[-1],
+            'mlp_ratio': state[f'{block}f1.conv.weight'].shape[0] // width,
+            'use_esa': f'{block}esa.conv1.weight' in state,
+            'use_cab': f'{block}cab.cab.0.weight' in state,
+        }
+        if options['use_esa']:
+            options['esa_channels'] = state[f'{block}esa.conv1.weight'].shape[0]
+        if options['use_cab']:
+            options['compress_ratio'] = divisor(width, state[f'{block}cab.cab.0.weight'].shape[0], 3)
+            options['squeeze_factor'] = divisor(width, state[f'{block}cab.cab.3.attention.1.weight'].shape[0], 30)
+        for out, upscale in pixelshuffle_tails(state['upsampler.0.weight'].shape[0], first.shape[1]):
+            yield {**options, 'num_out_ch': out, 'upscale': upscale}
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)

@@ -8,11 +8,23 @@ Differences:  none in the function.
 
 from __future__ import annotations
 
+from typing import Any, Dict, Iterator, Mapping
+
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from .effsr_blocks import IMDB, check_choice, check_input, check_positive, pixelshuffle_upsampler, register_in
+from .effsr_blocks import (
+    IMDB,
+    UPSAMPLER_NAMES,
+    check_choice,
+    check_input,
+    check_positive,
+    count_numbers,
+    pixelshuffle_tails,
+    pixelshuffle_upsampler,
+    register_in,
+)
 
 __all__ = ['IMDN']
 
@@ -36,6 +48,9 @@ class IMDN(nn.Module):
     """
 
     min_size = 1
+    marks = ('fea_conv.weight', 'IMDB1.c1.weight', 'IMDB1.cca.conv_du.0.weight', 'upsampler.0.weight')
+    renames = UPSAMPLER_NAMES
+    ncnn = 'not converted whole by pnnx: torch.std_mean'
 
     def __init__(
         self,
@@ -60,6 +75,19 @@ class IMDN(nn.Module):
         self.c = nn.Sequential(nn.Conv2d(num_feat * num_block, num_feat, 1), nn.LeakyReLU(0.05, inplace=True))
         self.LR_conv = nn.Conv2d(num_feat, num_feat, 3, padding=1)
         self.upsampler = pixelshuffle_upsampler(num_feat, num_out_ch, upscale)
+
+    @staticmethod
+    def options_of(state: Mapping[str, Tensor]) -> Iterator[Dict[str, Any]]:
+        """Options that weights with these names may be of, the likeliest first."""
+        first = state['fea_conv.weight']
+        for out, upscale in pixelshuffle_tails(state['upsampler.0.weight'].shape[0], first.shape[1]):
+            yield {
+                'num_in_ch': first.shape[1],
+                'num_out_ch': out,
+                'num_feat': first.shape[0],
+                'num_block': count_numbers(state, r'IMDB(\d+)\.'),
+                'upscale': upscale,
+            }
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)

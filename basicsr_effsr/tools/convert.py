@@ -16,7 +16,7 @@ from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.extras import needs
 from basicsr_effsr.weights.build import build
 from basicsr_effsr.weights.metadata import metadata_of
-from basicsr_effsr.weights.recognise import SHOWN, as_yaml, assumed_of, described, recognise, stated
+from basicsr_effsr.weights.recognise import as_yaml, described, recognise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,11 +83,11 @@ def convert(
     from basicsr_effsr.weights.checkpoint import read_state_dict
     from basicsr_effsr.weights.fuse import can_be_fused, fused
 
-    state, found, renamed, dropped = recognise(source, network, param_key)
-    assumed = assumed_of(found, network or stated(source) or {})
+    known = recognise(source, network, param_key)
+    found = known.network
     net = build(found, None, fuse=False)
-    net.load_state_dict(state, strict=True)
-    kept: Mapping[str, Tensor] = state
+    net.load_state_dict(known.state, strict=True)
+    kept: Mapping[str, Tensor] = known.state
     if fuse:
         if not can_be_fused(net):
             raise UserError(f'{found["type"]} of {source} has no other form to be deployed; leave --fuse out')
@@ -124,10 +124,10 @@ def convert(
         layout.value,
         found,
         sum(p.numel() for p in net.parameters()),
-        renamed,
-        dropped,
+        known.renamed,
+        known.dropped,
         bool(getattr(net, 'deploy', False)),
-        assumed,
+        known.assumed,
     )
 
 
@@ -150,11 +150,10 @@ def command(
         elif scale is not None or settings:
             raise UserError('--scale and --set need --arch')
         if out is None:
-            state, found, renamed, dropped = recognise(source, network, param_key)
-            is_deployed = bool(found.get('deploy'))
-            count = sum(tensor.numel() for tensor in state.values())
-            assumed = assumed_of(found, network or stated(source) or {})
-            report = Report(str(source), '', '', found, count, renamed, dropped, is_deployed, assumed)
+            known = recognise(source, network, param_key)
+            count = sum(tensor.numel() for tensor in known.state.values())
+            facts = (known.renamed, known.dropped, bool(known.network.get('deploy')), known.assumed)
+            report = Report(str(source), '', '', known.network, count, *facts)
         else:
             if out.resolve() == source.resolve():
                 raise UserError(f'{out} is the source; give another name')
@@ -172,8 +171,8 @@ def command(
         typer.echo(f'  renamed {old} to {new}')
     if report.assumed:
         guessed = ', '.join(f'{name}: {as_yaml(value)}' for name, value in report.assumed.items())
-        typer.echo(f'  not told by weights, taken as usual: {guessed}')
+        typer.echo(f'  cannot be inferred from the weights; assumed {guessed}')
     if report.dropped:
-        typer.echo(f'  left out, they are computed: {", ".join(report.dropped[:SHOWN])}')
+        typer.echo(f'  left out, they are computed: {", ".join(report.dropped[:4])}')
     if report.file:
         typer.echo(f'{report.file}: written as {report.layout}, read back and equal')

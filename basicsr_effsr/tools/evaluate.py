@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from basicsr_effsr._registration import lookup
 from basicsr_effsr.data.benchmark_sets import SetImage, find_sets, images_of
 from basicsr_effsr.data.pairs import check_sizes
 from basicsr_effsr.imaging.metrics import score_y
@@ -23,6 +24,7 @@ from basicsr_effsr.imaging.picture import read_rgb
 from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.weights.build import build, scale_of
+from basicsr_effsr.weights.identify import variant_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -251,11 +253,8 @@ def find_paper(network: str, options: dict[str, Any], scale: int) -> dict[str, A
     file = HERE / 'papers.json'
     if not file.is_file():
         return None
-    name = network
-    if network == 'AGDN' and options.get('num_feat') == 24:
-        name = 'AGDN-S'
-    if network == 'ASID' and options.get('num_block') == 8:
-        name = 'ASID-D8'
+    cls, _ = lookup('ARCH', network)
+    name = variant_of(cls, options) or cls.__name__
     for row in json.loads(file.read_text(encoding='utf-8'))['rows']:
         if row['method'] == name and row['scale'] == scale and row.get('scores'):
             return row

@@ -38,16 +38,6 @@ TENSORRT = frozenset(
     Where
     """.split()
 )
-# what pnnx 20261020 and ncnn 1.0.20261020 did with the TorchScript of each network (benchmarks/ncnn_check.py)
-NCNN = {
-    'HASN': 'runs, by pnnx from --form torchscript, at any size',
-    'DPARN': 'runs, by pnnx from --form torchscript, at any size',
-    'IMDN': 'not converted whole by pnnx: torch.std_mean',
-    'AGDN': 'not converted whole by pnnx, even with tlc=0: maps of five dimensions in the self-attention',
-    'ASID': 'not converted whole by pnnx: maps of five dimensions in the attention',
-    'EFRDN': 'not converted whole by pnnx: maps of five dimensions in the attention',
-    'DPARNTeacher': 'not converted whole by pnnx: maps of five dimensions in the windows',
-}
 
 
 class Form(str, Enum):
@@ -457,7 +447,7 @@ def export(
                     limit,
                     smallest_side(net, call, channels, limit) if form not in (Form.safetensors, Form.pth) else 0,
                     operators,
-                    NCNN.get(type(net).__name__, 'not tried'),
+                    getattr(net, 'ncnn', 'not tried'),
                     sorted(set(operators) - TENSORRT),
                 )
             )
@@ -493,9 +483,10 @@ def _network_to_export(
         assert network is not None
         net = build(network, None, fuse=fuse)
     else:
-        state, network, _, _ = recognise(weights, network, key)
+        known = recognise(weights, network, key)
+        network = known.network
         net = build(network, None, fuse=False)
-        net.load_state_dict(state, strict=True)
+        net.load_state_dict(known.state, strict=True)
         net = fused(net) if fuse else net
     return {**network, 'deploy': True} if getattr(net, 'deploy', False) else network, net
 

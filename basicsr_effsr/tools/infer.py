@@ -72,12 +72,13 @@ def load_network(
         raise UserError('give an option file (-opt), or --weights, alone or with --arch')
     from basicsr_effsr.weights.recognise import recognise
 
-    state, found, _, _ = recognise(weights, None, param_key)
+    known = recognise(weights, None, param_key)
+    found = known.network
     changed, _, _ = networks.describe(None, found['type'], scale, weights, settings, param_key)
     network = {**found, **changed}
     net = build(network, None, fuse=False)
     try:
-        net.load_state_dict(state, strict=True)
+        net.load_state_dict(known.state, strict=True)
     except RuntimeError as error:
         raise UserError(f'{weights} is of {found}, which --scale or --set contradict; leave them out') from error
     return fused(net), network, weights

@@ -84,12 +84,12 @@ class Checkpoint:
     entry: tuple[str, ...] = ()
 
 
-def _opened(stored: Any, key: str | None) -> tuple[tuple[str, ...], dict[str, Tensor]] | None:
-    """(entries from the outside in, the state dict they lead to); ``key`` goes before the others."""
+def opened(stored: Any, key: str | None = None) -> tuple[tuple[str, ...], dict[str, Tensor]] | None:
+    """(entries from the outside in, the state dict they lead to) of what a file holds; ``key`` before the others."""
     if not isinstance(stored, dict) or not stored:
         return None
     for name in dict.fromkeys((key, *CONTAINERS)):
-        found = _opened(stored.get(name), key)
+        found = opened(stored.get(name), key)
         if found is not None:
             return (str(name), *found[0]), found[1]
     if all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in stored.items()):
@@ -111,6 +111,27 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return {}
 
 
+def open_checkpoint(path: str | Path, param_key: str | None = None) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """(entries from the outside in, the state dict they lead to) of a file, names as they are stored.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is no checkpoint, or lacks ``param_key``.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise CheckpointError(f'checkpoint {path} is a folder, must be a file; name one of the files in it')
+    stored = _load(path)
+    if not isinstance(stored, dict):
+        raise CheckpointError(f'checkpoint {path} must hold a dictionary of tensors, found {type(stored).__name__}')
+    found = opened(stored, param_key)
+    if param_key not in EITHER and (found is None or (found[0] and param_key not in found[0])):
+        raise CheckpointError(f'checkpoint {path} has no {param_key!r}, it has {sorted(map(str, stored))}')
+    if found is None:
+        raise CheckpointError(f'checkpoint {path} holds no parameters, it has {sorted(map(str, stored))[:8]}')
+    return found
+
+
 def read_checkpoint(path: str | Path, param_key: str | None = None, net: nn.Module | None = None) -> Checkpoint:
     """The parameters stored in ``path``, whatever program wrote it. Never executes code from the file.
 
@@ -129,16 +150,7 @@ def read_checkpoint(path: str | Path, param_key: str | None = None, net: nn.Modu
         FileNotFoundError: there is no such file.
         CheckpointError: the file is no checkpoint, or lacks ``param_key``.
     """
-    path = Path(path).expanduser()
-    stored = _load(path)
-    if not isinstance(stored, dict):
-        raise CheckpointError(f'checkpoint {path} must hold a dictionary of tensors, found {type(stored).__name__}')
-    found = _opened(stored, param_key)
-    if param_key not in EITHER and (found is None or (found[0] and param_key not in found[0])):
-        raise CheckpointError(f'checkpoint {path} has no {param_key!r}, it has {sorted(map(str, stored))}')
-    if found is None:
-        raise CheckpointError(f'checkpoint {path} holds no parameters, it has {sorted(map(str, stored))[:8]}')
-    entry, state = found
+    entry, state = open_checkpoint(path, param_key)
     if net is None:
         return Checkpoint(next(views(state)), entry=entry)
     return Checkpoint(*named_for(net, state), entry=entry)
