@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from basicsr_effsr._autoload import install
+from basicsr_effsr.host.absent import look_here, stand_in
 
 # name -> (module, attribute, line in the overview). The attribute is a function for typer, or a Typer app.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -53,8 +54,10 @@ class _LazyGroup(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if name in COMMANDS:
             module, attribute, _ = COMMANDS[name]
+            look_here()
             if name != 'doctor':  # which says what happens without this
                 install(force=True)
+                stand_in()
             command = _as_command(name, getattr(import_module(module), attribute))
         return name, command, rest
 

@@ -6,6 +6,7 @@ current directory, as here, and a fresh clone of one has no ``basicsr/version.py
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import torch
 from host import run, succeed
 from nets import CASES
 from runs import TINY_HASN, short_run, twin_of, write
+
+from basicsr_effsr.archs import hasn_arch
 
 ARCHS = Path(__file__).resolve().parents[1] / 'basicsr_effsr' / 'archs'
 RELEASES = ('1.3.4.9', '1.3.5', '1.4.2')
@@ -61,9 +64,21 @@ def host(request, released, tmp_path) -> Path:
 in_every_release = pytest.mark.parametrize('host', RELEASES, indirect=True)
 
 
+@pytest.fixture(scope='module')
+def without(tmp_path_factory) -> dict[str, str]:
+    """Environment of ``python -S`` in which every package of this one can be imported, but BasicSR."""
+    folder = tmp_path_factory.mktemp('packages')
+    for path in (Path(path) for path in sys.path if 'site' in Path(path).name):  # site-packages
+        for file in path.iterdir():
+            if not file.name.startswith(('basicsr', '__')) and not (folder / file.name).exists():
+                (folder / file.name).symlink_to(file)
+    return {'PYTHONPATH': os.pathsep.join([str(ARCHS.parents[1]), str(folder)])}
+
+
 def options(photos: Path, kind: str) -> dict:
     opt = short_run(photos, TINY_HASN, iters=4)
     opt['logger'] = {'print_freq': 1, 'save_checkpoint_freq': 2, 'use_tb_logger': False}
+    opt['val']['suffix'] = None  # the host's model reads it when it saves images
     if kind == 'theirs':
         opt['model_type'] = 'SRModel'
         opt['datasets']['train']['type'] = 'PairedImageDataset'
@@ -124,3 +139,52 @@ def test_copied_files_work_without_this_package_beside_a_class_of_the_fork(host)
     assert built.keys() == names
     assert built['AGDN'] == 'basicsr.archs.my_arch'
     assert built['AGDN_effsr'] == 'basicsr.archs.agdn_arch'
+
+
+def run_without(without, *arguments: str, cwd: Path):
+    done = run('-S', '-m', *arguments, cwd=cwd, **without)
+    assert 'Traceback' not in done.stderr, done.stderr
+    return done
+
+
+def test_commands_for_our_networks_need_no_basicsr(without, photos, tmp_path):
+    net = {key: value for key, value in TINY_HASN.items() if key != 'type'}
+    torch.save({'params': hasn_arch.HASN(upscale=4, **net).state_dict()}, tmp_path / 'w.pth')
+    opt = twin_of(short_run(photos, TINY_HASN), tmp_path / 'w.pth')
+    opt['datasets']['test_1']['type'] = 'PairedImageDataset'
+    write(opt, tmp_path / 'test.yml')
+    cli = 'basicsr_effsr.cli'
+    for command in (
+        ('infer', str(photos / 'X4' / '0.png'), '--weights', 'w.pth', '--out', 'out'),
+        ('convert', 'w.pth', 'w.safetensors', '--to', 'safetensors'),
+        ('benchmark', '-opt', 'test.yml', '--size', '16', '--runs', '1'),
+        ('compare', '-opt', 'test.yml', '--out', 'c.png'),
+        ('export', '-opt', 'test.yml', '--out', 'e.pt', '--form', 'torchscript'),
+    ):
+        done = run_without(without, cli, *command, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    'command',
+    [('basicsr_effsr.cli', 'check'), ('basicsr_effsr.train',), ('basicsr_effsr.test',)],
+    ids=lambda command: command[-1],
+)
+def test_what_needs_basicsr_says_so(without, photos, tmp_path, command):
+    write(short_run(photos, TINY_HASN), tmp_path / 'run.yml')
+    done = run_without(without, *command, '-opt', 'run.yml', cwd=tmp_path)
+    assert done.returncode == 2
+    assert 'pip install' in done.stderr
+
+
+@pytest.mark.parametrize('host', ['1.3.5'], indirect=True)
+def test_the_console_script_checks_the_fork_in_the_current_directory(host, photos):
+    (host / 'basicsr' / 'archs' / 'fork_arch.py').write_text(
+        'from torch import nn\n\nfrom basicsr.utils.registry import ARCH_REGISTRY\n\n\n'
+        '@ARCH_REGISTRY.register()\nclass ForkNet(nn.Sequential):\n'
+        '    def __init__(self, upscale):\n'
+        '        super().__init__(nn.Conv2d(3, 3 * upscale**2, 3, 1, 1), nn.PixelShuffle(upscale))\n'
+    )
+    file = write({**options(photos, 'ours'), 'network_g': {'type': 'ForkNet', 'upscale': 4}}, host / 'run.yml')
+    script = 'import sys; sys.path[0] = "/nowhere"; from basicsr_effsr.cli import main; main()'  # as of bin/effsr
+    assert 'Ready' in succeed('-c', script, *CHECK[2:], file, cwd=host)

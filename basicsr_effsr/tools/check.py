@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from basicsr_effsr.host.absent import need
 from basicsr_effsr.options.file import read_option_file
 from basicsr_effsr.options.forecast import forecast
 from basicsr_effsr.options.problem import Problem
@@ -29,6 +30,10 @@ def command(
 ) -> None:
     """Check an option file and say what it will do; exit code 1 if the run would not do what the file says."""
 
+    try:
+        need('basicsr')
+    except UserError as error:
+        raise stop('check', error) from error
     if schema:
         from basicsr_effsr.options.schema import option_schema
 

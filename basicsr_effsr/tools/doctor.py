@@ -13,14 +13,12 @@ from typing import Annotated, Any
 
 import typer
 
-from basicsr_effsr.host import DEAD_TORCHVISION, adapt
+from basicsr_effsr.host import DEAD_TORCHVISION, VERSION, adapt
+from basicsr_effsr.host.absent import HOW_TO_GET_IT
 from basicsr_effsr.utils.errors import one_line
 
 OURS = 'basicsr_effsr'
-BASICSR_FIX = (
-    'pip install basicsr (Python below 3.13), or put a clone of BasicSR on PYTHONPATH '
-    '(its releases do not build on Python 3.13 and later)'
-)
+OPENCV = ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python', 'opencv-contrib-python-headless')
 
 
 @dataclass
@@ -104,7 +102,7 @@ def _inspect_hook(report: Report) -> None:
 def _inspect_basicsr(report: Report) -> bool:
     spec = importlib.util.find_spec('basicsr')
     if spec is None or spec.origin is None:
-        report.problems.append(f'BasicSR is not installed: {BASICSR_FIX}')
+        report.problems.append(f'BasicSR is not installed, training and check need it: {HOW_TO_GET_IT}')
         return False
     if spec.submodule_search_locations is None:
         report.problems.append(f'{spec.origin} is taken for BasicSR, which is a folder: rename that file')
@@ -129,8 +127,12 @@ def _inspect_basicsr(report: Report) -> bool:
     try:
         import basicsr  # noqa: F401
     except Exception as error:  # whatever a fork raises at import is the finding
-        dead = isinstance(error, ModuleNotFoundError) and error.name == DEAD_TORCHVISION
-        fix = 'our automatic loading serves that module, switch it on' if dead else 'install or repair what it names'
+        lacking = error.name if isinstance(error, ModuleNotFoundError) else None
+        fix = 'install or repair what it names'
+        if lacking in (DEAD_TORCHVISION, VERSION):
+            fix = 'our automatic loading serves that module, switch it on'
+        elif lacking and not lacking.startswith('basicsr'):
+            fix = f'a clone comes without what it needs: pip install {lacking}'
         report.problems.append(f'BasicSR at {folder} does not import: {type(error).__name__}: {error}; {fix}')
         return False
     return True
@@ -193,10 +195,15 @@ def examine() -> Report:
     Returns:
         the report; ``problems`` is empty when training will find this package.
     """
-    sys.path.insert(0, os.getcwd())  # as `python -m basicsr.train` has it
     report = Report()
     report.facts['python'] = f'{sys.version.split()[0]} ({sys.executable})'
     report.facts[OURS] = f'{_version(OURS)} ({Path(__file__).parents[1]})'
+    several = [name for name in OPENCV if _version(name) != 'not installed']
+    if len(several) > 1:
+        report.notes.append(
+            f'{" and ".join(several)} share one folder cv2, and the one installed last counts: pip uninstall '
+            f'all of them and install one; {OURS} needs any'
+        )
     if _inspect_torch(report):
         _inspect_hook(report)
         if _inspect_basicsr(report):
