@@ -30,7 +30,7 @@ lint: $(VENV)/.installed-dev
 
 $(VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -e .
+	$(BIN)/python -m pip install -e '.[host]'
 	touch $@
 
 $(VENV)/.installed-dev: setup.py

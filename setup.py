@@ -4,6 +4,9 @@ from runpy import run_path
 
 from setuptools import find_packages, setup
 
+# No hard dependency: which BasicSR somebody has, a release or the clone of a fork, is theirs to say.
+HOST = ['basicsr>=1.4.2; python_version < "3.13"']  # later Pythons cannot build its releases
+
 setup(
     name='basicsr_effsr',
     version=run_path('basicsr_effsr/_version.py')['__version__'],
@@ -18,7 +21,6 @@ setup(
     package_data={'basicsr_effsr': ['py.typed', '**/*.json', '**/*.html'], 'datasets_prep': ['*.json']},
     python_requires='>=3.10',
     install_requires=[
-        'basicsr>=1.4.2; python_version < "3.13"',
         'jinja2',
         'lmdb',
         'numpy',
@@ -35,9 +37,11 @@ setup(
     ],
     extras_require={
         'export': ['onnx', 'onnxruntime', 'onnxscript', 'safetensors'],
+        'host': HOST,
         'plots': ['adjustText', 'matplotlib'],
         'spandrel': ['spandrel'],
         'dev': [
+            *HOST,
             'adjustText',
             'build',
             'fvcore',

@@ -22,7 +22,7 @@ def distributions(tmp_path_factory) -> dict[str, Path]:
     source, out = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('dist')
     for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'MANIFEST.in'):
         shutil.copy(ROOT / name, source)
-    for name in ('basicsr_effsr', 'datasets_prep', 'options'):
+    for name in ('basicsr_effsr', 'datasets_prep', 'docs', 'options', 'tests'):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
     done = subprocess.run(
         [sys.executable, '-m', 'build', '--no-isolation', '--outdir', str(out), str(source)],
@@ -52,7 +52,7 @@ def test_sdist_holds_what_a_build_needs(distributions):
     with tarfile.open(distributions['sdist']) as archive:
         names = {name.partition('/')[2] for name in archive.getnames()}
     assert {'setup.py', 'pyproject.toml', 'LICENSE', 'README.md', 'basicsr_effsr/_autoload.py'} <= names
-    assert 'options/train/hasn_x4.yml' in names
+    assert {'options/train/hasn_x4.yml', 'docs/tools.md', 'tests/nets.py', 'tests/conftest.py'} <= names
 
 
 def test_installed_by_target_it_is_found_through_the_path(distributions, tmp_path):
@@ -71,3 +71,12 @@ def test_installed_by_target_it_is_found_through_the_path(distributions, tmp_pat
     where, active, finders = done.stdout.split()
     assert Path(where).is_relative_to(target)
     assert (active, finders) == ('True', '1')
+
+
+def test_installing_never_changes_which_basicsr_somebody_has(distributions):
+    with zipfile.ZipFile(distributions['wheel']) as wheel:
+        metadata = next(name for name in wheel.namelist() if name.endswith('METADATA'))
+        lines = wheel.read(metadata).decode().splitlines()
+    needs = [line for line in lines if line.startswith('Requires-Dist: basicsr')]
+    assert needs
+    assert all('extra ==' in line for line in needs), needs
