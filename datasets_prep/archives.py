@@ -14,7 +14,8 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from datasets_prep.files import IMAGE_SUFFIXES, atomic_path
+from basicsr_effsr.imaging.header import SUFFIXES
+from datasets_prep.files import atomic_path
 
 MAX_RATIO = 50  # photographs do not shrink; a zip bomb does by hundreds
 _SLACK = 64 * 2**20
@@ -54,7 +55,7 @@ def extract(archive: Path, into: Path, *, first: int | None = None) -> tuple[int
         with _opened(archive) as (members, stream):
             _judge(archive, members, into)
             if first is not None:
-                images = [m for m in members if PurePosixPath(m.name).suffix.lower() in IMAGE_SUFFIXES]
+                images = [m for m in members if PurePosixPath(m.name).suffix.lower() in SUFFIXES]
                 members = sorted(images, key=lambda m: m.name)[:first]
                 members.sort(key=lambda m: getattr(m.inner, 'offset', getattr(m.inner, 'header_offset', 0)))
             written = 0

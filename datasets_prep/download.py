@@ -25,8 +25,9 @@ from urllib.request import Request, urlopen
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from basicsr_effsr.imaging.header import SUFFIXES
 from datasets_prep.archives import extract
-from datasets_prep.files import IMAGE_SUFFIXES, alone, atomic_path, sweep_parts, write_bytes
+from datasets_prep.files import alone, atomic_path, sweep_parts, write_bytes
 from datasets_prep.jobs import Plan, Summary, sigterm_interrupts
 
 SOURCES = Path(__file__).with_name('sources.json')
@@ -105,7 +106,7 @@ def count_images(folder: Path) -> int:
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
-    return (p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))
+    return (p for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES and not p.name.startswith('.'))
 
 
 def download(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import struct
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,24 +13,15 @@ from types import ModuleType
 
 import cv2
 import numpy as np
-from PIL import Image
+
+from basicsr_effsr.imaging.decode import ImageError, decode_stored, read_header
+from basicsr_effsr.imaging.header import SUFFIXES
 
 fcntl: ModuleType | None = None
 with suppress(ImportError):  # Windows, where an open file cannot be removed and so needs no lock
     fcntl = import_module('fcntl')
 
 PART_SUFFIX = '.part'
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
-_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-_EXIF_ORIENTATION = 0x0112
-_EXIF_MARK = b'Exif\0\0'
-_TURNED = range(2, 9)  # 1 is upright, and no loader heeds another value
-_PNG_MARK = b'\x89PNG\r\n\x1a\n'
-_NEVER_TURNED = (b'BM', b'P5', b'P6')  # BMP and PPM, which have no place for it
-
-
-class ImageError(ValueError):
-    """An image file that cannot be read, or is of a kind that the command does not take."""
 
 
 def is_part(path: Path) -> bool:
@@ -103,69 +93,12 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """The pixels of an image file as stored: (H, W) or (H, W, C), BGR(A) order, uint8 or uint16.
-
-    Colour palettes come out as colours, and gray with one transparent value (tRNS of PNG) as BGRA, as gray with
-    an alpha channel does.
+    """The upright pixels of an image file: (H, W) or (H, W, C), BGR(A) order, uint8 or uint16; see ``decode_stored``.
 
     Raises:
-        ImageError: when the file cannot be decoded, or asks to be shown turned (EXIF orientation), which
-            some loaders heed and others do not.
+        ImageError: when the file is damaged, cut off or of other pixels.
     """
-    data = np.fromfile(path, dtype=np.uint8)  # not cv2.imread, which fails on some names on Windows
-    img = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    if img is None:
-        raise ImageError(f'{path}: cannot be decoded as an image ({data.size} bytes); replace or remove the file')
-    if img.dtype not in (np.uint8, np.uint16):
-        raise ImageError(f'{path}: pixels must be 8 or 16 bit integers, got {img.dtype}; convert the file')
-    turned, transparent = _announced(path, data.data)
-    if turned in _TURNED:
-        raise ImageError(f'{path}: has the EXIF orientation {turned}; save it upright')
-    if transparent is not None and img.ndim == 2:  # OpenCV leaves out the transparency of gray
-        opaque = np.where(img == transparent, 0, 255 if img.dtype == np.uint8 else 65535).astype(img.dtype)
-        return np.dstack((img, img, img, opaque))
-    return img
-
-
-def _announced(path: Path, data: memoryview) -> tuple[int, int | None]:
-    """The EXIF orientation that a file asks for (1 if none) and the gray value that a PNG declares transparent.
-
-    The value is that of the decoded pixels. Nothing is decoded for either.
-    """
-    if bytes(data[:2]) in _NEVER_TURNED:
-        return 1, None
-    if data[:8] != _PNG_MARK:
-        try:
-            with Image.open(path) as header:
-                return header.getexif().get(_EXIF_ORIENTATION, 1), None
-        except _PILLOW_ERRORS as error:
-            raise _unreadable(path, error) from None
-    turned, transparent, depth = 1, None, 8
-    for kind, content in _png_chunks(data):
-        if kind == b'IHDR' and len(content) == 13:
-            depth = content[8]
-        elif kind == b'tRNS' and len(content) == 2:  # of gray only: colours have six bytes
-            value = int.from_bytes(content, 'big') & (2**depth - 1)
-            transparent = value * 255 // (2**depth - 1) if depth < 8 else value
-        elif kind == b'eXIf' and turned not in _TURNED:
-            exif = Image.Exif()
-            with suppress(SyntaxError):  # damaged, which loaders pass over
-                exif.load(_EXIF_MARK + bytes(content).removeprefix(_EXIF_MARK))
-            turned = exif.get(_EXIF_ORIENTATION, 1)
-    return turned, transparent
-
-
-def _png_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """Kind and content of the chunks of a PNG; those behind the pixels, too, to which Pillow decodes its way."""
-    at = len(_PNG_MARK)
-    while at + 8 <= len(data):
-        length, kind = struct.unpack_from('>I4s', data, at)
-        yield kind, data[at + 8 : at + 8 + length]
-        at += length + 12
-
-
-def _unreadable(path: Path, error: Exception) -> ImageError:
-    return ImageError(f'{path}: cannot be read as an image ({error}); replace or remove the file')
+    return decode_stored(path.read_bytes(), str(path))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -183,14 +116,8 @@ def image_shape(path: Path) -> tuple[int, int, int]:
     Raises:
         ImageError: when the header cannot be read.
     """
-    try:
-        with Image.open(path) as header:
-            mode, (width, height) = header.mode, header.size
-            transparent = 'transparency' in header.info
-    except _PILLOW_ERRORS as error:
-        raise _unreadable(path, error) from None
-    channels = 4 if transparent else {'1': 1, 'L': 1, 'I;16': 1, 'I': 1, 'LA': 4, 'RGBA': 4, 'PA': 4}.get(mode, 3)
-    return height, width, channels
+    header = read_header(path)
+    return header.height, header.width, 4 if header.alpha else 1 if header.gray else 3
 
 
 def encode_png(img: np.ndarray, *, compression: int = 3) -> bytes:
@@ -214,7 +141,7 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f'{folder}: no such folder; check the path')
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith('.'))
 
 
 def is_one_line(name: str) -> bool:
@@ -241,7 +168,7 @@ def refuse_image_name(command: str, path: Path) -> None:
     """
     if path.is_dir():
         raise ValueError(f'{command}: {path}: is a folder; give the name of the text file')
-    if path.suffix.lower() in (*IMAGE_SUFFIXES, '.pack', '.mdb'):
+    if path.suffix.lower() in (*SUFFIXES, '.pack', '.mdb'):
         raise ValueError(
             f'{command}: {path}: is the name of an image or a data set, not of a text file; choose another'
         )

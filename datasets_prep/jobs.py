@@ -323,7 +323,7 @@ def run_jobs(
 
 
 def _reason(error: BaseException, name: str) -> str:
-    text = str(error).removeprefix(f'{name}: ')
+    text = str(error).removeprefix(name).lstrip(': ')
     return text if isinstance(error, (ValueError, OSError)) and text else f'{type(error).__name__}: {text}'
 
 

@@ -6,11 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 
 from basicsr_effsr.data.packs import PACK_SUFFIX, Pack, folder_order, from_planes
-from datasets_prep.files import ImageError, image_shape, list_images, read_image
+from basicsr_effsr.imaging.decode import ImageError, decode_stored
+from datasets_prep.files import image_shape, list_images, read_image
 
 LMDB_SUFFIX = '.lmdb'
 
@@ -102,12 +102,9 @@ class LmdbStore:
             self._env = lmdb.open(str(self.path), readonly=True, lock=False, readahead=False, meminit=False)
         with self._env.begin() as transaction:
             data = transaction.get(name.encode())
-        img = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED) if data else None
-        if img is None:
-            raise ImageError(
-                f'{self.where(name)}: {"cannot be decoded" if data else "is missing"}; make the LMDB again'
-            )
-        return img
+        if data is None:
+            raise ImageError(f'{self.where(name)}: is missing; make the LMDB again')
+        return decode_stored(bytes(data), self.where(name))
 
     def where(self, name: str) -> str:
         return f'{self.path}:{name}'

@@ -104,39 +104,14 @@ class TestFiles:
         image.save(tmp_path / 'a.png')
         np.testing.assert_array_equal(read_image(tmp_path / 'a.png')[:, :, ::-1], np.asarray(image.convert('RGB')))
 
-    def test_an_exif_rotation_is_refused(self, tmp_path):
+    def test_lr_of_a_turned_photograph_is_upright(self, tmp_path):
         exif = Image.Exif()
         exif[0x0112] = 6
-        Image.fromarray(noise(9, 12, 3)).save(tmp_path / 'a.jpg', exif=exif)
-        with pytest.raises(ImageError, match=r'a\.jpg: has the EXIF orientation 6'):
-            read_image(tmp_path / 'a.jpg')
-
-    @pytest.mark.parametrize('suffix', ['.png', '.jpg', '.webp', '.tiff'])
-    def test_what_the_loaders_would_turn_is_refused(self, tmp_path, suffix):
-        """OpenCV heeds the orientation of these formats when it decodes to colours, as the loaders let it do."""
-        for orientation in range(10):
-            exif = Image.Exif()
-            exif[0x0112] = orientation
-            path = tmp_path / f'{orientation}{suffix}'
-            img = Image.fromarray(noise(9, 12, 3))
-            img.save(path, exif=exif)
-            img.save(tmp_path / f'plain{suffix}')
-            loaded, plain = (cv2.imread(str(p), cv2.IMREAD_COLOR) for p in (path, tmp_path / f'plain{suffix}'))
-            if np.array_equal(loaded, plain):
-                assert read_image(path).shape == (9, 12, 3)
-            else:
-                assert orientation in range(2, 9)
-                with pytest.raises(ImageError, match=rf'{orientation}\{suffix}: has the EXIF orientation'):
-                    read_image(path)
-
-    def test_a_png_that_would_be_turned_is_refused_by_lr_and_verify(self, tmp_path):
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        (tmp_path / 'HR').mkdir()
-        Image.fromarray(noise(24, 24, 3)).save(tmp_path / 'HR' / 'a.png', exif=exif)
-        for summary in (make_lr(tmp_path / 'HR', tmp_path / 'LR'), verify(tmp_path / 'HR', tmp_path / 'HR')):
-            assert 'has the EXIF orientation 6' in summary.failed[str(tmp_path / 'HR' / 'a.png')]
-            assert summary.notes == []  # no pair is good, so none is the worst of them
+        (tmp_path / 'photos').mkdir()
+        Image.fromarray(noise(24, 36, 3)).save(tmp_path / 'photos' / 'a.jpg', exif=exif)
+        assert make_lr(tmp_path / 'photos', tmp_path, scales=(2,), hr_out=tmp_path / 'HR').exit_code == 0
+        assert [read_image(tmp_path / f / 'a.png').shape[:2] for f in ('HR', 'X2')] == [(36, 24), (18, 12)]
+        assert verify(tmp_path / 'HR', tmp_path / 'X2', scale=2).exit_code == 0
 
     @pytest.mark.parametrize('place', ['before', 'behind', 'misnamed'])
     def test_the_orientation_is_found_wherever_it_stands(self, tmp_path, place):
@@ -150,8 +125,8 @@ class TestFiles:
             data = path.read_bytes()
             at = {'before': 33, 'behind': len(data) - 12}[place]
             path.write_bytes(data[:at] + chunk(b'eXIf', exif.tobytes()[6:]) + data[at:])
-        with pytest.raises(ImageError, match='has the EXIF orientation 6'):
-            read_image(path)
+        assert read_image(path).shape == (12, 9, 3)
+        assert image_shape(path) == (12, 9, 3)
 
     @pytest.mark.parametrize('exif', [b'', b'garbage', b'MM\0*\0\0\0\x08\0\1'])
     def test_damaged_exif_asks_for_nothing(self, tmp_path, exif):
@@ -183,16 +158,14 @@ class TestFiles:
         assert 'got 4 channels' in make_pack(path.parent, tmp_path / 'a.pack').failed[str(path)]
         assert make_lr(path.parent, tmp_path / 'LR2', scales=(2,), alpha='drop').exit_code == 0
 
-    def test_an_image_that_pillow_takes_for_a_bomb_is_named(self, hr, tmp_path, monkeypatch):
-        monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1300)  # 48 x 60 is more than twice that, 36 x 72 is not
-        assert list(make_pack(hr, tmp_path / 'HR.pack').failed) == [str(hr / '0000.png'), str(hr / '0002.png')]
-        assert list(make_meta_info(hr, tmp_path / 'meta.txt').failed) == [str(hr / '0000.png'), str(hr / '0002.png')]
-        with pytest.raises(ImageError, match=r'0000\.png: cannot be read as an image \(Image size \(2880 pixels\)'):
-            image_shape(hr / '0000.png')
+    def test_images_of_any_size_are_read(self, hr, tmp_path, monkeypatch):
+        monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1300)  # 48 x 60 is more than twice that
+        assert make_pack(hr, tmp_path / 'HR.pack').exit_code == 0
+        assert make_meta_info(hr, tmp_path / 'meta.txt').exit_code == 0
 
     def test_floats_are_refused(self, tmp_path):
         cv2.imwrite(str(tmp_path / 'a.tiff'), np.zeros((4, 4, 3), np.float32))
-        with pytest.raises(ImageError, match='float32'):
+        with pytest.raises(ImageError, match=r'a\.tiff'):
             read_image(tmp_path / 'a.tiff')
 
 
@@ -346,7 +319,7 @@ class TestLR:
         (hr / 'broken.png').write_bytes(b'no image')
         write_png(hr / 'tiny.png', noise(8, 30, 3))
         failed = make_lr(hr, tmp_path / 'LR', hr_out=tmp_path / 'HR12').failed
-        assert 'cannot be decoded' in failed[str(hr / 'broken.png')]
+        assert 'cannot be read' in failed[str(hr / 'broken.png')]
         assert 'at least 12 pixels, got 8x30' in failed[str(hr / 'tiny.png')]
         assert len(failed) == 2
 
@@ -699,7 +672,7 @@ class TestVerify:
         write_png(pair[1] / '0000.png', noise(24, 30))
         assert 'is uint8 with 3 channels, but' in self.only_failure(pair)[1]
         (pair[1] / '0000.png').write_bytes((pair[1] / '0001.png').read_bytes()[:40])
-        assert 'X2/0000.png: cannot be' in self.only_failure(pair)[1]
+        assert 'X2/0000.png cannot be' in self.only_failure(pair)[1]
 
 
 class TestPack:
@@ -763,7 +736,7 @@ class TestPack:
         (hr / '0002.png').write_bytes(b'')
         assert make_pack(hr, tmp_path / 'HR.pack').failed  # its header cannot be read: nothing is begun
         assert not (tmp_path / '.HR.pack.building').exists()
-        (hr / '0002.png').write_bytes(png[:60])  # the header can, the pixels cannot
+        (hr / '0002.png').write_bytes(png[:60] + bytes(40) + png[100:])  # the header can, the pixels cannot
         assert list(make_pack(hr, tmp_path / 'HR.pack').failed) == [str(hr / '0002.png')]
         assert not (tmp_path / 'HR.pack').exists()
         building = tmp_path / '.HR.pack.building'
@@ -787,7 +760,7 @@ class TestPack:
 
     def test_an_interrupted_run_reads_again_what_changed_meanwhile(self, hr, tmp_path):
         png = (hr / '0002.png').read_bytes()
-        (hr / '0002.png').write_bytes(png[:60])
+        (hr / '0002.png').write_bytes(png[:60] + bytes(40) + png[100:])
         assert make_pack(hr, tmp_path / 'HR.pack').done == 2
         (hr / '0002.png').write_bytes(png)
         write_png(hr / '0000.png', noise(48, 60, 3, seed=9))
@@ -1197,7 +1170,7 @@ class TestCommandLine:
         done = subprocess.run([sys.executable, '-c', script], capture_output=True, env=env)
         said = (done.stdout + done.stderr).decode(encoding)
         assert 'Traceback' not in said
-        assert f'failed: {hr}/{shown}.png: cannot be decoded' in said
+        assert f'failed: {hr}/{shown}.png: cannot be read' in said
         assert said.count(f'{hr}/{shown}.png: ') == 3
 
     def test_verify_knows_the_templates_of_lr(self, hr, tmp_path):

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from basicsr_effsr.imaging.header import SUFFIXES
 from basicsr_effsr.utils.errors import UserError
 
 SETS = ('Set5', 'Set14', 'B100', 'Urban100', 'Manga109')
-IMAGES = {'.png', '.bmp', '.jpg', '.jpeg', '.tif', '.tiff'}
 
 
 def canonical(name: str) -> str:
@@ -42,7 +42,7 @@ def hr_of(lq: Path, folder: Path, scale: int) -> Path:
 
 def images_in(folder: Path) -> list[Path]:
     """The images of a folder by name; none if it is no folder."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGES) if folder.is_dir() else []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
 
 
 def images_of(folder: Path, scale: int, make_lr: bool = False) -> list[SetImage]:

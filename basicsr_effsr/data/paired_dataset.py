@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from basicsr.utils import FileClient
@@ -16,6 +15,7 @@ from torchvision.transforms.functional import normalize
 from basicsr_effsr._registration import register_in
 from basicsr_effsr.data.draws import SampleIndex, cut, draw
 from basicsr_effsr.data.pairs import check_patch, check_sizes, list_pairs
+from basicsr_effsr.imaging.decode import decode
 from basicsr_effsr.imaging.metrics import luma
 
 __all__ = ['EffSRPairedDataset']
@@ -66,13 +66,7 @@ class EffSRPairedDataset(Dataset):
         content = self.client.get(path, which)
         if content is None:
             raise ValueError(f'{self.opt[f"dataroot_{which}"]} has no entry {path!r}; make the LMDB again')
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-        if image is None:
-            raise ValueError(
-                f'{path} cannot be decoded as an image; replace it, or find all such files with '
-                'python -m datasets_prep verify'
-            )
-        return image
+        return decode(bytes(content), path)
 
     def _tensor(self, image: np.ndarray) -> Tensor:
         """(H, W, 3) uint8 BGR -> (C, H, W) as the options say."""

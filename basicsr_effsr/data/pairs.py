@@ -37,55 +37,36 @@ class Pair:
 
 
 def image_size(path: str) -> Size:
-    """(H, W) from the header of an image; of a PNG the end is looked at, too.
+    """(H, W) of what the data sets read, from the header of an image where that is enough.
 
     Raises:
-        ValueError: the file is missing, cut off or no image.
+        ValueError: the file is missing, cut off, no image, or none to train on.
     """
-    from PIL import Image
+    from basicsr_effsr.imaging.decode import size_to_train_on
 
-    from basicsr_effsr.imaging.picture import any_size
-
-    cut_off = False
     try:
-        with warnings.catch_warnings(), any_size(), Image.open(path) as image:
-            warnings.simplefilter('ignore')
-            cut_off = image.format == 'PNG' and b'IEND' not in _last_bytes(path, 64)
-            size = image.height, image.width
+        return size_to_train_on(path)
     except FileNotFoundError as error:
         raise ValueError(f'{path} does not exist; check meta_info_file and filename_tmpl') from error
-    except Exception as error:  # decoders raise what they like on damaged headers, SyntaxError among them
-        raise ValueError(f'{path} cannot be read as an image; replace it') from error
-    if cut_off:
-        raise ValueError(f'{path} is cut off: a PNG ends with IEND; replace it')
-    return size
 
 
 def undecodable(files: list[str]) -> str:
-    """The first of the files whose pixels cannot be read, in words; empty if all can. Decodes on several threads."""
+    """The first of the files that the data sets cannot read, in words; empty if they can. Uses several threads."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from PIL import Image
-
-    from basicsr_effsr.imaging.picture import any_size
+    from basicsr_effsr.imaging.decode import decode
+    from basicsr_effsr.imaging.header import any_size
 
     def fault(path: str) -> str:
         try:
-            with Image.open(path) as image:
-                image.load()
-        except Exception as error:  # decoders raise what they like
-            return f'{path} cannot be decoded ({one_line(error)}); replace it'
+            decode(Path(path).read_bytes(), path)
+        except (OSError, ValueError) as error:
+            return one_line(error)
         return ''
 
     with warnings.catch_warnings(), any_size(), ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
         warnings.simplefilter('ignore')
         return next(filter(None, threads.map(fault, files)), '')
-
-
-def _last_bytes(path: str, count: int) -> bytes:
-    with open(path, 'rb') as file:
-        file.seek(max(os.path.getsize(path) - count, 0))
-        return file.read()
 
 
 def check_sizes(

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from basicsr_effsr.imaging.enlarger import Alpha, Enlarger
-from basicsr_effsr.imaging.picture import DEEP, ENDINGS, SUFFIXES, Picture, check_size, fitting, read, write
+from basicsr_effsr.imaging.header import SUFFIXES
+from basicsr_effsr.imaging.picture import DEEP, ENDINGS, Picture, check_size, fitting, read, write
 from basicsr_effsr.utils.errors import UserError
 
 

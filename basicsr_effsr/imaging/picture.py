@@ -7,8 +7,6 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +15,14 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from basicsr_effsr.imaging.header import ORIENTATION, any_size
 from basicsr_effsr.imaging.tiff import UNKNOWN_CHANNEL, read_deep_tiff
 from basicsr_effsr.utils.errors import UserError, one_line
 
-SUFFIXES = {  # of files taken from a folder -> format they are written in
-    **dict.fromkeys(('.png', '.bmp', '.gif', '.ppm', '.pgm'), 'png'),
-    **dict.fromkeys(('.jpg', '.jpeg', '.jpe', '.jfif'), 'jpeg'),
-    **dict.fromkeys(('.tif', '.tiff'), 'tiff'),
-    '.webp': 'webp',
-}
 ENDINGS = {'png': '.png', 'jpeg': '.jpg', 'webp': '.webp', 'tiff': '.tif'}
 LARGEST_SIDE = {'jpeg': 65535, 'webp': 16383}  # pixels that the formats can count
 DEEP = ('png', 'tiff')  # formats that hold 16 bits
-ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825
+EXIF_IFD, GPS_IFD = 0x8769, 0x8825
 TIFF_TEXTS = {0x010F: 'make', 0x0110: 'model', 0x013B: 'artist', 0x8298: 'copyright'}
 DESCRIPTIVE = (0x010E, *TIFF_TEXTS, ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132)  # the rest describes a TIFF
 
@@ -56,17 +49,6 @@ class Picture:
     def bits(self) -> int:
         """Bits per channel, 8 or 16."""
         return 8 * self.pixels.dtype.itemsize
-
-
-@contextmanager
-def any_size() -> Iterator[None]:
-    """Lifts Pillow's limit of pixels: the images are the user's own."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -108,9 +90,11 @@ def _decode_deep(data: bytes, image: Image.Image) -> np.ndarray:
     return found[..., order]
 
 
-def _decode(image: Image.Image) -> tuple[np.ndarray, bytes | None, str]:
+def _decode(image: Image.Image, depth: int) -> tuple[np.ndarray, bytes | None, str]:
     """(H, W, 1 to 4) uint8 as above, the colour profile that it is in, and what is lost."""
     icc = image.info.get('icc_profile')
+    if depth in (2, 4) and isinstance(image.info.get('transparency'), int) and image.mode == 'L':
+        image.info['transparency'] *= 255 // (2**depth - 1)  # Pillow widens the pixels and not this value
     transparent = 'transparency' in image.info or image.mode in ('PA', 'LA', 'La', 'RGBA', 'RGBa')
     if image.mode in ('1', 'L', 'LA', 'La'):
         return np.asarray(image.convert('LA' if transparent else 'L')), icc, ''
@@ -192,7 +176,7 @@ def _read_others(data: bytes) -> tuple[np.ndarray, int, Image.Exif | None, bytes
         image.load()
         if _is_deep(image, data):
             return _decode_deep(data, image), orientation, told, image.info.get('icc_profile'), lost
-        pixels, icc, more = _decode(image)
+        pixels, icc, more = _decode(image, data[24] if image.format == 'PNG' else 8)
         if image.format == 'TIFF':
             orientation = 1  # Pillow has turned it
             if 0 in image.tag_v2.get(338, ()):  # type: ignore[attr-defined]
@@ -205,23 +189,39 @@ def _and(*parts: str) -> str:
 
 
 def read(file: Path) -> Picture:
-    """The image of a file, turned upright as its EXIF orientation asks.
+    """:func:`picture_of` a file.
+
+    Raises:
+        UserError: as there, or the file cannot be read.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f'{file} cannot be read as an image: {one_line(error)}') from error
+    return picture_of(data, str(file))
+
+
+def picture_of(data: bytes, name: str) -> Picture:
+    """An image with all that the file tells, turned upright as its EXIF orientation asks.
 
     Palettes become RGB, CMYK becomes sRGB through its profile, black and white becomes gray.
+
+    Args:
+        data: content of the file.
+        name: what messages call it.
 
     Raises:
         UserError: it is no image, is damaged, has several frames, or has pixels that are not of 8 or 16 bits, or of
             16 bits and neither gray nor RGB.
     """
     try:
-        data = file.read_bytes()
         with any_size(), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # what is damaged is raised, or told as lost
             pixels, orientation, told, icc, lost = _read_deep_tiff(data) or _read_others(data)
     except Exception as error:  # decoders raise what they like on damaged files, SyntaxError among them
         unknown = isinstance(error, UnidentifiedImageError)
         reason = 'it is of no known kind' if unknown else one_line(error)
-        raise UserError(f'{file} cannot be read as an image: {reason}') from error
+        raise UserError(f'{name} cannot be read as an image: {reason}') from error
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     pixels = upright(pixels, orientation)
@@ -231,18 +231,6 @@ def read(file: Path) -> Picture:
 
 
 # ---------------------------------------------------------------------- writing
-
-
-def read_rgb(file: Path) -> np.ndarray:
-    """An image as (H, W, 3) uint8 RGB; 16 bits are rounded to 8, alpha is dropped.
-
-    Raises:
-        UserError: it cannot be read, or its pixels are not of 8 or 16 bits.
-    """
-    pixels = read(file).pixels
-    if pixels.dtype == np.uint16:
-        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return pixels if pixels.shape[2] == 3 else pixels.repeat(3, axis=2)
 
 
 def check_size(kind: str, height: int, width: int) -> None:

@@ -19,8 +19,8 @@ import typer
 from basicsr_effsr._registration import lookup
 from basicsr_effsr.data.benchmark_sets import SetImage, find_sets, images_of
 from basicsr_effsr.data.pairs import check_sizes
+from basicsr_effsr.imaging.decode import read_rgb
 from basicsr_effsr.imaging.metrics import score_y
-from basicsr_effsr.imaging.picture import read_rgb
 from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.weights.build import build, scale_of

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from basicsr_effsr.data.benchmark_sets import hr_of, images_in
 from basicsr_effsr.data.pairs import check_sizes
-from basicsr_effsr.imaging.picture import read_rgb
+from basicsr_effsr.imaging.decode import read_rgb
 from basicsr_effsr.utils import latency
 from basicsr_effsr.utils.errors import UserError
 
