@@ -322,7 +322,7 @@ class TestExtras:
     def test_no_scaler_without_fp16(self, opt, monkeypatch, amp):
         monkeypatch.delattr(torch.amp, 'GradScaler')  # as in torch < 2.3
         model = trained(change(opt, amp=amp, max_nonfinite=2, grad_clip=1.0), batches(1))
-        assert model.side_state()['scaler'] == {}
+        assert model.step.scaler is None
 
     def test_two_steps_match_two_steps_by_hand(self, opt):
         change(opt, optim_g={'type': 'SGD', 'lr': 0.1}, grad_clip=0.05, ema_decay=0)

@@ -22,6 +22,10 @@ class ResumableSampler(Sampler):
         rank: this rank.
         ratio: the data set is repeated this many times in an epoch.
         seed: ``manual_seed``, handed on to the draws of crops and flips.
+
+    Attributes:
+        generator: what a loader seeds its processes with. Drawn from torch's own, which a resumed run would ask at
+            other moments than the run it continues, dropout would differ.
     """
 
     def __init__(self, dataset: Dataset, num_replicas: int, rank: int, ratio: float = 1, *, seed: int = 0) -> None:
@@ -32,7 +36,7 @@ class ResumableSampler(Sampler):
         self.epoch = 0
         self.num_samples = math.ceil(len(dataset) * ratio / num_replicas)  # type: ignore[arg-type]
         self.total_size = self.num_samples * num_replicas
-        self._rng_state: torch.Tensor | None = None
+        self.generator = torch.Generator()
 
     def __iter__(self) -> Iterator[SampleIndex]:
         order = torch.randperm(self.total_size, generator=torch.Generator().manual_seed(self.epoch)).tolist()
@@ -46,17 +50,7 @@ class ResumableSampler(Sampler):
     def set_epoch(self, epoch: int) -> None:
         """Called by the training loop at the start of every epoch."""
         self.epoch = epoch
-        self._rng_state = torch.get_rng_state()
-
-    def restore_rng(self) -> None:
-        """Undoes what making a loader's iterator drew from torch's generator.
-
-        A resumed run makes its iterators at other moments than the run it continues; without this, dropout
-        after an epoch's border would differ.
-        """
-        if self._rng_state is not None:
-            torch.set_rng_state(self._rng_state)
-            self._rng_state = None
+        self.generator.manual_seed(hash((self.seed, epoch, self.rank)) % 2**63)
 
 
 class PlannedBatches(Sampler):
@@ -100,7 +94,6 @@ class PlannedBatches(Sampler):
         epoch = self.sampler.epoch
         done = self._before(epoch)
         skip = self._start[1] - done if epoch == self._start[0] else 0
-        self.sampler.restore_rng()
         source = iter(self.sampler)
         for i in range(self.plan.iterations(len(self.sampler), done)):
             stage = self.plan.at(done + i)
@@ -138,6 +131,7 @@ def make_loader(
         dataset,
         batch_sampler=PlannedBatches(sampler, plan, resumed, anchor),
         num_workers=workers,
+        generator=sampler.generator,
         pin_memory=dataset_opt.get('pin_memory', False),
         persistent_workers=bool(dataset_opt.get('persistent_workers', False)) and workers > 0,
     )

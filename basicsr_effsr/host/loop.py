@@ -11,40 +11,51 @@ The host's loop lives in ``basicsr/train.py`` and takes these names from its own
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from basicsr_effsr._registration import derives_from_ours
 from basicsr_effsr.data.course import Plan, enlarge_ratio_for, epoch_at, iterations_that_run
 from basicsr_effsr.data.sampler import PlannedBatches, ResumableSampler, make_loader
-from basicsr_effsr.host.resume import load_resume_state, side_of, warn
+from basicsr_effsr.host.resume import load_resume_state, warn
+from basicsr_effsr.models.run_state import RunState, recipe
 
 Options = dict[str, Any]
 
 
-def _anchor(dataset: Any, sampling: Options, resumed: Options, plan: Plan, samples: int) -> tuple[int, int]:
-    """(epoch, iterations before it) since which samples have been drawn like this.
+def _settle(run: RunState, sampling: Options, plan: Plan, samples: int) -> tuple[int, int]:
+    """(epoch, iterations before it) since which samples have been drawn like this; remembered in ``run.sampling``.
 
     Where they were drawn otherwise before, epochs have another length now. The host ends a run after a number of
-    epochs, so the resumed state goes on in the epoch that the new plan has reached at its iteration.
+    epochs, so the run goes on in the epoch that the new plan has reached at its iteration. The host takes the epoch
+    from the resumed state, and only after the data set is known: it is put right there.
+
+    Args:
+        run: the run, new or resumed.
+        sampling: how samples are drawn; empty for a data set of the host, which draws them anew.
+        plan: the stages.
+        samples: per epoch and rank.
     """
-    state = resumed['state']
+    state = run.resumed
+    before = {key: value for key, value in run.sampling.items() if key != 'anchor'}
     if state is None:
-        return (0, 0)
-    before = {key: value for key, value in resumed['sampling'].items() if key != 'anchor'}
-    if derives_from_ours(type(dataset)) and before == sampling:
-        epoch, done = resumed['sampling']['anchor']
-        return (epoch, done)
-    state['epoch'] = epoch_at(plan, samples, state['iter'])
-    if derives_from_ours(type(dataset)):
+        anchor = (0, 0)
+    elif sampling and before == sampling:
+        epoch, done = run.sampling['anchor']
+        anchor = (epoch, done)
+    elif sampling and not before and state['iter'] and state['epoch'] == epoch_at(plan, samples, state['iter'] - 1):
+        anchor = (0, 0)  # BasicSR's own model does not save how samples were drawn; this state fits what is drawn now
+    else:
+        anchor = (epoch_at(plan, samples, state['iter']), state['iter'])
+        state['epoch'] = anchor[0]
         changed = [key for key in sampling if before.get(key) != sampling[key]]
         had, has = ({key: of.get(key) for key in changed} for of in (before, sampling))
-        reason = f'it had {had} and now has {has}'
-    else:
-        reason = f'{type(dataset).__name__} draws its patches anew; EffSRPairedDataset goes on where it was'
-    if state['iter']:
-        warn(f'the run goes on with the first sample of epoch {state["epoch"]}, not exactly: {reason}')
-    return (state['epoch'], state['iter'])
+        reason = (
+            f'it had {had} and now has {has}' if sampling else 'its data set draws anew, EffSRPairedDataset goes on'
+        )
+        if state['iter']:
+            warn(f'the run goes on with the first sample of epoch {anchor[0]}, not exactly: {reason}')
+    run.sampling = {**sampling, 'anchor': list(anchor)} if sampling else {}
+    return anchor
 
 
 def _refuse_bytes_for_the_host(opt: Options, dataset_opt: Options) -> None:
@@ -58,18 +69,14 @@ def _refuse_bytes_for_the_host(opt: Options, dataset_opt: Options) -> None:
 
 
 def replacements(opt: Options) -> dict[str, Any]:
-    """Name in ``basicsr.train`` -> what to put there, for a run with these options."""
+    """Name in ``basicsr.train`` -> what to put there, for a run with these options.
+
+    The run itself (``RunState``) becomes the entry ``run_state`` of the options.
+    """
     from basicsr.data import build_dataloader as host_loader
     from basicsr.data.data_sampler import EnlargedSampler as HostSampler
 
-    resumed: Options = {'state': None, 'sampling': {}}
-
-    def resume(options: Options) -> dict[str, Any] | None:
-        state = load_resume_state(options)
-        if state is not None:
-            resumed['state'] = state  # its epoch is read after the data set is known
-            resumed['sampling'] = side_of(Path(options['path']['resume_state'])).get('sampling', {})
-        return state
+    opt['run_state'] = RunState(seed=opt['manual_seed'], made_with=recipe(opt))
 
     def sampler(dataset: Any, num_replicas: int, rank: int, ratio: float = 1) -> Any:
         if not derives_from_ours(type(dataset)):
@@ -78,45 +85,53 @@ def replacements(opt: Options) -> dict[str, Any]:
 
     def loader(dataset: Any, dataset_opt: Options, num_gpu: int = 1, dist: bool = False, **others: Any) -> Any:
         _refuse_bytes_for_the_host(opt, dataset_opt)
+        ours = derives_from_ours(type(dataset))
         if dataset_opt['phase'] != 'train':
             return host_loader(dataset, dataset_opt, num_gpu=num_gpu, dist=dist, **others)
-        if not derives_from_ours(type(dataset)) and opt['train'].get('progressive'):
+        if not ours and opt['train'].get('progressive'):
             raise ValueError(
                 f'train.progressive: {type(dataset).__name__} cannot change its patches; use EffSRPairedDataset'
             )
+        run: RunState = opt['run_state']  # a resumed one has taken the place of the new one
+        for line in run.compare(recipe(opt)):
+            warn(line)
         multiplier = 1 if dist else max(num_gpu, 1)
         batch = dataset_opt['batch_size_per_gpu'] * multiplier
         stages = opt['train'].get('progressive')
         if stages and stages.get('batch'):
             stages = {**stages, 'batch': [samples * multiplier for samples in stages['batch']]}
         plan = Plan(batch, stages)
-        ours = others['sampler']
+        source = others['sampler']
+        world = source.num_replicas
         total = int(opt['train']['total_iter'])
         ratio = dataset_opt.get('dataset_enlarge_ratio', 1)
-        arguments = (plan, len(dataset), ratio, ours.num_replicas, dataset_opt['batch_size_per_gpu'])
-        if derives_from_ours(type(dataset)):
-            PlannedBatches(ours, plan)  # refuses an epoch without a batch, in words
+        arguments = (plan, len(dataset), ratio, world, dataset_opt['batch_size_per_gpu'])
+        if ours:
+            PlannedBatches(source, plan)  # refuses an epoch without a batch, in words
             sides = [stage.gt_size for stage in plan.stages if stage.gt_size]
             if sides and hasattr(dataset, 'check_gt_size'):
                 dataset.check_gt_size(max(sides))
-        sampling = {'images': len(dataset), 'ratio': ratio, 'world_size': ours.num_replicas, 'stages': str(plan.stages)}
-        anchor = _anchor(dataset, sampling, resumed, plan, len(ours))
+        sampling = {
+            'images': len(dataset),
+            'ratio': ratio,
+            'world_size': source.num_replicas,
+            'stages': str(plan.stages),
+        }
+        anchor = _settle(run, sampling if ours else {}, plan, len(source))
         runs = iterations_that_run(*arguments, total, anchor)
         if runs < total:
             raise ValueError(
                 f'training would end after {runs} of {total} iterations, because the last incomplete batch of every '
                 f'epoch is dropped; set dataset_enlarge_ratio to {enlarge_ratio_for(*arguments, total)}'
             )
-        if not derives_from_ours(type(dataset)):
+        if not ours:
             return host_loader(dataset, dataset_opt, num_gpu=num_gpu, dist=dist, **others)
         if dataset_opt.get('prefetch_mode') == 'cpu':
             warn(
                 f'datasets.train.prefetch_mode: cpu adds no queue to {type(dataset).__name__}, whose loader processes '
                 'read ahead themselves; set num_worker_per_gpu'
             )
-        dataset_opt['sampling'] = {**sampling, 'anchor': list(anchor)}  # for the model's side file
-        state = resumed['state']
-        at = (state['epoch'], state['iter']) if state else (0, 0)
-        return make_loader(dataset, dataset_opt, ours, plan, multiplier=multiplier, resumed=at, anchor=anchor)
+        at = (run.resumed['epoch'], run.resumed['iter']) if run.resumed else (0, 0)
+        return make_loader(dataset, dataset_opt, source, plan, multiplier=multiplier, resumed=at, anchor=anchor)
 
-    return {'load_resume_state': resume, 'EnlargedSampler': sampler, 'build_dataloader': loader}
+    return {'load_resume_state': load_resume_state, 'EnlargedSampler': sampler, 'build_dataloader': loader}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from basicsr_effsr.models.run_state import RunState, read_side_file, side_file
 from basicsr_effsr.weights.checkpoint import CheckpointError, read_state_dict
 
 Options = dict[str, Any]
@@ -20,17 +21,31 @@ def warn(message: str) -> None:
 
 
 def _read_state(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise CheckpointError(f'path.resume_state: {file} does not exist; give a file of training_states/')
     try:
         state = torch.load(file, map_location='cpu', weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f'resume_state {file} does not exist; check the path') from error
-    except Exception as error:  # torch raises half a dozen types for a truncated file
+    except Exception as error:  # torch raises half a dozen types for a truncated or foreign file
         raise CheckpointError(
-            f'training state {file} cannot be read ({type(error).__name__}), it is truncated'
+            f'path.resume_state: {file} cannot be read ({type(error).__name__}), it is truncated or of another kind; '
+            'give a whole file of training_states/'
         ) from error
-    if not isinstance(state, dict) or not {'epoch', 'iter', 'optimizers', 'schedulers'} <= set(state):
-        raise CheckpointError(f'training state {file} must hold epoch, iter, optimizers and schedulers')
+    if not _is_state(state):
+        found = sorted(map(str, state))[:4] if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(
+            f'path.resume_state: {file} must be a file of training_states/ with epoch, iter, optimizers and '
+            f'schedulers, and holds {found}; weights belong in path.pretrain_network_g'
+        )
     return state
+
+
+def _is_state(state: Any) -> bool:
+    if not isinstance(state, dict) or not all(type(state.get(key)) is int for key in ('epoch', 'iter')):
+        return False
+    kept = [state.get(kind) for kind in ('optimizers', 'schedulers')]
+    if not all(isinstance(found, list) and all(isinstance(one, dict) for one in found) for found in kept):
+        return False
+    return all({'state', 'param_groups'} <= set(optimizer) for optimizer in state['optimizers'])
 
 
 def _check_companions(opt: Options, state: Path, iteration: int) -> None:
@@ -41,29 +56,18 @@ def _check_companions(opt: Options, state: Path, iteration: int) -> None:
     files -= {models / f'net_{k.removeprefix("network_")}_{iteration}.pth' for k in ignored}
     for file in sorted(files | set(models.glob(f'net_a_{iteration}.pth'))):
         read_state_dict(file)
-    for side in (state.with_suffix('.effsr'), *sorted(state.parent.glob(f'{state.stem}.rank*.effsr'))):
-        _read_side(side)
-
-
-def side_of(state: Path) -> Options:
-    """What EffSRModel wrote beside a state; empty for a run of the host's own model."""
-    return _read_side(state.with_suffix('.effsr'))
-
-
-def _read_side(side: Path) -> Options:
-    if not side.is_file():
-        return {}
-    try:
-        return torch.load(side, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a truncated file
-        raise CheckpointError(f'side file {side} cannot be read ({type(error).__name__}), it is truncated') from error
+    for side in (side_file(state), *sorted(state.parent.glob(f'{state.stem}.rank*.effsr'))):
+        read_side_file(side)
 
 
 def load_resume_state(opt: Options) -> dict[str, Any] | None:
     """BasicSR's function of this name; works without a GPU and steps back over a broken checkpoint.
 
+    Puts the run that is resumed into the options, as ``run_state``.
+
     Raises:
-        CheckpointError: ``path.resume_state`` cannot be read, or every state of the run is broken.
+        CheckpointError, FileNotFoundError: ``path.resume_state`` or what belongs to it cannot be read, or every state
+            of the run is broken.
     """
     from basicsr.utils import check_resume
 
@@ -80,8 +84,8 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
     for file in files:
         try:
             state = _read_state(file)
-            if opt['auto_resume']:
-                _check_companions(opt, file, state['iter'])
+            _check_companions(opt, file, state['iter'])
+            run = RunState.load(file, opt.get('rank', 0))
         except (CheckpointError, FileNotFoundError) as error:
             if not opt['auto_resume']:
                 raise
@@ -91,7 +95,12 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
         asked = {key: value for key, value in opt['path'].items() if key.startswith('param_key_')}
         check_resume(opt, state['iter'])
         _read_what_was_saved(opt, asked)
-        _take_over_seed(opt, file)
+        if run.seed is not None and run.seed != opt['manual_seed']:  # without manual_seed BasicSR draws one anew
+            warn(f'manual_seed: {run.seed} of the resumed state counts, and not {opt["manual_seed"]}')
+            opt['manual_seed'] = run.seed
+        run.seed = opt['manual_seed']
+        run.resumed = state
+        opt['run_state'] = run
         return state
     if files:
         raise CheckpointError(f'no state in {files[0].parent} can be read; move the folder away to start anew')
@@ -107,11 +116,3 @@ def _read_what_was_saved(opt: Options, asked: Options) -> None:
     ignored = opt['path'].get('ignore_resume_networks') or []
     for key, value in asked.items():
         opt['path'][key] = value if key.replace('param_key_', 'network_') in ignored else 'params'
-
-
-def _take_over_seed(opt: Options, state: Path) -> None:
-    """Draws of crops depend on the seed, and without ``manual_seed`` the host takes another in every start."""
-    seed = side_of(state).get('seed')
-    if seed is not None and seed != opt['manual_seed']:
-        warn(f'the run goes on with manual_seed {seed}, with which it began')
-        opt['manual_seed'] = seed

@@ -120,24 +120,27 @@ class DistillationModel(EffSRModel):
 
     def _build_teacher(self, dtype: torch.dtype) -> nn.Module:
         net: nn.Module = build_network(self.opt['network_t']).to(self.device)
-        file, key = self._teacher = self._teacher_weights()
+        file, key = self._teacher_weights()
         self.load_network(net, file, self.opt['path'].get('strict_load_t', True), key)
         if self.opt['train'].get('channels_last'):
             net = net.to(memory_format=torch.channels_last)
         return net.to(dtype=dtype).eval().requires_grad_(False)
 
     def _teacher_weights(self) -> tuple[str, str | None]:
-        """File and key of the teacher; when resuming, those of the run's start where the host has replaced them."""
-        path = self.opt['path']
-        file, key = path['pretrain_network_t'], path.get('param_key_t')
-        state = path.get('resume_state')
-        side = Path(state).with_suffix('.effsr') if state else None
-        if side is not None and side.is_file():
-            first = torch.load(side, map_location='cpu', weights_only=True).get('teacher', {'file': None})
-            replaced = Path(file).name == f'net_t_{side.stem}.pth' and not Path(file).is_file()
-            if first['file'] is not None and (replaced or file == first['file']):
-                return first['file'], first['param_key']
-        return file, key
+        """File and key of the teacher; those of the run's start where the loop of another has replaced them."""
+        path, run = self.opt['path'], self.run
+        asked = {'file': str(path['pretrain_network_t']), 'param_key': path.get('param_key_t')}
+        if run.teacher and run.file and 'run_state' not in self.opt:
+            file = Path(asked['file'])
+            if asked['file'] == run.teacher['file'] or (
+                file.name == f'net_t_{run.file.stem}.pth' and not file.is_file()
+            ):
+                asked = run.teacher
+        for key, place in (('file', 'path.pretrain_network_t'), ('param_key', 'path.param_key_t')):
+            if run.teacher and asked[key] != run.teacher[key]:
+                get_root_logger().warning(f'{place}: {asked[key]} of the option file counts, it was {run.teacher[key]}')
+        run.teacher = asked
+        return asked['file'], asked['param_key']
 
     @torch.no_grad()
     def _build_adapters(self, kind: str | None) -> nn.ModuleList:
@@ -235,10 +238,6 @@ class DistillationModel(EffSRModel):
         if len(self.adapters):
             self.save_network(self.adapters, 'net_a', current_iter)
         super().save(epoch, current_iter)
-
-    def side_state(self) -> dict[str, Any]:
-        file, key = self._teacher
-        return super().side_state() | {'teacher': {'file': str(file), 'param_key': key}}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)

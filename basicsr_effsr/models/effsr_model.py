@@ -21,8 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 from basicsr_effsr._registration import register_in
 from basicsr_effsr.imaging.self_ensemble import self_ensemble
 from basicsr_effsr.imaging.tiling import BLENDS, tiled_forward
+from basicsr_effsr.models.restore import restore_optimizer, restore_schedule
+from basicsr_effsr.models.run_state import NEW_RUN, RunState, recipe, side_file
 from basicsr_effsr.models.step import HALF, TrainingStep
 from basicsr_effsr.utils import distributed
+from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.files import remove_leftovers
 from basicsr_effsr.utils.options import refuse_unknown
 from basicsr_effsr.utils.training import (
@@ -38,7 +41,6 @@ from basicsr_effsr.weights.fuse import can_be_fused, fused
 __all__ = ['EffSRModel']
 
 NO_TERMS = {'epoch', 'iter', 'lrs', 'time', 'data_time', *dir(nn.ModuleDict())}  # the host's log and torch have these
-SCHEDULE = ('milestones', 'gamma', 'restarts', 'periods', 'restart_weights', 'eta_min', 'base_lrs')
 
 
 def check_tile(who: str, tile: Any) -> None:
@@ -117,9 +119,11 @@ class EffSRModel(SRModel):
         self._saved = -1
         self._deployed: nn.Module | None = None
         self._sharing = False
-        self._random_states: dict[str, Any] | None = None
         self._terms: dict[str, Tensor] = {}
         self._check_options(opt)
+        self.run = RunState.of(opt)
+        if opt.get('is_train'):
+            self._compare(recipe(opt))
         if opt.get('val'):
             opt['val'].setdefault('suffix', None)  # the host reads it without a default when it saves test images
         super().__init__(opt)
@@ -248,9 +252,6 @@ class EffSRModel(SRModel):
     # ------------------------------------------------------------------ training
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        if self._random_states is not None:
-            restore_random_states(self._random_states)
-            self._random_states = None
         self.lq = self._to_device(data['lq'])
         if 'gt' in data:
             self.gt = self._to_device(data['gt'])
@@ -331,7 +332,7 @@ class EffSRModel(SRModel):
             self._deployed = None
             restore_random_states(states)  # loaders and new layers draw; a run resumed after this validation does not
         if self.is_train and self._saved == current_iter:
-            self._save_side_file(current_iter)  # with the scores of this validation
+            self._save_run_state(current_iter)  # with the scores of this validation
 
     def test(self) -> None:
         bare = self.get_bare_model(self.net_g)
@@ -401,7 +402,7 @@ class EffSRModel(SRModel):
             RuntimeError: the run ended before ``total_iter``; what was trained has been saved.
         """
         if current_iter != -1:
-            self._save_side_file(current_iter)
+            self._save_run_state(current_iter)
             self._saved = current_iter
             distributed.wait_for_all()  # the state that rank 0 writes last vouches for the side files of all ranks
         super().save(epoch, current_iter)
@@ -433,73 +434,69 @@ class EffSRModel(SRModel):
                 'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
                 'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
             }
-            save_atomic(state, Path(self.opt['path']['training_states']) / f'{current_iter}.state')
+            save_atomic(state, self._state_file(current_iter))
 
-    def _side_file(self, iteration: int) -> Path:
-        rank = f'.rank{self.opt["rank"]}' if self.opt.get('rank') else ''
-        return Path(self.opt['path']['training_states']) / f'{iteration}{rank}.effsr'
+    def _save_run_state(self, iteration: int) -> None:
+        run, scaler = self.run, self.step.scaler
+        run.random = random_states()
+        run.scaler = scaler.state_dict() if scaler else {}
+        run.nonfinite = self.step.nonfinite
+        run.best = {
+            name: {metric: {**record, 'val': float(record['val'])} for metric, record in found.items()}
+            for name, found in getattr(self, 'best_metric_results', {}).items()
+        }  # metrics give NumPy scalars, which a file without code cannot hold
+        run.save(self._state_file(iteration), self.opt.get('rank', 0))
 
-    def side_state(self) -> dict[str, Any]:
-        """What the host's files do not hold; subclasses add theirs."""
-        return {
-            'random': random_states(),
-            'scaler': self.step.scaler.state_dict() if self.step.scaler else {},
-            'best': {
-                name: {metric: {**record, 'val': float(record['val'])} for metric, record in found.items()}
-                for name, found in getattr(self, 'best_metric_results', {}).items()
-            },  # metrics give NumPy scalars, which a file without code cannot hold
-            'nonfinite': self.step.nonfinite,
-            'seed': self.opt.get('manual_seed'),
-            'sampling': self.opt.get('datasets', {}).get('train', {}).get('sampling', {}),
-        }
-
-    def load_side_state(self, state: dict[str, Any]) -> None:
-        """Puts back what ``side_state`` gave; random states only when the next batch arrives."""
-        self._random_states = state['random']
-        if self.step.scaler and state['scaler']:
-            self.step.scaler.load_state_dict(state['scaler'])
-        if state['best']:
-            self.best_metric_results = state['best']
-        self.step.nonfinite = state['nonfinite']
-
-    def _save_side_file(self, current_iter: int) -> None:
-        save_atomic(self.side_state(), self._side_file(current_iter))
-
-    def _resume_schedule(self, resume_state: dict[str, Any]) -> None:
-        """The host's part of resuming, and a word where a state overrules the options.
-
-        Raises:
-            ValueError: the schedule of the state ends before ``total_iter``.
-        """
-        asked = [{key: vars(s)[key] for key in SCHEDULE if key in vars(s)} for s in self.schedulers]
-        super().resume_training(resume_state)
-        total = int(self.opt['train']['total_iter'])
-        for before, scheduler in zip(asked, self.schedulers, strict=True):
-            end = scheduler.cumulative_period[-1] + 1 if 'periods' in before else total  # its last iteration
-            if end < total and resume_state['iter'] < total:
-                raise ValueError(
-                    f'train.scheduler: periods must reach total_iter ({total}), and those of the resumed state, which '
-                    f'count, end after {end - 1} iterations; a cosine run cannot be extended, so begin a new one with '
-                    'path.pretrain_network_g, or lower total_iter'
-                )
-            for key, value in before.items():
-                if vars(scheduler)[key] != value:
-                    get_root_logger().warning(
-                        f'train.scheduler: the schedule of the resumed state counts, {key} stays '
-                        f'{vars(scheduler)[key]} and does not become {value}'
-                    )
+    def _state_file(self, iteration: int) -> Path:
+        return Path(self.opt['path']['training_states']) / f'{iteration}.state'
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        self._resume_schedule(resume_state)
+        """Goes on from a state; the log says what it overrules, and what the option file does.
+
+        Raises:
+            UserError: the option file describes another run than the state's.
+            CheckpointError: what belongs to the state cannot be read.
+        """
+        log, rank = get_root_logger(), self.opt.get('rank', 0)
         self.iteration = resume_state['iter']
-        if not self.opt.get('rank'):
+        if self.run.file is None:  # the loop of another, which names no state
+            made_with = self.run.made_with
+            self.run = RunState.load(self._state_file(self.iteration), rank)
+            self._compare(made_with)
+        counts = [[len(resume_state[kind]), len(getattr(self, kind))] for kind in ('optimizers', 'schedulers')]
+        if any(saved != ours for saved, ours in counts):
+            raise UserError(
+                f'model_type: the state has {counts[0][0]} optimizers and {counts[1][0]} schedules, '
+                f'{type(self).__name__} has {counts[0][1]} and {counts[1][1]}; {NEW_RUN}'
+            )
+        total = int(self.opt['train']['total_iter'])
+        lines = []
+        for optimizer, saved in zip(self.optimizers, resume_state['optimizers'], strict=True):
+            lines += restore_optimizer(optimizer, saved)
+        for scheduler, saved in zip(self.schedulers, resume_state['schedulers'], strict=True):
+            lines += restore_schedule(scheduler, saved, total if self.iteration < total else 0)
+        for line in lines:
+            log.warning(line)
+        if not rank:
             for folder in ('models', 'training_states'):
                 remove_leftovers(self.opt['path'][folder])
-        path = self.opt['path'].get('resume_state')
-        file = self._side_file(self.iteration)
-        if path:  # a state named by hand has its side file beside it
-            file = Path(path).with_name(file.name)
-        if not file.is_file():
-            get_root_logger().warning(f'{file} does not exist: the run goes on, but not exactly as uninterrupted')
-            return
-        self.load_side_state(torch.load(file, map_location='cpu', weights_only=True))
+        self._take_up_run()
+
+    def _compare(self, made_with: dict[str, Any]) -> None:
+        for line in self.run.compare(made_with):
+            get_root_logger().warning(line)
+
+    def _take_up_run(self) -> None:
+        run = self.run
+        if not run.known:
+            get_root_logger().warning(
+                f'{side_file(run.file or Path(), self.opt.get("rank", 0))} does not exist: the run goes on, but not '
+                'exactly as uninterrupted'
+            )
+        if self.step.scaler and run.scaler:
+            self.step.scaler.load_state_dict(run.scaler)
+        if run.best:
+            self.best_metric_results = run.best
+        self.step.nonfinite = run.nonfinite
+        if run.random:
+            restore_random_states(run.random)

@@ -1,0 +1,179 @@
+"""What a run is beside its weights: kept in a file next to every state, compared with the option file on resume."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+
+from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.weights.checkpoint import CheckpointError, save_atomic
+
+NO_EFFECT = {'name', 'num_worker_per_gpu', 'persistent_workers', 'pin_memory', 'prefetch_mode'}  # of the training data
+REFUSED = re.compile(
+    r'model_type|scale|network_(?!t\b)\w+.*|train\.optim_g\.type|train\.scheduler\.type|train\.distill\.feature_pairs.*'
+)
+ABSENT = 'nothing'
+NEW_RUN = 'put it back, or begin a new run (another name) from the weights with path.pretrain_network_g'
+
+
+@dataclass
+class RunState:
+    """A run beside its weights, optimizers and schedules, which are in BasicSR's own files.
+
+    The training loop (``host/loop.py``) puts it into the options as ``run_state``, the one thing that BasicSR hands to
+    sampler, loader and model alike; the model saves it. Where another's loop does not, ``of`` makes it.
+
+    Attributes:
+        seed: ``manual_seed`` with which the run began; draws of crops follow from it.
+        sampling: how samples are drawn (images, ratio, world_size, stages) and since when (``anchor``: epoch and
+            iterations before it); empty for data sets that are not ours.
+        made_with: what ``recipe`` gave at the latest start of the run.
+        random: states of the random generators of this rank.
+        scaler: of the loss under fp16.
+        best: best scores, by data set and metric.
+        nonfinite: iterations skipped in a row.
+        teacher: its ``file`` and ``param_key``.
+        file: the state that is resumed; None for a new run. Not saved, as all that follows.
+        known: False if that state has no file of this class beside it.
+        resumed: what BasicSR stored in that state.
+    """
+
+    seed: int | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    made_with: dict[str, Any] = field(default_factory=dict)
+    random: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    nonfinite: int = 0
+    teacher: dict[str, Any] = field(default_factory=dict)
+    file: Path | None = None
+    known: bool = True
+    resumed: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, opt: Mapping[str, Any]) -> RunState:
+        """The run of these options.
+
+        Raises:
+            CheckpointError: as ``load``.
+        """
+        if 'run_state' in opt:
+            return opt['run_state']
+        state = (opt.get('path') or {}).get('resume_state')
+        if state:
+            return cls.load(Path(state), opt.get('rank', 0))
+        return cls(seed=opt.get('manual_seed'), made_with=recipe(opt))
+
+    @classmethod
+    def load(cls, state: Path, rank: int = 0) -> RunState:
+        """What was saved beside ``state``; a run that knows nothing if there is no such file.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+        """
+        shared, own = read_side_file(side_file(state)), read_side_file(side_file(state, rank))
+        stored = {name: value for name, value in shared.items() if name in SAVED}
+        stored['random'] = own.get('random', {})
+        return cls(**stored, file=state, known=bool(own))
+
+    def save(self, state: Path, rank: int = 0) -> None:
+        """Writes, all or nothing, the file that belongs to ``state``."""
+        save_atomic({name: getattr(self, name) for name in SAVED}, side_file(state, rank))
+
+    def compare(self, now: dict[str, Any]) -> list[str]:
+        """A line for each setting that is taken over from the option file; from here on the run is made with ``now``.
+
+        Args:
+            now: what ``recipe`` gives for the option file.
+
+        Raises:
+            UserError: a setting differs with which the run cannot go on.
+        """
+        before, after = dict(_leaves(self.made_with)), dict(_leaves(now))
+        places = sorted(before.keys() | after.keys()) if before else []
+        changed = {p: (before.get(p, ABSENT), after.get(p, ABSENT)) for p in places}
+        changed = {place: values for place, values in changed.items() if values[0] != values[1]}
+        refused = [f'{p} was {was} and is now {now_is}' for p, (was, now_is) in changed.items() if REFUSED.fullmatch(p)]
+        if refused:
+            raise UserError(f'path.resume_state: {self.file} is of another run, {"; ".join(refused)}; {NEW_RUN}')
+        self.made_with = now
+        return [f'{p}: {now_is} of the option file counts, it was {was}' for p, (was, now_is) in changed.items()]
+
+
+SAVED = ('seed', 'sampling', 'made_with', 'random', 'scaler', 'best', 'nonfinite', 'teacher')
+
+
+def side_file(state: Path, rank: int = 0) -> Path:
+    """The file of ``RunState`` that lies beside a state, one per rank."""
+    return state.with_name(f'{state.stem}{f".rank{rank}" if rank else ""}.effsr')
+
+
+def read_side_file(file: Path) -> dict[str, Any]:
+    """What ``RunState.save`` wrote; empty if there is no such file.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        stored = torch.load(file, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a truncated file
+        raise CheckpointError(f'side file {file} cannot be read ({type(error).__name__}), it is truncated') from error
+    if not isinstance(stored, dict) or 'random' not in stored:
+        raise CheckpointError(f'side file {file} must be what a run wrote beside its state, and is something else')
+    return stored
+
+
+def recipe(opt: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of an option file that make a run what it is, as plain values.
+
+    Optimizer and schedule are there by class: their settings are in the state, and count from there. Must be called
+    before the model is built, since BasicSR takes ``type`` out of both.
+    """
+    train = dict(opt.get('train') or {})
+    optimizer, schedule = train.pop('optim_g', None) or {}, train.pop('scheduler', None) or {}
+    data = (opt.get('datasets') or {}).get('train') or {}
+    kind = str(schedule.get('type')).replace('MultiStepRestartLR', 'MultiStepLR')  # BasicSR has one class for both
+    made_with = {
+        'model_type': opt.get('model_type'),
+        'scale': opt.get('scale'),
+        **{name: _spelt_out(section) for name, section in opt.items() if name.startswith('network_')},
+        'train': {**train, 'optim_g': {'type': optimizer.get('type')}, 'scheduler': {'type': kind}},
+        'datasets': {'train': {key: value for key, value in data.items() if key not in NO_EFFECT}},
+    }
+    return _plain(made_with)
+
+
+def _spelt_out(network: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's options with its defaults, so that naming a default is no difference."""
+    kind = network.get('type')
+    if kind not in ARCH_REGISTRY:
+        return dict(network)
+    parameters = inspect.signature(ARCH_REGISTRY.get(kind)).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(network)
+
+
+def _plain(value: Any) -> Any:
+    """Without the types that a file without code cannot hold; a key without a value is as good as none."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, bool | int | float | str) or value is None else str(value)
+
+
+def _leaves(section: Mapping[str, Any], place: str = '') -> Iterator[tuple[str, Any]]:
+    """(place in the option file, value) of everything that is no section."""
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f'{place}{key}.')
+        else:
+            yield f'{place}{key}', value
