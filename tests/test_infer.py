@@ -582,6 +582,18 @@ class TestFiles:
         save(photo(), 'a.png')
         assert isinstance(run('a.png', '--out', 'out').exception, RuntimeError)
 
+    def test_a_cpu_without_half_precision_is_refused_with_the_option(self):
+        """Which operations have it differs between versions of torch."""
+
+        class Net(nn.Module):
+            upscale = 2
+
+            def forward(self, x):
+                raise RuntimeError('no kernel')
+
+        with pytest.raises(UserError, match='--dtype'):
+            Enlarger(Net(), dtype=torch.float16)(Picture(photo()))
+
     def test_json_says_what_was_done(self, run):
         save(photo(40, 50), 'a.png')
         done = run('a.png', '--out', 'out', '--json', '--tile', '20', '--overlap', '4')

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from basicsr_effsr.imaging.picture import Picture
-from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.errors import UserError, one_line
 from basicsr_effsr.utils.memory import out_of_memory
 
 if TYPE_CHECKING:
@@ -203,6 +203,9 @@ class Enlarger:
                 break
             except RuntimeError as error:  # MemoryError comes from numpy, which tiles do not help
                 if not out_of_memory(error):
+                    if self.device.type == 'cpu' and self.dtype is torch.float16:  # some versions lack kernels
+                        what = f'{type(self.net).__name__} cannot compute in fp16 on this CPU ({one_line(error)})'
+                        raise UserError(f'{what}; give --dtype fp32') from error
                     raise
                 smaller = (tile or AUTO_TILE) // 2
                 if self.tile is not None or smaller < max(LEAST_TILE, self.least, self.overlap + 1):

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -118,11 +118,12 @@ def _through_opencv(page: TiffPage, data: bytes) -> np.ndarray:
     found = None
     count = page.samplesperpixel
     if count == 1 or (count in (3, 4) and page.planarconfig != SEPARATE):  # others it takes for what they are not
-        before = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        log: Any = getattr(cv2.utils, 'logging', cv2)  # OpenCV 5 and 4
+        before = log.setLogLevel(0)
         try:
             found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         finally:
-            cv2.utils.logging.setLogLevel(before)
+            log.setLogLevel(before)
     if found is None or found.dtype != np.uint16 or found.size != page.size:
         name = getattr(page.compression, 'name', page.compression)
         raise ValueError(
@@ -157,4 +158,4 @@ def _straight(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Colours divided by their alpha; where that is zero they stay, as they cannot be known."""
     divisor = alpha.astype(np.uint32)
     divisor[divisor == 0] = 65535
-    return np.minimum((pixels * np.uint32(65535) + divisor // 2) // divisor, 65535).astype(np.uint16)
+    return np.minimum((pixels.astype(np.uint32) * 65535 + divisor // 2) // divisor, 65535).astype(np.uint16)

@@ -195,6 +195,8 @@ def _exported_program(net: nn.Module, channels: int, *, guarded: bool = False) -
 
     config: Any = import_module('torch.fx.experimental._config')  # installs what it holds, unseen by type checkers
     image = sample(net, trace_size(net), channels)
+    if not hasattr(torch.export.Dim, 'DYNAMIC'):
+        raise ExportError(f'onnx and export need torch 2.6 or later, this is {torch.__version__}; give another --form')
     shapes = ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
     later = {'prefer_deferred_runtime_asserts_over_guards': True}
     # networks that cut windows: whether the recorded size is a multiple of them must not become part of the program
