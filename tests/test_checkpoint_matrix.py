@@ -114,19 +114,15 @@ def test_check(file, folder):
 
 
 @pytest.mark.parametrize('named', [NAMED, []], ids=['arch', 'weights'])
-def test_infer_and_export(named, file, folder):
+def test_evaluate_infer_export_and_benchmark(named, file, folder):
     common = [*named, '--weights', file, '--json']
+    sets = ['--data', folder / 'data', '--out', folder / 'evaluate', '--device', 'cpu', '--show', '0']
+    assert json.loads(run('evaluate', *common, *sets))['scale'] == 2
     image = folder / 'data' / 'Set5' / 'LRbicx2' / 'a.png'
     report = json.loads(run('infer', image, *common, '--out', folder / 'a.png', '--overwrite', '--device', 'cpu'))
     assert report['images'][0]['output_size'] == [48, 48]
     exported = json.loads(run('export', *common, '--form', 'pth', '--out', folder / 'exported.pth'))
     assert exported['network'] == 'HASN'
-
-
-def test_evaluate_and_benchmark(file, folder):
-    common = [*NAMED, '--weights', file, '--json']
-    sets = ['--data', folder / 'data', '--out', folder / 'evaluate', '--device', 'cpu', '--show', '0']
-    assert json.loads(run('evaluate', *common, *sets))['scale'] == 2
     counted = json.loads(run('benchmark', *common, '--no-latency', '--size', '16x16', '--device', 'cpu'))
     assert counted['costs'][0]['model'] == 'HASN'
 

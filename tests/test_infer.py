@@ -33,12 +33,17 @@ from basicsr_effsr.imaging.enlarger import Blend, Enlarger
 from basicsr_effsr.imaging.picture import Picture
 from basicsr_effsr.imaging.self_ensemble import self_ensemble
 from basicsr_effsr.imaging.tiling import tiled_forward
-from basicsr_effsr.tools import infer
+from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.errors import UserError
 
 TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
 NAMED = ['--arch', 'HASN', '--scale', '2', '--set', 'num_feat=8', '--set', 'num_block=1', '--set', 'esa_channels=4']
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+
+
+def choose_net(monkeypatch, net) -> None:
+    chosen = networks.Chosen(net, {'type': 'Net'}, Path('net.pth'), net.upscale, {})
+    monkeypatch.setattr(networks, 'choose', lambda *_: chosen)
 
 
 def photo(height: int = 20, width: int = 26) -> np.ndarray:
@@ -539,7 +544,7 @@ class TestFiles:
                 large = x.repeat_interleave(2, -1).repeat_interleave(2, -2)
                 return large * 100_000 / 100_000
 
-        monkeypatch.setattr(infer, 'load_network', lambda *_: (Net(), {'type': 'Net'}, Path('net.pth')))
+        choose_net(monkeypatch, Net())
         save(photo(), 'in/a.png')
         save(np.zeros_like(photo()), 'in/b.png')
         done = run('in', '--out', 'out', '--dtype', 'fp16')
@@ -559,7 +564,7 @@ class TestFiles:
                     (torch if kind == 'torch' else np).empty(1 << 52)  # more than any machine has
                 return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
-        monkeypatch.setattr(infer, 'load_network', lambda *_: (Net(), {'type': 'Net'}, Path('net.pth')))
+        choose_net(monkeypatch, Net())
         save(photo(), 'in/a.png')
         save(photo(20, 24), 'in/b.png')
         done = run('in', '--out', 'out', '--tile', '0')
@@ -578,7 +583,7 @@ class TestFiles:
             def forward(self, x):
                 return x @ x
 
-        monkeypatch.setattr(infer, 'load_network', lambda *_: (Net(), {'type': 'Net'}, Path('net.pth')))
+        choose_net(monkeypatch, Net())
         save(photo(), 'a.png')
         assert isinstance(run('a.png', '--out', 'out').exception, RuntimeError)
 

@@ -10,7 +10,7 @@ import torch
 from basicsr.archs import build_network
 
 from basicsr_effsr.archs.hasn_arch import HASN
-from basicsr_effsr.tools.networks import check_folder, describe, read_options
+from basicsr_effsr.tools.networks import check_folder, choose, read_options, settings_of
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.weights.build import build, scale_of
 
@@ -26,11 +26,12 @@ from basicsr_effsr.weights.build import build, scale_of
         ('network_g: {type: HASN}\npath: abc\n', "path must be a section of options, got 'abc'"),
         ('network_g: {type: HASN}\ndatasets: abc\n', "datasets must be a section of options, got 'abc'"),
         ('network_g: {type: HASN}\nval: 3\n', 'val must be a section of options, got 3'),
-        ('network_g: {type: HASN}\npath: {pretrain_network_g: 5}\n', 'path.pretrain_network_g must be a text, got 5'),
-        ('network_g: {type: HASN}\npath: {param_key_g: [a]}\n', 'path.param_key_g must be a text'),
-        ('network_g: [\n', 'is not YAML in UTF-8'),
-        ('name: caf\xe9\nnetwork_g: {type: HASN}\n', 'is not YAML in UTF-8'),
-        ('- network_g\n', 'must hold options with network_g'),
+        ('network_g: {type: HASN}\npath: {pretrain_network_g: 5}\n', 'path.pretrain_network_g must be a string, got 5'),
+        ('network_g: {type: HASN}\npath: {param_key_g: [a]}\n', 'path.param_key_g must be a string'),
+        ('network_g: [\n', 'is not YAML'),
+        ('name: caf\xe9\nnetwork_g: {type: HASN}\n', 'must be saved as UTF-8'),
+        ('- network_g\n', 'must hold sections'),
+        ('name: x\n', 'network_g'),
     ],
 )
 def test_option_files_of_another_form_are_refused_by_name(tmp_path, text, words):
@@ -44,16 +45,44 @@ def test_option_files_of_another_form_are_refused_by_name(tmp_path, text, words)
 
 def test_empty_sections_are_as_absent_ones(tmp_path):
     file = tmp_path / 'net.yml'
-    file.write_text('network_g: {type: HASN, upscale: 2}\npath:\ndatasets: ~\nval:\n')
-    network, weights, key = describe(file, None, None, None, None, None)
-    assert (network, weights, key) == ({'type': 'HASN', 'upscale': 2}, None, None)
+    file.write_text('network_g: {type: HASN, upscale: 2, num_feat: 8, num_block: 1}\npath:\ndatasets: ~\nval:\n')
+    chosen = choose(file, without='missing')
+    assert (chosen.network['upscale'], chosen.weights, chosen.scale) == (2, None, 2)
 
 
 def test_settings_are_values_of_an_option_file():
-    network = describe(None, 'HASN', 2, None, ['num_feat=8', 'act=[a, b]', 'name='], None)[0]
-    assert network == {'type': 'HASN', 'upscale': 2, 'num_feat': 8, 'act': ['a', 'b'], 'name': None}
-    with pytest.raises(UserError, match=r"--set num_feat must be a value as in an option file, got '\['"):
-        describe(None, 'HASN', 2, None, ['num_feat=['], None)
+    network = settings_of(2, ['num_feat=8', 'act=[a, b]', 'name='])
+    assert network == {'upscale': 2, 'num_feat': 8, 'act': ['a', 'b'], 'name': None}
+    with pytest.raises(UserError, match='--set num_feat'):
+        settings_of(2, ['num_feat=['])
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        ({}, '--weights'),
+        ({'arch': 'HASN'}, '--weights'),
+        ({'arch': 'HASN', 'opt': Path('net.yml')}, '--arch'),
+        ({'arch': 'hasn', 'without': 'always'}, "'HASN'"),
+        ({'arch': 'agdn', 'without': 'always'}, "'AGDN'"),
+        ({'weights': Path()}, 'folder'),
+        ({'arch': 'HASN', 'weights': Path()}, 'folder'),
+    ],
+    ids=str,
+)
+def test_what_names_no_network_or_no_weights_is_one_sentence(arguments, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        choose(**arguments)
+    assert '\n' not in str(caught.value)
+
+
+def test_weights_alone_tell_the_network_and_settings_what_they_do_not_show(tmp_path):
+    option = {'type': 'DPARN', 'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 3}
+    torch.save(build_network(option).state_dict(), tmp_path / 'a.pth')
+    chosen = choose(weights=tmp_path / 'a.pth', settings=['act=silu'])
+    assert (chosen.network['type'], chosen.network['act'], chosen.scale) == ('DPARN', 'silu', 3)
+    with pytest.raises(UserError, match='upscale: 3'):
+        choose(weights=tmp_path / 'a.pth', scale=2)
 
 
 def test_folder_for_results_is_checked_and_not_made(tmp_path):

@@ -91,8 +91,10 @@ def run(*arguments) -> dict:
 
 
 def test_it_is_known_by_its_weights_everywhere(weights, tmp_path):
-    image = tmp_path / 'lr.png'
-    cv2.imwrite(str(image), np.full((8, 8, 3), 90, np.uint8))
+    for name, size in (('GTmod12', 24), ('LRbicx3', 8)):
+        (tmp_path / 'data' / 'Set5' / name).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / 'data' / 'Set5' / name / 'a.png'), np.full((size, size, 3), 90, np.uint8))
+    image = tmp_path / 'data' / 'Set5' / 'LRbicx3' / 'a.png'
     known = run('convert', weights)
     assert {'type': 'Toy', 'num_feat': 6, 'upscale': 3, 'slope': 0.3}.items() <= known['network'].items()
     assert known['assumed'] == {'slope': 0.3}
@@ -101,6 +103,10 @@ def test_it_is_known_by_its_weights_everywhere(weights, tmp_path):
     assert (enlarged['network'], enlarged['images'][0]['output_size']) == ('Toy', [24, 24])
     exported = run('export', *common, '--form', 'pth', '--out', tmp_path / 'b.pth')
     assert (exported['network'], exported['scale'], exported['ncnn']) == ('Toy', 3, 'not tried')
+    sets = ['--data', tmp_path / 'data', '--out', tmp_path / 'evaluate', '--device', 'cpu', '--show', '0']
+    assert run('evaluate', *common, *sets)['network'] == 'Toy'
+    counted = run('benchmark', *common, '--no-latency', '--size', '16x16', '--device', 'cpu')
+    assert counted['costs'][0]['model'] == 'Toy'
 
 
 def test_it_is_known_under_the_names_of_another_program(weights, tmp_path):

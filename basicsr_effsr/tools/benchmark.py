@@ -18,7 +18,6 @@ from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.ntire import GATE, images_of, ntire, other_than, protocol_of
 from basicsr_effsr.utils import latency
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.weights.build import build, scale_of
 
 if TYPE_CHECKING:
     import torch
@@ -350,12 +349,9 @@ def command(
         _refuse_idle(given | {'threads': threads}, protocol, no_latency)
         if data is not None:
             images_of(data)
-        network, checkpoint, key = networks.describe(opt, arch, scale, weights, settings, param_key)
-        if checkpoint is not None and not checkpoint.is_file() and weights is None:
-            checkpoint = None  # cost does not depend on weights; a test file may name some that are not there
-        net = build(network, checkpoint, key, fuse=False)
-        told = networks.read_options(opt).get('scale') if opt is not None and scale is None else None
-        factor, channels = scale_of(net, network, told), channels_of(net, network)
+        chosen = networks.choose(opt, arch, scale, weights, settings, param_key, without='missing')
+        net, factor = chosen.net, chosen.scale
+        channels = channels_of(net, chosen.network)
         if protocol is not None:
             protocol_of(protocol)
             if factor != 4:

@@ -17,7 +17,7 @@ from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.evaluate import forward_function, measure, protocol_of
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.files import write_atomic
-from basicsr_effsr.weights.build import build, scale_of
+from basicsr_effsr.weights.fuse import fused
 
 MARGIN, CAPTION, CROP, PANEL = 12, 26, 72, 288  # pixels; CROP is the side of the enlarged detail in HR pixels
 
@@ -90,13 +90,10 @@ def compare(opt_file: Path) -> tuple[list[Row], Image.Image, str]:
     Raises:
         UserError, ValueError, OSError: an image has no partner or cannot be read, or the weights do not fit.
     """
-    opt = networks.read_options(opt_file)
-    network, weights, key = networks.describe(opt_file, None, None, None, None, None)
-    if weights is None:
-        raise UserError(f'{opt_file}: path.pretrain_network_g must name the weights to compare with')
+    chosen = networks.choose(opt_file)
+    opt, scale = chosen.options, chosen.scale
     how = protocol_of(opt.get('val') or {}, None, None, None, None)
-    net = build(network, weights, key, fuse=how.fuse)
-    scale = scale_of(net, network, opt.get('scale'))
+    net = fused(chosen.net) if how.fuse else chosen.net
     device = networks.pick_device('cpu' if opt.get('num_gpu') == 0 else None)
     run, protocol, _ = forward_function(net, scale, device, how)
     rows, panels = [], []

@@ -14,7 +14,6 @@ import typer
 from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.extras import needs
-from basicsr_effsr.weights.build import build
 from basicsr_effsr.weights.metadata import metadata_of
 from basicsr_effsr.weights.recognise import as_yaml, described, recognise
 
@@ -85,8 +84,7 @@ def convert(
 
     known = recognise(source, network, param_key)
     found = known.network
-    net = build(found, None, fuse=False)
-    net.load_state_dict(known.state, strict=True)
+    net = known.net
     kept: Mapping[str, Tensor] = known.state
     if fuse:
         if not can_be_fused(net):
@@ -146,7 +144,7 @@ def command(
     try:
         network: dict[str, Any] | None = None
         if arch is not None:
-            network, _, _ = networks.describe(None, arch, scale, None, settings, None)
+            network = {'type': arch, **networks.settings_of(scale, settings)}
         elif scale is not None or settings:
             raise UserError('--scale and --set need --arch')
         if out is None:

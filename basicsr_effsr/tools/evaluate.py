@@ -23,7 +23,7 @@ from basicsr_effsr.imaging.decode import read_rgb
 from basicsr_effsr.imaging.metrics import score_y
 from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.weights.build import build, scale_of
+from basicsr_effsr.weights.fuse import fused
 from basicsr_effsr.weights.identify import variant_of
 
 if TYPE_CHECKING:
@@ -425,23 +425,19 @@ def command(
 
     try:
         networks.check_folder(out)
-        options = networks.read_options(opt) if opt is not None and arch is None else {}
-        val = options.get('val')
+        chosen = networks.choose(opt, arch, scale, weights, settings, param_key)
+        val = chosen.options.get('val')
         how = protocol_of(val if isinstance(val, Mapping) else {}, self_ensemble, tile, overlap, blend)
-        network, checkpoint, key = networks.describe(opt, arch, scale, weights, settings, param_key)
-        if checkpoint is None:
-            raise UserError('no weights to evaluate; give --weights')
-        net = build(network, checkpoint, key, fuse=how.fuse)
-        factor = scale_of(net, network, None if scale is not None else options.get('scale'))
+        net, factor = fused(chosen.net) if how.fuse else chosen.net, chosen.scale
         run, protocol, machine = forward_function(net, factor, networks.pick_device(device), how)
         report = Report(
             network=type(net).__name__,
             parameters=sum(p.numel() for p in net.parameters()),
             scale=factor,
-            weights=str(checkpoint),
+            weights=str(chosen.weights),
             protocol=protocol,
             machine=machine,
-            paper=find_paper(network['type'], network, factor),
+            paper=find_paper(chosen.network['type'], chosen.network, factor),
         )
         work = [(name, p) for name, f in find_sets(data, sets, factor).items() for p in images_of(f, factor, make_lr)]
         texts = evaluate(report, run, work, show)

@@ -16,7 +16,7 @@ import typer
 from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.errors import UserError, one_line
 from basicsr_effsr.utils.extras import needs
-from basicsr_effsr.weights.build import build, scale_of
+from basicsr_effsr.weights.fuse import can_be_fused, fused
 from basicsr_effsr.weights.metadata import metadata_of
 
 if TYPE_CHECKING:
@@ -474,25 +474,6 @@ def export(
     return report[0]
 
 
-def _network_to_export(
-    network: dict[str, Any] | None, weights: Path | None, key: str | None, fuse: bool
-) -> tuple[dict[str, Any], nn.Module]:
-    """The network option, as recognised and deployed, and the network in eval mode."""
-    from basicsr_effsr.weights.fuse import fused
-    from basicsr_effsr.weights.recognise import recognise
-
-    if weights is None:
-        assert network is not None
-        net = build(network, None, fuse=fuse)
-    else:
-        known = recognise(weights, network, key)
-        network = known.network
-        net = build(network, None, fuse=False)
-        net.load_state_dict(known.state, strict=True)
-        net = fused(net) if fuse else net
-    return {**network, 'deploy': True} if getattr(net, 'deploy', False) else network, net
-
-
 def _print(report: Report) -> None:
     typer.echo(
         f'{report.file}: {report.network} x{report.scale}, {report.form}, {report.dtype}, {report.bytes:,} bytes'
@@ -530,19 +511,12 @@ def command(
     try:
         if dtype not in TOLERANCE:
             raise UserError(f'--dtype must be one of {", ".join(TOLERANCE)}, got {dtype!r}')
-        named, checkpoint, key = None, weights, param_key
-        if opt is not None or arch is not None:
-            named, checkpoint, key = networks.describe(opt, arch, scale, weights, settings, param_key)
-        elif random or weights is None:
-            raise UserError('give weights (--weights), a network (--arch), or an option file that names both (-opt)')
-        elif scale is not None or settings:
-            raise UserError('--scale and --set need --arch; without it the weights tell the network')
-        if checkpoint is None and not random:
-            raise UserError('no weights to export; give --weights, or --random for a look at the graph')
-        checkpoint = None if random else checkpoint
-        network, net = _network_to_export(named, checkpoint, key, not no_fuse)
-        told = networks.read_options(opt).get('scale') if opt is not None and scale is None else None
-        factor = scale_of(net, network, told)
+        if random and opt is None and arch is None:
+            raise UserError('--random needs a network; give --arch, or an option file (-opt)')
+        chosen = networks.choose(opt, arch, scale, weights, settings, param_key, without='always' if random else None)
+        net, network, checkpoint = chosen.net, chosen.network, chosen.weights
+        if not no_fuse and can_be_fused(net):
+            net, network = fused(net), {**network, 'deploy': True}
         stem = checkpoint.with_suffix('') if checkpoint is not None else Path(f'{network["type"]}_random'.lower())
         halved = '_fp16' if dtype == 'fp16' else ''
         target = out or stem.with_name(f'{stem.name}{halved}{SUFFIXES[form]}')
@@ -561,7 +535,7 @@ def command(
             dtype=dtype,
             tolerance=tolerance,
             channels=int(network.get('num_in_ch', 3)),
-            scale=factor,
+            scale=chosen.scale,
         )
     except ExportError as error:
         typer.echo(f'effsr export: {error}', err=True)

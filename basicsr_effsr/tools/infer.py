@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -19,11 +19,7 @@ from basicsr_effsr.imaging.enlarger import Alpha, Blend, Enlarger
 from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.memory import out_of_memory
-from basicsr_effsr.weights.build import build
 from basicsr_effsr.weights.fuse import fused
-
-if TYPE_CHECKING:
-    from torch import nn
 
 DTYPES = {'fp32': 'float32', 'fp16': 'float16', 'bf16': 'bfloat16'}
 
@@ -47,41 +43,6 @@ class Report:
     def count(self, status: str) -> int:
         """Number of images of a status."""
         return sum(image.status == status for image in self.images)
-
-
-def load_network(
-    opt: Path | None,
-    arch: str | None,
-    scale: int | None,
-    weights: Path | None,
-    settings: list[str] | None,
-    param_key: str | None,
-) -> tuple[nn.Module, dict[str, Any], Path]:
-    """The network, its options, and its checkpoint; what it is follows from the weights if nobody says.
-
-    Raises:
-        UserError: no weights, no network of ours, an option it does not have.
-        ValueError, FileNotFoundError: a checkpoint that cannot be read, or does not fit.
-    """
-    if opt is not None or arch is not None:
-        network, checkpoint, key = networks.describe(opt, arch, scale, weights, settings, param_key)
-        if checkpoint is None:
-            raise UserError('no weights to enlarge with; give --weights')
-        return build(network, checkpoint, key), network, checkpoint
-    if weights is None:
-        raise UserError('give an option file (-opt), or --weights, alone or with --arch')
-    from basicsr_effsr.weights.recognise import recognise
-
-    known = recognise(weights, None, param_key)
-    found = known.network
-    changed, _, _ = networks.describe(None, found['type'], scale, weights, settings, param_key)
-    network = {**found, **changed}
-    net = build(network, None, fuse=False)
-    try:
-        net.load_state_dict(known.state, strict=True)
-    except RuntimeError as error:
-        raise UserError(f'{weights} is of {found}, which --scale or --set contradict; leave them out') from error
-    return fused(net), network, weights
 
 
 def run(
@@ -236,9 +197,9 @@ def command(
             raise UserError(f'--suffix must be part of a file name, got {suffix!r}')
         rank, world, local_rank = share_of_this_process()
         side = _tile(tile)
-        net, network, checkpoint = load_network(opt, arch, scale, weights, settings, param_key)
+        chosen = networks.choose(opt, arch, scale, weights, settings, param_key)
         enlarge = Enlarger(
-            net,
+            fused(chosen.net),
             device=_device(device, local_rank),
             dtype=getattr(torch, DTYPES[dtype]),
             tile=side,
@@ -259,9 +220,9 @@ def command(
             typer.echo(in_words(done))
 
     report = Report(
-        network=str(network['type']),
+        network=str(chosen.network['type']),
         scale=enlarge.scale,
-        weights=str(checkpoint),
+        weights=str(chosen.weights),
         dtype=dtype,
         device=str(enlarge.device),
         blend=enlarge.blend.value,

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
+from basicsr_effsr.options.file import read_option_file
 from basicsr_effsr.utils.errors import UserError, one_line
+from basicsr_effsr.weights.build import build, scale_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 OptFile = Annotated[Path | None, typer.Option('-opt', '--opt', help='Option file that names network and weights.')]
 Arch = Annotated[str | None, typer.Option(help='Registered network, instead of an option file: HASN, AGDN ...')]
@@ -28,18 +34,13 @@ def stop(command: str, error: Exception) -> typer.Exit:
 
 
 def read_options(file: Path) -> dict[str, Any]:
-    """An option file as a dictionary.
+    """An option file, with the sections that the commands read.
 
     Raises:
-        UserError: it does not exist, holds no options, or a section that the tools read is of another kind.
+        UserError: it cannot be read, lacks ``network_g``, or a section that the commands read is of another kind.
     """
-    if not file.is_file():
-        raise UserError(f'no option file {file}; give one of options/test/')
-    try:
-        opt = yaml.safe_load(file.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f'{file} is not YAML in UTF-8: {one_line(error)}') from error
-    if not isinstance(opt, dict) or 'network_g' not in opt:
+    opt = read_option_file(file)
+    if 'network_g' not in opt:
         raise UserError(f'{file} must hold options with network_g')
     network = opt['network_g']
     if not isinstance(network, dict) or not isinstance(network.get('type'), str):
@@ -50,7 +51,7 @@ def read_options(file: Path) -> dict[str, Any]:
     path = opt.get('path') or {}
     for name in ('pretrain_network_g', 'param_key_g'):
         if not isinstance(path.get(name), str | None):
-            raise UserError(f'{file}: path.{name} must be a text, got {path[name]!r}')
+            raise UserError(f'{file}: path.{name} must be a string, got {path[name]!r}')
     return opt
 
 
@@ -67,32 +68,32 @@ def check_folder(folder: Path) -> None:
         raise UserError(f'the folder {there} cannot be written; give another --out')
 
 
-def describe(
-    opt_file: Path | None,
-    arch: str | None,
-    scale: int | None,
-    weights: Path | None,
-    settings: Iterable[str] | None,
-    param_key: str | None,
-) -> tuple[dict[str, Any], Path | None, str | None]:
-    """Network options, checkpoint and its key, from what the command line gave.
+@dataclass(frozen=True)
+class Chosen:
+    """The network that a command is about.
+
+    Attributes:
+        net: in eval mode on the CPU, in the form its weights are of.
+        network: ``type`` and options.
+        weights: the checkpoint that was loaded; None for a network as it was initialised.
+        scale: scale factor.
+        options: the option file; empty without one.
+    """
+
+    net: nn.Module
+    network: dict[str, Any]
+    weights: Path | None
+    scale: int
+    options: dict[str, Any]
+
+
+def settings_of(scale: int | None, settings: Iterable[str] | None) -> dict[str, Any]:
+    """Network options of ``--scale`` and ``--set``.
 
     Raises:
-        UserError: neither or both of option file and name, or an ill-formed setting.
+        UserError: an ill-formed setting.
     """
-    if (opt_file is None) == (arch is None):
-        raise UserError('give either an option file (-opt) or a network (--arch), one of the two')
-    if opt_file is not None:
-        opt = read_options(opt_file)
-        network = dict(opt['network_g'])
-        path = opt.get('path') or {}
-        if weights is None and path.get('pretrain_network_g'):
-            weights = Path(path['pretrain_network_g'])
-            param_key = param_key or path.get('param_key_g', 'params')
-    else:
-        network = {'type': arch}
-    if scale is not None:
-        network['upscale'] = scale
+    network: dict[str, Any] = {} if scale is None else {'upscale': scale}
     for entry in settings or []:
         key, found, value = entry.partition('=')
         if not found:
@@ -101,7 +102,64 @@ def describe(
             network[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UserError(f'--set {key} must be a value as in an option file, got {value!r}') from error
-    return network, weights, param_key
+    return network
+
+
+def choose(
+    opt: Path | None = None,
+    arch: str | None = None,
+    scale: int | None = None,
+    weights: Path | None = None,
+    settings: Iterable[str] | None = None,
+    param_key: str | None = None,
+    *,
+    without: str | None = None,
+) -> Chosen:
+    """The network of a command, from an option file, from its name, or from its weights alone.
+
+    Args:
+        opt: option file that names network and weights.
+        arch: registered network, instead of an option file.
+        scale: scale factor of the network.
+        weights: checkpoint, before the one of the option file; without ``opt`` and ``arch`` it tells the network.
+        settings: network options, ``key=value``; they go before the option file and before what weights show.
+        param_key: entry of the checkpoint.
+        without: whether a network may do without weights: None, no; ``'missing'``, if nothing names a file, or an
+            option file one that is not there; ``'always'``, none are read.
+
+    Raises:
+        UserError: nothing or too much names the network, there are no weights, or they are not of it.
+        OSError, ValueError: a checkpoint that cannot be read, an option out of its range.
+    """
+    if opt is not None and arch is not None:
+        raise UserError('give either an option file (-opt) or a network (--arch), one of the two')
+    options = read_options(opt) if opt is not None else {}
+    given = settings_of(scale, settings)
+    network = {**options['network_g'], **given} if opt is not None else {'type': arch, **given} if arch else None
+    path = options.get('path') or {}
+    if weights is None and path.get('pretrain_network_g'):
+        weights = Path(path['pretrain_network_g'])
+        param_key = param_key or path.get('param_key_g', 'params')
+        if without == 'missing' and not weights.is_file():
+            weights = None
+    if without == 'always':
+        weights = None
+    if weights is None:
+        if network is None:
+            raise UserError('give weights (--weights), a network (--arch), or an option file that names both (-opt)')
+        if without is None:
+            where = f'{opt}: path.pretrain_network_g must name the weights; or' if opt is not None else 'no weights;'
+            raise UserError(f'{where} give --weights')
+        net = build(network, None, fuse=False)
+    else:
+        from basicsr_effsr.weights.recognise import recognise
+
+        if network is None and given:
+            network = {**recognise(weights, None, param_key).network, **given}
+        known = recognise(weights, network, param_key)
+        net, network = known.net, known.network
+    factor = scale_of(net, network, None if scale is not None else options.get('scale'))
+    return Chosen(net, network, weights, factor, options)
 
 
 def pick_device(wanted: str | None) -> Any:

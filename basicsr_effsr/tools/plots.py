@@ -16,7 +16,6 @@ from basicsr_effsr.tools.networks import check_folder, stop
 from basicsr_effsr.utils.errors import UserError
 
 PAPERS = Path(__file__).with_name('papers.json')
-OURS = ('HASN', 'DPARN', 'AGDN', 'AGDN-S', 'EFRDN', 'ASID', 'ASID-D8')
 AXES = {
     'params': ('params', 1e-3, 'parameters [K]'),
     'multi-adds': ('multi_adds', 1.0, 'multiply-adds at 1280x720 output [G]'),
@@ -45,6 +44,11 @@ class Point:
     measured: bool
     source: str
     setting: str = ''
+
+    @property
+    def stands_out(self) -> bool:
+        """Measured here, or the method of the very paper that lists it (AGDN-S in the AGDN paper)."""
+        return self.measured or self.source.startswith(f'{self.method.partition("-")[0]} paper')
 
 
 def points_of_papers(scale: int, dataset: str, against: str, sources: Iterable[str] = ()) -> list[Point]:
@@ -246,7 +250,7 @@ def in_view(points: Sequence[Point], least: float | None) -> tuple[list[Point], 
         least: dB; None is 0.3 dB below the weakest of ours, or of what was measured.
     """
     if least is None:
-        ours = [p.psnr for p in points if p.method in OURS or p.measured]
+        ours = [p.psnr for p in points if p.stands_out]
         least = min(ours) - 0.3 if ours else float('-inf')
     return [p for p in points if p.psnr >= least], [p.method for p in points if p.psnr < least]
 
@@ -272,7 +276,7 @@ def draw(points: Sequence[Point], title: str, x_label: str, y_label: str) -> Any
         axes.set_xscale('log')
     largest = max((p.size or 0 for p in points), default=0) or 1
     for point in sorted(points, key=lambda p: -(p.size or 0)):
-        ours = point.method in OURS or point.measured
+        ours = point.stands_out
         area = 20 + 400 * (point.size or 0) / largest
         axes.scatter(
             point.x,
@@ -302,7 +306,7 @@ def _label(axes: Any, points: Sequence[Point]) -> None:
             point.psnr,
             f'{point.method} (measured)' if point.measured else point.method,
             fontsize=8,
-            fontweight='bold' if point.method in OURS else 'normal',
+            fontweight='bold' if point.stands_out else 'normal',
             zorder=4,
         )
         for point in points

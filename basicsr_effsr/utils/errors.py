@@ -20,8 +20,9 @@ def one_line(error: Exception) -> str:
 def near(name: Any, known: Iterable[str]) -> str:
     """' (did you mean ...?)', or the known names if none is near."""
     names = [str(k) for k in known]
-    match = get_close_matches(str(name), names, 1)
+    likely = {n.lower(): n for n in reversed(names)}  # a slip of the case is the likeliest of all
+    match = get_close_matches(str(name).lower(), likely, 1)
     if match:
-        return f'did you mean {match[0]!r}?'
+        return f'did you mean {likely[match[0]]!r}?'
     shown = sorted(n for n in names if not n.endswith('_effsr'))
     return f'known are {", ".join(shown[:12])}{" ..." if len(shown) > 12 else ""}'

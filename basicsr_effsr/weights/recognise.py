@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from basicsr_effsr._registration import lookup
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.weights.build import on_meta
+from basicsr_effsr.weights.build import build, on_meta
 from basicsr_effsr.weights.checkpoint import mismatch, open_checkpoint, read_metadata
 from basicsr_effsr.weights.fuse import can_be_fused
 from basicsr_effsr.weights.identify import candidates, identify, known_networks, likely
@@ -35,6 +35,7 @@ class Recognised:
     """Parameters of a file and the network they are of.
 
     Attributes:
+        net: the network with these parameters, in eval mode on the CPU and in the form that they are of.
         network: ``type`` and options.
         state: parameters under the names of that network.
         renamed: name in the file -> name of the network.
@@ -42,6 +43,7 @@ class Recognised:
         assumed: options that neither the weights nor the caller show, with the values they were taken to have.
     """
 
+    net: nn.Module
     network: dict[str, Any]
     state: dict[str, Tensor]
     renamed: dict[str, str]
@@ -73,11 +75,12 @@ def _fitting(
     network: Mapping[str, Any], given: Mapping[str, Any], stored: Mapping[str, Tensor]
 ) -> tuple[Recognised | None, str]:
     """What was recognised if ``stored`` loads strictly into the network, and if not, why it does not."""
-    net = on_meta(network)
+    net = build(dict(network), None, fuse=False)
     state, renamed, dropped = named_for(net, stored)
     problem = mismatch(net, state)
     if not problem:
-        return Recognised(dict(network), state, renamed, dropped, _assumed(network, given)), ''
+        net.load_state_dict(state, strict=True)
+        return Recognised(net, dict(network), state, renamed, dropped, _assumed(network, given)), ''
     if can_be_fused(net):
         found, _ = _fitting({**network, 'deploy': True}, given, stored)
         return found, problem
@@ -102,7 +105,7 @@ def recognise(source: Path, network: Mapping[str, Any] | None = None, param_key:
         if found is None:
             own = identify(stored, on_meta)
             if own is not None:
-                problem = f'by its weights it is {described(own)}'
+                problem += f'; by its weights it is {described(own)}'
             raise UserError(f'{source} does not fit {network["type"]} with the given options: {problem}')
         return found
     header = _stated(source)
