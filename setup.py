@@ -26,6 +26,7 @@ setup(
         'numpy',
         'opencv-python',
         'pillow',
+        'pydantic>=2',
         'pyyaml',
         'rich>=13',
         'scikit-image',

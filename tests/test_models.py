@@ -206,7 +206,7 @@ class TestExtras:
 
     def test_no_loss_is_refused(self, opt):
         del opt['train']['pixel_opt']
-        with pytest.raises(ValueError, match='train names no loss'):
+        with pytest.raises(ValueError, match=r'train\.losses'):
             trained(opt, [])
 
     @pytest.mark.parametrize('name', ['l_pix', 'l_percep', 'l_style', 'l_hr', 'l_teacher', 'l_feat'])
@@ -215,12 +215,12 @@ class TestExtras:
             opt = TestDistillation().option(opt, tmp_path)
         elif name == 'l_percep':
             opt['train']['perceptual_opt'] = {'type': 'PairLoss'}
-        with pytest.raises(ValueError, match=rf'Model: train\.losses\.{name} must have another name, \w.* logs a term'):
+        with pytest.raises(ValueError, match=rf'Model: train\.losses\.{name}: '):
             trained(change(opt, losses={name: {'type': 'MSELoss'}}), [])
 
     @pytest.mark.parametrize('name', ['l_a.b', 'type', 'items', '', 1, 'lrs', 'training'])
     def test_a_name_that_no_loss_can_have_is_refused_in_a_sentence(self, opt, name):
-        with pytest.raises(ValueError, match=rf'EffSRModel: a key of train\.losses must be .* got {name!r}'):
+        with pytest.raises(ValueError, match=rf'EffSRModel: train\.losses\.{name}: '):
             trained(change(opt, losses={name: {'type': 'MSELoss'}}), [])
 
     @pytest.mark.parametrize('decay', [0, 0.9])
@@ -483,28 +483,25 @@ class TestExtras:
 
     @pytest.mark.parametrize('is_train', [True, False])
     @pytest.mark.parametrize(
-        ('tile', 'words'),
+        ('tile', 'where'),
         [
-            ({'overlap': 8}, r'tile\.size must be a whole number of LR pixels, at least 1, got None'),
-            ({'size': 0}, r'tile\.size must be a whole number'),
-            (64, r'tile must be a mapping .*, got 64'),
-            ({'size': 64, 'overlap': 64}, r'tile\.overlap must be .* from 0 to less than size \(64\), got 64'),
-            ({'size': 64, 'overlap': -1}, r'tile\.overlap must be'),
-            ({'size': 64, 'blend': 'median'}, r"tile\.blend must be one of .*'feather'.*, got 'median'"),
-            ({'size': 64, 'overlpa': 8}, r"tile\.overlpa is not an option it reads; did you mean 'overlap'"),
-            (
-                {'size': 8},
-                r'tile\.size must be at least 15, because HASN needs images of at least 15 x 15 pixels, got 8',
-            ),
-            ({'size': 64, 'overlap': 8, 'blend': 'halo'}, r'tile\.overlap must be at least 14, because HASN .*, got 8'),
+            ({'overlap': 8}, 'tile.size'),
+            ({'size': 0}, 'tile.size'),
+            (64, 'tile'),
+            ({'size': 64, 'overlap': 64}, 'tile.overlap'),
+            ({'size': 64, 'overlap': -1}, 'tile.overlap'),
+            ({'size': 64, 'blend': 'median'}, 'tile.blend'),
+            ({'size': 64, 'overlpa': 8}, 'tile.overlpa'),
+            ({'size': 8}, 'tile.size'),
+            ({'size': 64, 'overlap': 8, 'blend': 'halo'}, 'tile.overlap'),
         ],
     )
-    def test_impossible_tiles_are_refused_at_the_start(self, opt, tile, words, is_train):
+    def test_impossible_tiles_are_refused_at_the_start(self, opt, tile, where, is_train):
         opt['val']['tile'] = tile
         opt['is_train'] = is_train
         if not is_train:
             del opt['train']
-        with pytest.raises(ValueError, match=rf'EffSRModel: val\.{words}'):
+        with pytest.raises(ValueError, match=rf'EffSRModel: val\.{where}: '):
             trained(opt, [])
 
     @pytest.mark.parametrize(
@@ -523,7 +520,7 @@ class TestExtras:
 
     @pytest.mark.parametrize(('key', 'near'), [('grad_clipp', 'grad_clip'), ('ema_deacy', 'ema_decay')])
     def test_a_key_nobody_reads_is_an_error(self, opt, key, near):
-        with pytest.raises(ValueError, match=f"train.{key} is not an option it reads; did you mean '{near}'"):
+        with pytest.raises(ValueError, match=f"train.{key}: .*'{near}'"):
             trained(change(opt, **{key: 1}), [])
 
     @pytest.mark.parametrize(
@@ -542,7 +539,7 @@ class TestExtras:
         ],
     )
     def test_impossible_values_are_refused(self, opt, option):
-        with pytest.raises(ValueError, match=f'EffSRModel: train.{next(iter(option))} must be'):
+        with pytest.raises(ValueError, match=f'EffSRModel: train.{next(iter(option))}: '):
             trained(change(opt, **option), [])
 
 
@@ -613,9 +610,10 @@ class TestInference:
         assert forms[0].deploy
         assert torch.equal(torch.get_rng_state(), before)
 
-    @pytest.mark.parametrize('off', [0, None, False])
+    @pytest.mark.parametrize('off', [0, ...])
     def test_testing_leaves_the_training_mode(self, opt, off):
-        opt['train']['ema_decay'] = off
+        opt['train'].pop('ema_decay')
+        opt['train'] |= {} if off is ... else {'ema_decay': off}
         model = self.model(opt)
         model.test()
         assert model.net_g.training
@@ -693,7 +691,7 @@ class TestDistillation:
     def test_nothing_to_train_on_is_refused(self, opt, tmp_path, weights):
         opt = self.option(opt, tmp_path)
         opt['train']['distill'] = weights
-        with pytest.raises(ValueError, match='DistillationModel: nothing is left to train on, alpha and beta'):
+        with pytest.raises(ValueError, match=r'DistillationModel: train\.distill: '):
             trained(opt, [])
         model = trained(change(opt, losses={'l_one': {'type': 'L1Loss'}}), batches(1))
         assert list(model.get_current_log()) == ['l_one']
@@ -727,7 +725,7 @@ class TestDistillation:
 
     def test_two_places_that_contradict_each_other_are_refused(self, opt, tmp_path):
         loss = {'type': 'FAKDLoss', 'adapter': 'conv1x1'}
-        with pytest.raises(ValueError, match=r"adapter must agree, got 'none' and 'conv1x1'; give one of them"):
+        with pytest.raises(ValueError, match=r'DistillationModel: train\.distill\.adapter: '):
             trained(self.option(opt, tmp_path, feature_loss=loss, adapter='none'), [])
 
     def test_the_teacher_is_in_channels_last_too(self, opt, tmp_path):
@@ -795,11 +793,11 @@ class TestDistillation:
     def test_a_teacher_without_weights_is_refused(self, opt, tmp_path):
         opt = self.option(opt, tmp_path)
         opt['path']['pretrain_network_t'] = None
-        with pytest.raises(ValueError, match=r'the teacher needs network_t and path\.pretrain_network_t'):
+        with pytest.raises(ValueError, match=r'path\.pretrain_network_t: '):
             trained(opt, [])
 
     def test_a_misspelt_key_is_refused(self, opt, tmp_path):
-        with pytest.raises(ValueError, match=r"train\.distill\.gama is not an option it reads; did you mean 'gamma'"):
+        with pytest.raises(ValueError, match=r"train\.distill\.gama: .*'gamma'"):
             trained(self.option(opt, tmp_path, gama=1), [])
 
 

@@ -22,8 +22,7 @@ from torch.utils.data import default_collate
 from basicsr_effsr._registration import derives_from_ours, lookup
 from basicsr_effsr.data.draws import SampleIndex
 from basicsr_effsr.host.undisturbed import undisturbed
-from basicsr_effsr.options.check import copied
-from basicsr_effsr.options.problem import Problem
+from basicsr_effsr.options.problem import Problem, copied
 from basicsr_effsr.utils.errors import one_line
 
 Options = dict[str, Any]

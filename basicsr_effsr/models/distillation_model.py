@@ -19,14 +19,11 @@ from basicsr_effsr.models.effsr_model import EffSRModel
 from basicsr_effsr.utils import distributed
 from basicsr_effsr.utils.adapters import semi_orthogonal_conv1x1
 from basicsr_effsr.utils.feature_tap import FeatureTap, as_map
-from basicsr_effsr.utils.options import refuse_unknown
 
 __all__ = ['DistillationModel']
 
 TEACHER_DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-ADAPTERS = ('none', 'conv1x1')
 DEFAULTS = {'alpha': 0.5, 'beta': 0.5, 'gamma': 10 / 255}
-DISTILL_KEYS = (*DEFAULTS, 'feature_pairs', 'feature_loss', 'adapter', 'teacher_dtype')
 PROBE_SIDE = 32  # LR pixels of the image that is run through both networks once, at start
 
 
@@ -59,50 +56,6 @@ class DistillationModel(EffSRModel):
     train_keys = EffSRModel.train_keys | {'distill'}
     reserved_terms = EffSRModel.reserved_terms | {'l_teacher', 'l_hr', 'l_feat'}
     needs_losses = False  # the distillation terms are losses enough
-
-    def _check_options(self, opt: dict[str, Any]) -> None:
-        super()._check_options(opt)
-        if not opt.get('is_train'):
-            return
-        who, distill = type(self).__name__, opt['train'].get('distill') or {}
-        refuse_unknown(who, 'train.distill', distill, DISTILL_KEYS)
-        for key in DEFAULTS:
-            value = distill.get(key, 0)
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-                raise ValueError(f'{who}: train.distill.{key} must be a number of at least 0, got {value!r}')
-        if bool(distill.get('feature_pairs')) != bool(distill.get('feature_loss')):
-            raise ValueError(f'{who}: train.distill needs both feature_pairs and feature_loss, or neither')
-        if distill.get('gamma') and not distill.get('feature_pairs'):
-            raise ValueError(
-                f'{who}: train.distill.gamma weighs feature_pairs, which are missing; give them, or gamma: 0'
-            )
-        for key, choices in (('teacher_dtype', tuple(TEACHER_DTYPES)), ('adapter', ADAPTERS)):
-            if distill.get(key) not in (None, *choices):
-                raise ValueError(f'{who}: train.distill.{key} must be one of {choices}, got {distill[key]!r}')
-        pairs = distill.get('feature_pairs')
-        kinds = {kind for kind in (distill.get('adapter'), (distill.get('feature_loss') or {}).get('adapter')) if kind}
-        if len(kinds) > 1:
-            raise ValueError(
-                f'{who}: train.distill.adapter and train.distill.feature_loss.adapter must agree, got '
-                f'{distill["adapter"]!r} and {distill["feature_loss"]["adapter"]!r}; give one of them'
-            )
-        weights = DEFAULTS | distill
-        asked = [opt['train'].get(key) for key in ('losses', 'pixel_opt', 'perceptual_opt')]
-        if not (weights['alpha'] or weights['beta'] or (weights['gamma'] and pairs) or any(asked)):
-            raise ValueError(
-                f'{who}: nothing is left to train on, alpha and beta of train.distill are 0, and so is gamma or it '
-                'has no feature_pairs; give one of them a weight, or name train.losses'
-            )
-        if not opt.get('network_t') or not opt['path'].get('pretrain_network_t'):
-            raise ValueError(
-                f'{who}: the teacher needs network_t and path.pretrain_network_t (its weights); give both, or use '
-                'model_type: EffSRModel to train without a teacher'
-            )
-        if not opt['dist'] and opt['num_gpu'] > 1:
-            raise ValueError(
-                f'{who}: features cannot be read in {opt["num_gpu"]} GPUs of one process; use torchrun '
-                '--nproc_per_node=N -m basicsr.train -opt ... --launcher pytorch, or num_gpu: 1'
-            )
 
     # ------------------------------------------------------------------ teacher, taps, adapters
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from basicsr_effsr._registration import register_in
 from basicsr_effsr.imaging.self_ensemble import self_ensemble
-from basicsr_effsr.imaging.tiling import BLENDS, tiled_forward
+from basicsr_effsr.imaging.tiling import tiled_forward
 from basicsr_effsr.models.restore import restore_optimizer, restore_schedule
 from basicsr_effsr.models.run_state import NEW_RUN, RunState, recipe, side_file
-from basicsr_effsr.models.step import HALF, TrainingStep
+from basicsr_effsr.models.step import TrainingStep
+from basicsr_effsr.options.check import refuse
 from basicsr_effsr.utils import distributed
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.files import remove_leftovers
-from basicsr_effsr.utils.options import refuse_unknown
 from basicsr_effsr.utils.training import (
     make_optimizer,
     random_states,
@@ -39,35 +38,6 @@ from basicsr_effsr.weights.checkpoint import load_into, mismatch, save_atomic
 from basicsr_effsr.weights.fuse import can_be_fused, fused
 
 __all__ = ['EffSRModel']
-
-NO_TERMS = {'epoch', 'iter', 'lrs', 'time', 'data_time', *dir(nn.ModuleDict())}  # the host's log and torch have these
-
-
-def check_tile(who: str, tile: Any) -> None:
-    """Refuses a ``val.tile`` that the first validation would stop at.
-
-    Args:
-        who: the class that reads it.
-        tile: the section; None is no tiling.
-
-    Raises:
-        ValueError: a key is unknown, missing or out of its range.
-    """
-    if tile is None:
-        return
-    if not isinstance(tile, Mapping):
-        raise ValueError(f'{who}: val.tile must be a mapping such as {{size: 64, overlap: 24}}, got {tile!r}')
-    refuse_unknown(who, 'val.tile', tile, {'size', 'overlap', 'blend'})
-    size, overlap, blend = tile.get('size'), tile.get('overlap', 0), tile.get('blend', 'mean')
-    if type(size) is not int or size < 1:
-        raise ValueError(f'{who}: val.tile.size must be a whole number of LR pixels, at least 1, got {size!r}')
-    if blend not in BLENDS:
-        raise ValueError(f'{who}: val.tile.blend must be one of {list(BLENDS)}, got {blend!r}')
-    if type(overlap) is not int or overlap < 0 or (overlap >= size and blend != 'halo'):
-        raise ValueError(
-            f'{who}: val.tile.overlap must be a whole number of LR pixels from 0 to less than size ({size}), '
-            f'got {overlap!r}'
-        )
 
 
 class _Share:
@@ -120,61 +90,14 @@ class EffSRModel(SRModel):
         self._deployed: nn.Module | None = None
         self._sharing = False
         self._terms: dict[str, Tensor] = {}
-        self._check_options(opt)
+        refuse(opt, type(self))
         self.run = RunState.of(opt)
         if opt.get('is_train'):
             self._compare(recipe(opt))
         if opt.get('val'):
             opt['val'].setdefault('suffix', None)  # the host reads it without a default when it saves test images
         super().__init__(opt)
-        self._check_tile_fits()
-
-    def _check_options(self, opt: dict[str, Any]) -> None:
-        name = type(self).__name__
-        refuse_unknown(name, 'train', opt.get('train') or {}, self.train_keys)
-        refuse_unknown(name, 'val', opt.get('val') or {}, self.val_keys)
-        train = opt.get('train') or {}
-        if train.get('amp') not in (None, False, *HALF):
-            raise ValueError(f'{name}: train.amp must be bf16 or fp16, got {train["amp"]!r}')
-        for key, limit, words in (
-            ('ema_decay', 1, 'from 0 (off) to less than 1'),
-            ('grad_clip', math.inf, 'a finite number of at least 0 (off)'),
-        ):
-            value = train.get(key)
-            if value is not None and not (isinstance(value, int | float) and value is not True and 0 <= value < limit):
-                raise ValueError(f'{name}: train.{key} must be {words}, got {value!r}')
-        for key in ('accumulate', 'max_nonfinite'):
-            value = train.get(key)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f'{name}: train.{key} must be a whole number of at least 1, got {value!r}')
-        host = {'l_pix': 'pixel_opt', 'l_percep': 'perceptual_opt'}
-        for term in train.get('losses') or {}:
-            if not isinstance(term, str) or not term or '.' in term or term in NO_TERMS:
-                raise ValueError(
-                    f'{name}: a key of train.losses must be a name without a dot, such as l_edge, that neither '
-                    f'the log nor torch has, got {term!r}'
-                )
-        taken = self.reserved_terms | {term for term, key in host.items() if train.get(key)}
-        for clash in sorted(taken & set(train.get('losses') or {})):
-            raise ValueError(
-                f'{name}: train.losses.{clash} must have another name, {host.get(clash, "this class")} logs a term '
-                'under it, and one of the two would be lost'
-            )
-        check_tile(name, (opt.get('val') or {}).get('tile'))
-
-    def _check_tile_fits(self) -> None:
-        tile, net = (self.opt.get('val') or {}).get('tile'), self.get_bare_model(self.net_g)
-        if not tile:
-            return
-        side = least = getattr(net, 'min_size', 1)
-        key = 'size'
-        if tile.get('blend') == 'halo':  # the last tile keeps what is left of an image, one pixel or more
-            key, least = 'overlap', side - 1
-        if tile.get(key, 0) < least:
-            raise ValueError(
-                f'{type(self).__name__}: val.tile.{key} must be at least {least}, because {type(net).__name__} needs '
-                f'images of at least {side} x {side} pixels, got {tile.get(key, 0)}'
-            )
+        refuse(opt, type(self), net=self.get_bare_model(self.net_g))
 
     # ------------------------------------------------------------------ networks
 

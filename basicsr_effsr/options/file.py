@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from basicsr_effsr.options.check import copied, plain
+from basicsr_effsr.options.problem import Problem, copied, plain
 from basicsr_effsr.utils.errors import UserError, one_line
 
 
@@ -30,3 +32,25 @@ def read_option_file(file: Path) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise UserError(f'{file} must hold sections such as network_g and datasets, found {plain(options)}')
     return options
+
+
+def with_lines(problems: Iterable[Problem], file: Path) -> list[Problem]:
+    """The problems with the line of their option in a file; of one that is missing, that of its section."""
+    import yaml
+
+    lines = {'': 1}
+
+    def walk(node: Any, where: str) -> None:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            place = f'{where}.{key.value}' if where else str(key.value)
+            lines[place] = key.start_mark.line + 1
+            walk(value, place)
+
+    walk(yaml.compose(file.read_text(encoding='utf-8')), '')
+
+    def line(where: str) -> int:
+        while where not in lines:
+            where = where.rpartition('.')[0]
+        return lines[where]
+
+    return [replace(problem, line=line(problem.where)) for problem in problems]

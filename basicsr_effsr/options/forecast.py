@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basicsr_effsr.options.check import Check, Options, copied, problems, quiet
+from basicsr_effsr.options.check import inspected
+from basicsr_effsr.options.context import Context, quiet
+from basicsr_effsr.options.course import course_of
 from basicsr_effsr.options.problem import Problem
 
 if TYPE_CHECKING:
     from torch import nn
 
+Options = Mapping[str, Any]
 
-def forecast(opt: Options, is_train: bool, *, every_image: bool = False) -> tuple[list[Problem], dict[str, Any]]:
+
+def forecast(opt: Any, is_train: bool, *, every_image: bool = False) -> tuple[list[Problem], dict[str, Any]]:
     """The problems of an option file, and in plain values what a run with it will do.
 
     Args:
@@ -25,27 +30,26 @@ def forecast(opt: Options, is_train: bool, *, every_image: bool = False) -> tupl
     Returns:
         the problems, and name -> value; what the problems make unknowable is left out.
     """
-    if not isinstance(opt, dict):
-        return problems(opt, is_train), {}
-    check = Check(copied(opt), is_train, every_image)
-    check.run()
-    opt = check.opt
+    context = inspected(opt, is_train, every_image=every_image)
+    opt = context.opt
+    if not opt:
+        return context.found, {}
     will: dict[str, Any] = {'option file for': 'training' if is_train else 'testing'}
-    for key, net in check.nets.items():
+    for key, net in context.nets.items():
         if net is not None:
             with quiet():
                 will |= _network_facts(key, net, opt)
-    for phase, images in check.images.items():
+    for phase, images in context.images.items():
         will[f'images, {phase}'] = images.count
     if is_train:
-        will |= _training_facts(check, check.nets.get('network_g'))
+        will |= _training_facts(context, context.nets.get('network_g'))
     name = opt.get('name')
     folder = Path('experiments' if is_train else 'results') / str(name)
     if folder.exists():
         will['output'] = f'{folder} (exists: it will be renamed to {folder}_archived_..., unless the run is resumed)'
     else:
         will['output'] = str(folder)
-    return check.problems(), will
+    return context.found, will
 
 
 def _network_facts(key: str, net: nn.Module, opt: Options) -> dict[str, Any]:
@@ -64,14 +68,11 @@ def _network_facts(key: str, net: nn.Module, opt: Options) -> dict[str, Any]:
     return facts
 
 
-def _training_facts(check: Check, net: nn.Module | None) -> dict[str, Any]:
-    opt, train = check.opt, check.section('train')
-    data = check.section('datasets').get('train')
+def _training_facts(context: Context, net: nn.Module | None) -> dict[str, Any]:
+    opt, train, data = context.opt, context.section('train'), context.section('datasets', 'train')
     facts: dict[str, Any] = {}
-    if not isinstance(data, dict):
-        return facts
     batch, side = data.get('batch_size_per_gpu'), data.get('gt_size')
-    course = check.course()
+    course = course_of(context)
     if course is not None:
         facts |= {'iterations asked for': course.asked, 'iterations that will run': course.runs}
         facts |= {
@@ -84,13 +85,13 @@ def _training_facts(check: Check, net: nn.Module | None) -> dict[str, Any]:
             ('val', 'val_freq', 'validations'),
             ('logger', 'save_checkpoint_freq', 'checkpoints'),
         ):
-            freq = check.section(section).get(key)
+            freq = context.section(section).get(key)
             if isinstance(freq, int | float) and freq > 0:
                 facts[label] = int(course.runs // freq)
     scale = opt.get('scale')
     teacher = None
-    if 'distill' in getattr(check.model_class, 'train_keys', ()) and opt.get('network_t') is not None:
-        teacher = check.nets.get('network_t')
+    if 'distill' in getattr(context.model, 'train_keys', ()) and opt.get('network_t') is not None:
+        teacher = context.nets.get('network_t')
         if teacher is None:
             return facts  # without the teacher the figure would be far too small
     if net is not None and isinstance(batch, int) and isinstance(side, int) and isinstance(scale, int):

@@ -1,317 +1,247 @@
-"""What may stand in an option file: the one table behind ``effsr check`` and the JSON schema for editors.
+"""The option language: one typed model per section, the one source of the check, the JSON schema and docs/options.md.
 
-Networks, losses, schedulers and metrics are not listed here: their options are read off the signatures.
+Options of networks, losses, optimizers, schedulers and metrics are read off their signatures (``signatures.py``).
+A type without ``None`` says that the host, or the class that reads the key, does not accept null.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import SkipJsonSchema
 
 
-@dataclass(frozen=True)
-class Key:
-    """One option.
-
-    Attributes:
-        kinds: what it may be: 'int', 'number', 'bool', 'str', 'list', 'dict'; null is always allowed unless required.
-        doc: one line for people.
-        choices: the only values, if not empty.
-        required: it must be there.
-        least: smallest number, or smallest element of a list of numbers.
-        above: numbers must be greater.
-        below: numbers must be smaller.
-        of: kinds of the elements of a list; empty says nothing about them.
-    """
-
-    kinds: tuple[str, ...]
-    doc: str
-    choices: tuple[Any, ...] = ()
-    required: bool = False
-    least: float | None = None
-    above: float | None = None
-    below: float | None = None
-    of: tuple[str, ...] = ()
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Section = Mapping[str, Key]
+Iterations = Annotated[int, BeforeValidator(_whole)]  # 300000, or !!float 3e5
+Positive = Annotated[int, Field(ge=1)]
 
-INT, NUMBER, BOOL, STR, LIST, DICT = (('int',), ('number',), ('bool',), ('str',), ('list',), ('dict',))
 
-TOP: Section = {
-    'name': Key(STR, 'Name of the experiment and of its folder; "debug" in it changes the frequencies.', required=True),
-    'model_type': Key(
-        STR, 'Class that trains and tests: EffSRModel, DistillationModel, or one of BasicSR.', required=True
-    ),
-    'scale': Key(INT, 'Scale factor of paired data sets; must be network_g.upscale.', least=1),
-    'num_gpu': Key(('int', 'str'), 'GPUs without a launcher; auto = all visible, 0 = CPU.', required=True, least=0),
-    'manual_seed': Key(INT, 'Seed of weights and draws; left out, one is drawn.', least=0, below=2**32),
-    'datasets': Key(DICT, 'Data sets by phase: train, val, val_2, test_1 ...', required=True),
-    'network_g': Key(DICT, 'The network that is trained or tested.', required=True),
-    'network_t': Key(DICT, 'The frozen teacher of DistillationModel.'),
-    'path': Key(DICT, 'Weights and states to start from.', required=True),
-    'train': Key(DICT, 'How it is trained.'),
-    'val': Key(DICT, 'How it is validated.'),
-    'logger': Key(DICT, 'What is logged and saved, and how often.'),
-    'dist_params': Key(DICT, 'Backend and port of a slurm launch.'),
-    'find_unused_parameters': Key(BOOL, 'Handed to DistributedDataParallel.'),
-    'use_static_graph': Key(BOOL, 'Handed to DistributedDataParallel (BasicSR head).'),
-}
-AT_RUN_TIME = ('dist', 'rank', 'world_size', 'auto_resume', 'is_train', 'root_path')  # added by the host
+class Section(BaseModel):
+    """A section of an option file: nothing but its keys, and no value converted."""
 
-DATASET: Section = {
-    'name': Key(STR, 'Name in logs and in the folder of saved images.', required=True),
-    'type': Key(STR, 'Class of the data set.', required=True),
-    'dataroot_gt': Key(STR, 'Folder, LMDB or pack of HR images.'),
-    'dataroot_lq': Key(STR, 'Folder, LMDB or pack of LR images.', required=True),
-    'meta_info_file': Key(STR, 'Text file that names the HR images to be used, one per line.'),
-    'filename_tmpl': Key(STR, 'Name of the LR image made from that of the HR image, such as {}x4.'),
-    'io_backend': Key(DICT, 'Where the images lie.'),
-    'color': Key(STR, 'y: train on the luma channel only.', ('y', 'rgb')),
-    'mean': Key(LIST, 'Subtracted from every channel; needs std.', of=NUMBER),
-    'std': Key(LIST, 'Every channel is divided by it; needs mean.', above=0, of=NUMBER),
-    'gt_size': Key(INT, 'Side of the HR patch, a multiple of scale.', least=1),
-    'use_hflip': Key(BOOL, 'Flip patches at random.'),
-    'use_rot': Key(BOOL, 'Turn patches by 90 degrees at random.'),
-    'uint8': Key(BOOL, 'Hand over bytes; the model converts them on the device (data sets of this package).'),
-    'num_worker_per_gpu': Key(INT, 'Processes that read data.', least=0),
-    'batch_size_per_gpu': Key(INT, 'Patches per GPU and iteration.', least=1),
-    'dataset_enlarge_ratio': Key(NUMBER, 'The data set is repeated so often in an epoch.', above=0),
-    'use_shuffle': Key(BOOL, 'Read by nobody; BasicSR templates carry it.'),
-    'prefetch_mode': Key(STR, 'Null, cpu or cuda (needs pin_memory).', ('cpu', 'cuda')),
-    'num_prefetch_queue': Key(INT, 'Length of the queue of prefetch_mode cpu.', least=1),
-    'pin_memory': Key(BOOL, 'Put batches in page-locked memory.'),
-    'persistent_workers': Key(BOOL, 'Keep the reading processes from epoch to epoch.'),
-    'phase': Key(STR, 'Set by the host.'),
-    'scale': Key(INT, 'Set by the host.'),
-}
-IO_BACKEND: Section = {
-    'type': Key(STR, 'disk for folders, lmdb for LMDB.', ('disk', 'lmdb', 'memcached'), True),
-    'db_paths': Key(LIST, 'Set by the host.'),
-    'client_keys': Key(LIST, 'Set by the host.'),
-    'server_list_cfg': Key(STR, 'For memcached.'),
-    'client_cfg': Key(STR, 'For memcached.'),
-    'sys_path': Key(STR, 'For memcached.'),
-}
-PATH: Section = {
-    'pretrain_network_g': Key(STR, 'Weights to start from, or to test.'),
-    'param_key_g': Key(STR, 'Entry of that file: params, params_ema; null = the file itself.'),
-    'strict_load_g': Key(BOOL, 'Every parameter must be there and fit.'),
-    'pretrain_network_t': Key(STR, 'Weights of the teacher.'),
-    'param_key_t': Key(STR, 'Entry of that file.'),
-    'strict_load_t': Key(BOOL, 'Every parameter of the teacher must be there and fit.'),
-    'resume_state': Key(STR, 'Training state (.state) to continue from.'),
-    'ignore_resume_networks': Key(LIST, 'Networks whose weights are not taken from the state: [network_t].'),
-    'experiments_root': Key(STR, 'Where experiments go (BasicSR head); otherwise set by the host.'),
-    'results_root': Key(STR, 'Where results go (BasicSR head); otherwise set by the host.'),
-}
-PATH_AT_RUN_TIME = ('models', 'training_states', 'log', 'visualization')
-HARMLESS_IN_PATH = ('strict_load', 'pretrain_network', 'resume', 'param_key')  # the host makes folders of all others
+    model_config = ConfigDict(extra='forbid', strict=True, allow_inf_nan=False, protected_namespaces=())
 
-TRAIN: Section = {
-    'total_iter': Key(('int', 'number'), 'Iterations of the run.', required=True, least=1),
-    'warmup_iter': Key(INT, 'Iterations of linear warm-up; -1 = none.', least=-1),
-    'ema_decay': Key(NUMBER, 'Decay of the moving average of the weights; 0 = none.', least=0, below=1),
-    'optim_g': Key(DICT, 'Optimizer: type and its options.', required=True),
-    'scheduler': Key(DICT, 'Learning rate: type and its options.', required=True),
-    'pixel_opt': Key(DICT, 'Loss on pixels, logged as l_pix.'),
-    'perceptual_opt': Key(DICT, 'Loss on features, logged as l_percep.'),
-    'losses': Key(DICT, 'Losses by log name (l_...): EffSRModel.'),
-    'amp': Key(('str', 'bool'), 'Half precision: EffSRModel.', ('bf16', 'fp16', False)),
-    'channels_last': Key(BOOL, 'Memory format of images and weights: EffSRModel.'),
-    'compile': Key(('bool', 'dict'), 'torch.compile, or its options: EffSRModel.'),
-    'grad_clip': Key(NUMBER, 'Largest norm of the gradient: EffSRModel.', above=0),
-    'accumulate': Key(INT, 'The batch is worked off in so many parts: EffSRModel.', least=1),
-    'max_nonfinite': Key(INT, 'So many infinite or NaN iterations in a row stop the run: EffSRModel.', least=1),
-    'progressive': Key(DICT, 'Patch sizes in stages: EffSRModel.'),
-    'distill': Key(DICT, 'Teacher terms: DistillationModel.'),
+
+def needed(description: str, **bounds: Any) -> Any:
+    """A key that must be there."""
+    return Field(description=description, **bounds)
+
+
+def key(description: str, **bounds: Any) -> Any:
+    """A key that may be left out."""
+    return Field(None, description=description, **bounds)
+
+
+def fields(section: type[Section]) -> dict[str, FieldInfo]:
+    """The keys of a section as an option file has them."""
+    return {info.alias or name: info for name, info in section.model_fields.items()}
+
+
+class Top(Section):
+    name: str = needed('Name of the experiment and of its folder; "debug" in it changes the frequencies.')
+    model_type: str = needed('Class that trains and tests: EffSRModel, DistillationModel, or one of BasicSR.')
+    scale: int | None = key('Scale factor of paired data sets; must equal network_g.upscale.', ge=1)
+    num_gpu: Annotated[int, Field(ge=0)] | Literal['auto'] = needed('GPUs without a launcher; auto = all, 0 = CPU.')
+    manual_seed: int | None = key('Seed of weights and draws; drawn at random if left out.', ge=0, lt=2**32)
+    datasets: dict[Any, Any] = needed('Data sets by phase: train, val, val_2, test_1 ...')
+    network_g: dict[Any, Any] = needed('The network that is trained or tested.')
+    network_t: dict[Any, Any] | None = key('The frozen teacher of DistillationModel.')
+    path: dict[Any, Any] = needed('Weights and states to start from.')
+    train: dict[Any, Any] | None = key('How the network is trained.')
+    val: dict[Any, Any] | None = key('How the network is validated.')
+    logger: dict[Any, Any] | None = key('What is logged and saved, and how often.')
+    dist_params: dict[Any, Any] | None = key('Backend and port of a slurm launch.')
+    find_unused_parameters: bool | None = key('Passed to DistributedDataParallel.')
+    use_static_graph: bool | None = key('Passed to DistributedDataParallel (BasicSR head).')
+
+
+class IOBackend(Section):
+    type: Literal['disk', 'lmdb', 'memcached'] = needed('disk for image folders, lmdb for LMDBs.')
+    server_list_cfg: str = key('Server list of memcached.')
+    client_cfg: str = key('Client configuration of memcached.')
+    sys_path: str | None = key('Path appended to sys.path for memcached.')
+
+
+class Dataset(Section):
+    """PairedImageDataset, EffSRPairedDataset, PackedPairedImageDataset."""
+
+    name: str = needed('Name in logs and of the folder of saved images.')
+    type: str = needed('Class of the data set.')
+    dataroot_gt: str = needed('Folder, LMDB or pack of HR images.')
+    dataroot_lq: str = needed('Folder, LMDB or pack of LR images.')
+    meta_info_file: str | None = key('Text file that lists the HR images to use, one per line.')
+    filename_tmpl: str = key('Name of the LR image, built from that of the HR image: {}x4.', pattern=r'\{.*\}')
+    io_backend: dict[Any, Any] | None = key('How the images are stored.')
+    color: Literal['y', 'rgb'] | None = key('y: train on the luma channel only.')
+    mean: list[float] | None = key('Subtracted from each channel; needs std.')
+    std: list[Annotated[float, Field(gt=0)]] | None = key('Divisor of each channel; needs mean.')
+    gt_size: int = key('Side of the HR patch in pixels, a multiple of scale.', ge=1)
+    use_hflip: bool | None = key('Flip patches at random.')
+    use_rot: bool | None = key('Rotate patches by 90 degrees at random.')
+    uint8: bool | None = key('Load bytes, converted to float on the device (data sets of this package).')
+    num_worker_per_gpu: int = key('Data loading processes per GPU.', ge=0)
+    batch_size_per_gpu: int = key('Patches per GPU and iteration.', ge=1)
+    dataset_enlarge_ratio: float = key('How many times an epoch repeats the data set.', gt=0)
+    use_shuffle: bool | None = key('Not read; BasicSR templates carry it.')
+    prefetch_mode: Literal['cpu', 'cuda'] | None = key('Prefetching of batches; cuda needs pin_memory.')
+    num_prefetch_queue: int = key('Length of the queue of prefetch_mode: cpu.', ge=1)
+    pin_memory: bool | None = key('Put batches in page-locked memory.')
+    persistent_workers: bool | None = key('Keep data loading processes alive between epochs.')
+
+
+class Path(Section):
+    pretrain_network_g: str | None = key('Weights to start from, or to test.')
+    param_key_g: str | None = key('Entry of that file: params, params_ema; null = the file itself.')
+    strict_load_g: bool | None = key('Every parameter must be in the file and fit.')
+    pretrain_network_t: str | None = key('Weights of the teacher.')
+    param_key_t: str | None = key('Entry of that file; null = the best there is.')
+    strict_load_t: bool | None = key('Every parameter of the teacher must be in the file and fit.')
+    resume_state: str | None = key('Training state (.state) to continue from.')
+    ignore_resume_networks: list[str] | None = key('Networks whose weights are not loaded when resuming.')
+    experiments_root: str | None = key('Folder of experiments (BasicSR head).')
+    results_root: str | None = key('Folder of results (BasicSR head).')
+
+
+class Progressive(Section):
+    gt_size: list[Positive] = needed('Side of the HR patch in each stage.', min_length=1)
+    iters: list[Positive] = needed('Iterations of each stage.', min_length=1)
+    batch: list[Positive] | None = key('Patches per GPU and iteration in each stage.')
+
+
+class Distill(Section):
+    alpha: float = key("Weight of the L1 loss to the teacher's image (0.5).", ge=0)
+    beta: float = key('Weight of the L1 loss to the HR image (0.5).', ge=0)
+    gamma: float = key('Weight of the feature loss (10 / 255).', ge=0)
+    feature_pairs: dict[str, str] | None = key('Submodule of the student: submodule of the teacher.')
+    feature_loss: dict[Any, Any] | None = key('Loss between the features of a pair.')
+    adapter: Literal['none', 'conv1x1'] | None = key("Maps the student's channels to the teacher's.")
+    teacher_dtype: Literal['fp32', 'bf16', 'fp16'] | None = key('Precision of the teacher.')
+
+
+class Compile(Section):
+    """Options of torch.compile."""
+
+    mode: Literal['default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'] | None = key(
+        'How much is optimised, and how long compiling takes.'
+    )
+    backend: str | SkipJsonSchema[Callable[..., Any]] = key('Compiler backend.')  # a function from Python only
+    fullgraph: bool | None = key('Raise an error at graph breaks.')
+    dynamic: bool | None = key('Compile kernels for any input size.')
+    options: dict[Any, Any] | None = key('Options of the backend.')
+    disable: bool | None = key('Turn compiling off.')
+
+
+class Train(Section):
+    total_iter: Iterations = needed('Iterations of the run.', ge=1)
+    warmup_iter: Iterations = key('Iterations of linear warm-up; -1 = none.', ge=-1)
+    ema_decay: float = key('Decay of the moving average of the weights; 0 = none.', ge=0, lt=1)
+    optim_g: dict[Any, Any] = needed('Optimizer: type and its options.')
+    scheduler: dict[Any, Any] = needed('Learning rate schedule: type and its options.')
+    pixel_opt: dict[Any, Any] | None = key('Pixel loss, logged as l_pix.')
+    perceptual_opt: dict[Any, Any] | None = key('Perceptual loss, logged as l_percep.')
+    losses: dict[Any, Any] | None = key('Losses by log name (l_...).')
+    amp: Literal['bf16', 'fp16', False] | None = key('Mixed precision training.')
+    channels_last: bool | None = key('Channels-last memory format of images and weights.')
+    compile: bool | Compile | None = key('torch.compile the network: true, or options.')
+    grad_clip: float | None = key('Largest norm of the gradient; 0 = off.', ge=0)
+    accumulate: int | None = key('Gradient accumulation: number of parts of each batch.', ge=1)
+    max_nonfinite: int | None = key('Stop after this many consecutive skipped iterations (infinite or NaN).', ge=1)
+    progressive: Progressive | None = key('Progressive training: patch sizes in stages.')
+    distill: Distill | None = key('Terms of the teacher.')
+
+
+class Optimizer(Section):
+    """Keys of optimizers with a bound; the others are read off the signature."""
+
+    type: str = needed('Class of torch.optim.')
+    lr: float = needed('Learning rate.', gt=0)
+    weight_decay: float = key('Weight decay.', ge=0)
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = key(
+        'Decay rates of the moving averages.', min_length=2, max_length=2
+    )
+
+
+class Scheduler(Section):
+    """Keys of schedulers with a bound."""
+
+    milestones: list[float] = needed('Iterations at which the learning rate is multiplied by gamma.')
+    gamma: float = key('Factor applied to the learning rate at each milestone.')
+    restarts: list[float] = key('Iterations of restarts.')
+    periods: list[Annotated[float, Field(gt=0)]] = needed('Iterations of each cosine period.')
+    restart_weights: list[float] = key('Factor of the learning rate after each restart.')
+    eta_min: float = key('Smallest learning rate.', ge=0)
+
+
+class Tile(Section):
+    size: int = needed('Side of a tile in LR pixels.', ge=1)
+    overlap: int = key('LR pixels that neighbouring tiles share.', ge=0)
+    blend: Literal['mean', 'feather', 'halo'] = key('How overlapping tiles are joined.')
+
+
+class Val(Section):
+    val_freq: Iterations = key('Iterations between validations.', ge=1)
+    save_img: bool | None = needed('Save the images.')
+    suffix: str | None = key('Suffix of the names of saved images.')
+    pbar: bool | None = key('Show a progress bar.')
+    metrics: dict[Any, Any] | None = key('Metrics by name.')
+    self_ensemble: bool | None = key('Average over the eight flips and rotations.')
+    tile: Tile | None = key('Validate in tiles.')
+    fuse: bool | None = key('Validate the fused form of networks that have one (on unless false).')
+
+
+class Metric(Section):
+    """Keys that every metric has beside those of its function."""
+
+    type: str = needed('Function that computes it.')
+    better: Literal['higher', 'lower'] = key('Which of two values is the better one.')
+
+
+class CroppedMetric(Metric):
+    crop_border: int = needed('Pixels cropped from each side.', ge=0)
+
+
+class Wandb(Section):
+    project: str | None = key('Name of the project; null = no Weights & Biases.')
+    resume_id: str | None = key('Run to continue.')
+
+
+class Logger(Section):
+    print_freq: Iterations = needed('Iterations between lines of the log.', ge=1)
+    save_checkpoint_freq: Iterations = needed('Iterations between checkpoints.', ge=1)
+    use_tb_logger: bool | None = needed('Write TensorBoard files.')
+    wandb: Wandb | None = key('Weights & Biases.')
+
+
+# Keys that the host adds to a parsed file.
+AT_RUN_TIME: Mapping[type[Section], tuple[str, ...]] = {
+    Top: ('dist', 'rank', 'world_size', 'auto_resume', 'is_train', 'root_path'),
+    Dataset: ('phase', 'scale'),
+    IOBackend: ('db_paths', 'client_keys'),
+    Path: ('models', 'training_states', 'log', 'visualization'),
 }
-PROGRESSIVE: Section = {
-    'gt_size': Key(LIST, 'Side of the HR patch of each stage.', required=True, least=1, of=INT),
-    'iters': Key(LIST, 'Iterations of each stage.', required=True, least=1, of=INT),
-    'batch': Key(LIST, 'Patches per GPU of each stage.', least=1, of=INT),
-}
-DISTILL: Section = {
-    'alpha': Key(NUMBER, "Weight of L1 to the teacher's image."),
-    'beta': Key(NUMBER, 'Weight of L1 to the ground truth.'),
-    'gamma': Key(NUMBER, 'Weight of the feature loss.'),
-    'feature_pairs': Key(DICT, 'Submodule of the student: submodule of the teacher.'),
-    'feature_loss': Key(DICT, 'Loss between the features of a pair.'),
-    'adapter': Key(STR, "From the student's channels to the teacher's.", ('none', 'conv1x1')),
-    'teacher_dtype': Key(STR, 'Precision of the teacher.', ('fp32', 'bf16', 'fp16')),
-}
-COMPILE: Section = {
-    'mode': Key(STR, 'Of torch.compile.', ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs')),
-    'backend': Key(STR, 'Of torch.compile.'),
-    'fullgraph': Key(BOOL, 'Refuse graph breaks.'),
-    'dynamic': Key(BOOL, 'Make kernels for any size.'),
-    'options': Key(DICT, 'Of the backend.'),
-    'disable': Key(BOOL, 'Compile nothing.'),
-}
-OPTIMIZER: Section = {
-    'type': Key(STR, 'Optimizer.', required=True),
-    'lr': Key(NUMBER, 'Learning rate.', above=0),
-    'weight_decay': Key(NUMBER, 'Decay of the weights.', least=0),
-    'betas': Key(LIST, 'Decay of the moments.', least=0, below=1, of=NUMBER),
-}
-# optimizers of torch.optim that need no closure, and their options in any version, but for lr; for editors only:
-# the check itself asks the torch that is installed
-_SWITCHES = 'foreach maximize differentiable capturable'
-OPTIMIZERS = {
-    name: ('lr', *options.split())
-    for name, options in {
-        'ASGD': f'lambd alpha t0 weight_decay {_SWITCHES}',
-        'Adadelta': f'rho eps weight_decay {_SWITCHES}',
-        'Adafactor': 'beta2_decay eps d weight_decay foreach maximize',
-        'Adagrad': 'lr_decay weight_decay initial_accumulator_value eps foreach maximize differentiable fused',
-        'Adam': f'betas eps weight_decay amsgrad decoupled_weight_decay fused {_SWITCHES}',
-        'AdamW': f'betas eps weight_decay amsgrad fused {_SWITCHES}',
-        'Adamax': f'betas eps weight_decay {_SWITCHES}',
-        'Muon': 'weight_decay momentum nesterov ns_coefficients eps ns_steps adjust_lr_fn',
-        'NAdam': f'betas eps weight_decay momentum_decay decoupled_weight_decay {_SWITCHES}',
-        'RAdam': f'betas eps weight_decay decoupled_weight_decay {_SWITCHES}',
-        'RMSprop': f'alpha eps weight_decay momentum centered {_SWITCHES}',
-        'Rprop': f'etas step_sizes {_SWITCHES}',
-        'SGD': 'momentum dampening weight_decay nesterov foreach maximize differentiable fused',
-        'SparseAdam': 'betas eps maximize',
-    }.items()
-}
-SCHEDULE: Section = {
-    'milestones': Key(LIST, 'Iterations at which the learning rate falls.', required=True, of=NUMBER),
-    'gamma': Key(NUMBER, 'To this part.'),
-    'restarts': Key(LIST, 'Iterations of restarts.', of=NUMBER),
-    'periods': Key(LIST, 'Iterations of each period.', required=True, above=0, of=NUMBER),
-    'restart_weights': Key(LIST, 'Factor of the learning rate after each restart.', of=NUMBER),
-    'eta_min': Key(NUMBER, 'Least learning rate.', least=0),
-}
-VAL: Section = {
-    'val_freq': Key(('int', 'number'), 'Iterations between validations.', least=1),
-    'save_img': Key(BOOL, 'Save the images.'),
-    'suffix': Key(STR, 'Put behind the names of saved images.'),
-    'pbar': Key(BOOL, 'Progress bar.'),
-    'metrics': Key(DICT, 'Scores by name.'),
-    'self_ensemble': Key(BOOL, 'Mean over the eight flips and turns: EffSRModel.'),
-    'tile': Key(DICT, 'Validate in tiles: EffSRModel.'),
-    'fuse': Key(BOOL, 'Validate the deployed form of nets that have one: EffSRModel.'),
-}
-TILE: Section = {
-    'size': Key(INT, 'Side of a tile in LR pixels.', required=True, least=1),
-    'overlap': Key(INT, 'LR pixels that neighbours share.', least=0),
-    'blend': Key(STR, 'How they are joined.', ('mean', 'feather', 'halo')),
-}
-LOGGER: Section = {
-    'print_freq': Key(('int', 'number'), 'Iterations between lines of the log.', required=True, least=1),
-    'save_checkpoint_freq': Key(('int', 'number'), 'Iterations between checkpoints.', required=True, least=1),
-    'use_tb_logger': Key(BOOL, 'Write tensorboard files.', required=True),
-    'wandb': Key(DICT, 'project and resume_id of Weights & Biases.'),
-}
-WANDB: Section = {
-    'project': Key(STR, 'Name of the project; null = no Weights & Biases.'),
-    'resume_id': Key(STR, 'Run to go on with.'),
-}
-METRIC_EXTRAS: Section = {
-    'type': Key(STR, 'Function that computes it.', required=True),
-    'better': Key(STR, 'Which of two values is the better one.', ('higher', 'lower')),
-}
+# What BasicSR's SRModel reads; our model classes say it in train_keys and val_keys.
+HOST_TRAIN = frozenset('total_iter warmup_iter ema_decay optim_g scheduler pixel_opt perceptual_opt'.split())
+HOST_VAL = frozenset('val_freq save_img suffix pbar metrics'.split())
+TRAINING_ONLY = ('gt_size', 'num_worker_per_gpu', 'batch_size_per_gpu', 'dataset_enlarge_ratio', 'num_prefetch_queue')
+PAIRED = ('PairedImageDataset', 'EffSRPairedDataset', 'PackedPairedImageDataset')
+WITHOUT_HR = ('SingleImageDataset',)
 SCHEDULERS = {
     'MultiStepLR': 'MultiStepRestartLR',
     'MultiStepRestartLR': 'MultiStepRestartLR',
     'CosineAnnealingRestartLR': 'CosineAnnealingRestartLR',
 }
-PAIRED = ('PairedImageDataset', 'EffSRPairedDataset', 'PackedPairedImageDataset')  # data sets whose keys are DATASET
-
-_KIND_OF = {int: 'int', float: 'number', bool: 'bool', str: 'str', dict: 'dict', list: 'list', tuple: 'list'}
 
 
-def kinds_of(annotation: Any) -> tuple[str, ...]:
-    """The kinds that a type annotation allows; empty if it says nothing."""
-    if annotation in (inspect.Parameter.empty, Any, NoneType):
-        return ()
-    origin = typing.get_origin(annotation)
-    if origin in (typing.Union, UnionType):
-        return tuple(dict.fromkeys(kind for part in typing.get_args(annotation) for kind in kinds_of(part)))
-    if origin is typing.Literal:
-        return tuple(dict.fromkeys(_KIND_OF[type(value)] for value in typing.get_args(annotation)))
-    base = origin or annotation
-    if base in _KIND_OF:
-        return (_KIND_OF[base],)
-    if isinstance(base, type) and issubclass(base, Mapping):
-        return DICT
-    if isinstance(base, type) and issubclass(base, Sequence):
-        return LIST
-    return ()
-
-
-def keys_of(target: Callable, skip: Sequence[str] = ()) -> tuple[dict[str, Key], bool]:
-    """Options of a class or function as its signature has them, and whether it takes any others too.
-
-    Args:
-        target: a network, loss, scheduler or metric.
-        skip: parameters that no option file gives, such as the optimizer of a scheduler.
-    """
-    try:
-        signature = inspect.signature(target, eval_str=True)
-    except (NameError, TypeError):  # an annotation that only a type checker can resolve
-        signature = inspect.signature(target)
-    keys, open_ended = {}, False
-    for name, parameter in signature.parameters.items():
-        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            open_ended = open_ended or parameter.kind is parameter.VAR_KEYWORD
-        elif name not in skip:
-            needed = parameter.default is parameter.empty
-            kinds = kinds_of(parameter.annotation) if not isinstance(parameter.annotation, str) else ()
-            if not kinds and not needed and type(parameter.default) in _KIND_OF:
-                kinds = (_KIND_OF[type(parameter.default)],)
-                kinds = ('number',) if kinds == INT else kinds  # a default of 0 says nothing about 0.5
-            doc = '' if needed or parameter.default is None else f'Default: {parameter.default}.'
-            keys[name] = Key(kinds, doc, required=needed)
-    return keys, open_ended
-
-
-def fits(value: Any, key: Key) -> bool:
-    """True if ``value`` is of one of the kinds of ``key``."""
-    if value is None or not key.kinds:
-        return True
-    if isinstance(value, bool):
-        return 'bool' in key.kinds
-    if isinstance(value, int):
-        return 'int' in key.kinds or 'number' in key.kinds
-    if isinstance(value, float):
-        return 'number' in key.kinds
-    if isinstance(value, str):
-        return 'str' in key.kinds
-    if isinstance(value, Mapping):
-        return 'dict' in key.kinds
-    if 'list' not in key.kinds or not isinstance(value, Sequence):
-        return False
-    return all(item is not None and fits(item, Key(key.of, '')) for item in value) if key.of else True
-
-
-def in_range(value: Any, key: Key) -> bool:
-    """True if the numbers of ``value``, which fits ``key``, keep to its bounds; infinity and NaN keep to none."""
-    if key.least is None and key.above is None and key.below is None:
-        return True
-    numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    return all(
-        math.isfinite(n)
-        and (key.least is None or n >= key.least)
-        and (key.above is None or n > key.above)
-        and (key.below is None or n < key.below)
-        for n in numbers
-        if isinstance(n, int | float) and not isinstance(n, bool)
-    )
-
-
-def range_in_words(key: Key) -> str:
-    """The bounds of ``key``, which has some."""
-    words = [
-        *([f'at least {key.least:g}'] if key.least is not None else []),
-        *([f'greater than {key.above:g}'] if key.above is not None else []),
-        *([f'less than {key.below:.10g}'] if key.below is not None else []),
-    ]
-    return ' and '.join(words)
+def needed_by(kind: str, training: bool) -> tuple[str, ...]:
+    """Keys of ``Dataset`` that a paired data set of this type must have beyond those of all."""
+    keys = [] if 'Packed' in kind else ['io_backend']
+    if training:
+        keys += ['gt_size', 'batch_size_per_gpu', 'num_worker_per_gpu']
+        keys += ['use_hflip', 'use_rot'] if kind.removesuffix('_effsr') == 'PairedImageDataset' else []
+    return tuple(keys)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from basicsr_effsr.host.absent import need
-from basicsr_effsr.options.file import read_option_file
+from basicsr_effsr.options.file import read_option_file, with_lines
 from basicsr_effsr.options.forecast import forecast
 from basicsr_effsr.options.problem import Problem
 from basicsr_effsr.tools.networks import stop
@@ -27,6 +27,7 @@ def command(
     schema: Annotated[
         bool, typer.Option('--schema', help='Print the JSON schema of option files for editors.')
     ] = False,
+    docs: Annotated[bool, typer.Option('--docs', help='Print the page of all options, in Markdown.')] = False,
 ) -> None:
     """Check an option file and say what it will do; exit code 1 if the run would not do what the file says."""
 
@@ -38,6 +39,11 @@ def command(
         from basicsr_effsr.options.schema import option_schema
 
         typer.echo(json.dumps(option_schema(), indent=2))
+        return
+    if docs:
+        from basicsr_effsr.options.page import option_page
+
+        typer.echo(option_page(), nl=False)
         return
     try:
         if opt is None:
@@ -52,6 +58,7 @@ def command(
         from basicsr_effsr.host.dry_run import dry_step
 
         found += dry_step(options, is_train)
+    found = with_lines(found, opt)
     fatal = any(problem.fatal for problem in found)
     if as_json:
         typer.echo(json.dumps({'problems': [asdict(p) for p in found], 'forecast': will}, indent=2))
@@ -72,7 +79,7 @@ def _print(file: Path, found: list[Problem], will: Mapping[str, Any]) -> None:
     console.print(table)
     for problem in found:
         label, style = ('error', 'red') if problem.fatal else ('warning', 'yellow')
-        console.print(f'{label}: {problem}', style=style, markup=False, highlight=False)
+        console.print(f'{label}: line {problem.line}: {problem}', style=style, markup=False, highlight=False)
     errors = sum(problem.fatal for problem in found)
     if errors:
         console.print(

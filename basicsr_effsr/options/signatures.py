@@ -1,0 +1,110 @@
+"""Options of networks, losses, optimizers, schedulers and metrics, as their signatures and docstrings have them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, reduce
+from operator import or_
+from types import NoneType, UnionType
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, create_model
+
+from basicsr_effsr.options.spec import Section, fields
+
+PLAIN = (bool, int, float, str)
+SHOWN = (*PLAIN, list, tuple)
+
+
+def _given(value: Any) -> Any:
+    if value is None:
+        raise ValueError('null')
+    return value
+
+
+def _type_of(annotation: Any) -> Any:
+    """What an option file may hold for a type annotation; None if the annotation does not say."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    base = origin or annotation
+    if annotation is NoneType or base is typing.Literal or base in PLAIN:
+        return annotation
+    if origin in (typing.Union, UnionType):
+        known = [kind for kind in map(_type_of, parts) if kind is not None]
+        return reduce(or_, known) if any(kind is not NoneType for kind in known) else None
+    if isinstance(base, type) and issubclass(base, Mapping):
+        return dict[Any, Any]
+    if isinstance(base, type) and issubclass(base, Sequence):
+        element = _type_of(parts[0]) if parts and len(set(parts) - {...}) == 1 else None
+        return list[Any] if element is None else list[element]  # type: ignore[valid-type]
+    return None
+
+
+def _type_of_default(value: Any) -> Any:
+    if type(value) in (int, float):
+        return float  # a default of 0 says nothing about 0.5
+    if type(value) in PLAIN:
+        return type(value)
+    return list[Any] if isinstance(value, list | tuple) else dict[Any, Any] if isinstance(value, dict) else None
+
+
+def descriptions(target: Callable) -> dict[str, str]:
+    """What the ``Args`` of a docstring (Google style) say, for people to read."""
+    found: dict[str, str] = {}
+    _, _, block = (inspect.getdoc(target) or '').partition('\nArgs:\n')
+    name = ''
+    for line in block.split('\n\n')[0].splitlines():
+        entry = re.fullmatch(r' {4}(\w+)(?: \(.*?\))?: (.*)', line)
+        if entry:
+            name = entry[1]
+            found[name] = entry[2]
+        elif name and line.startswith(' ' * 8):
+            found[name] += ' ' + line.strip()
+        else:
+            name = ''
+    return found
+
+
+@cache
+def options_of(
+    target: Callable,
+    *,
+    known: type[Section] = Section,
+    beside: type[Section] = Section,
+    skip: tuple[str, ...] = (),
+) -> tuple[type[Section], bool]:
+    """The section of a class or function as its signature has it, and whether it takes any other key too.
+
+    An option whose default is not None cannot be null, unless its annotation allows it.
+
+    Args:
+        target: a network, loss, optimizer, scheduler or metric.
+        known: what is known of some parameters, such as bounds.
+        beside: keys that it has beside its parameters.
+        skip: parameters that no option file gives, such as the optimizer of a scheduler.
+    """
+    try:
+        parameters = inspect.signature(target, eval_str=True).parameters
+    except (NameError, TypeError):  # an annotation that only a type checker can resolve
+        parameters = inspect.signature(target).parameters
+    texts, told = descriptions(target), fields(known)
+    made: dict[str, Any] = {'type': (str, Field(description='Name of the class or function.'))}
+    open_ended = False
+    for name, parameter in parameters.items():
+        default = parameter.default
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            open_ended = open_ended or parameter.kind is parameter.VAR_KEYWORD
+        elif name in told:
+            made[name] = (told[name].annotation, told[name])
+        elif name not in skip:
+            kind = _type_of(parameter.annotation) if not isinstance(parameter.annotation, str) else None
+            kind = kind or _type_of_default(default)
+            if kind is None:
+                kind = Any if default is None else Annotated[Any, AfterValidator(_given)]
+            shown = ... if default is parameter.empty else default if isinstance(default, SHOWN) else None
+            # prefixed, because pydantic keeps some names to itself
+            made[f'option_{name}'] = (kind, Field(shown, alias=name, description=texts.get(name)))
+    made |= {name: (info.annotation, info) for name, info in fields(beside).items()}
+    return create_model(getattr(target, '__name__', 'Options'), __base__=Section, **made), open_ended
