@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from basicsr_effsr.data import lmdbs
 from basicsr_effsr.data.packs import PACK_SUFFIX, Pack, folder_order, from_planes
 from basicsr_effsr.imaging.decode import ImageError, decode_stored
 from datasets_prep.files import image_shape, list_images, read_image
@@ -90,21 +91,15 @@ class LmdbStore:
                 raise ValueError(f'{meta}: a line must be "name.png (h,w,c) level", got {line!r}') from None
             self._shapes[name.split('.')[0]] = (height, width, channels)
         self.names = sorted(self._shapes, key=folder_order)
-        self._env: Any = None
 
     def shape(self, name: str) -> tuple[int, int, int]:
         return self._shapes[name]
 
     def read(self, name: str) -> np.ndarray:
-        import lmdb
-
-        if self._env is None:
-            self._env = lmdb.open(str(self.path), readonly=True, lock=False, readahead=False, meminit=False)
-        with self._env.begin() as transaction:
-            data = transaction.get(name.encode())
+        data = lmdbs.get(self.path, name)
         if data is None:
             raise ImageError(f'{self.where(name)}: is missing; make the LMDB again')
-        return decode_stored(bytes(data), self.where(name))
+        return decode_stored(data, self.where(name))
 
     def where(self, name: str) -> str:
         return f'{self.path}:{name}'

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize
 
 from basicsr_effsr._registration import register_in
+from basicsr_effsr.data import lmdbs
 from basicsr_effsr.data.draws import SampleIndex, cut, draw
 from basicsr_effsr.data.pairs import check_patch, check_sizes, list_pairs
 from basicsr_effsr.imaging.decode import decode
@@ -47,26 +48,28 @@ class EffSRPairedDataset(Dataset):
         self.opt = opt
         self.client: FileClient | None = None
         self.backend = dict(opt['io_backend'])
-        if self.backend['type'] == 'lmdb':
-            self.backend.update(db_paths=[opt['dataroot_lq'], opt['dataroot_gt']], client_keys=['lq', 'gt'])
+        self.is_lmdb = self.backend['type'] == 'lmdb'
         pairs = list_pairs('EffSRPairedDataset', {**opt, 'type': 'EffSRPairedDataset'})
         self.paths = [{'lq_path': pair.lq, 'gt_path': pair.gt} for pair in pairs]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, 'client': None}  # an open LMDB cannot travel to another process
+        return {**self.__dict__, 'client': None}
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def _read(self, path: str, which: str) -> np.ndarray:
         """(H, W, 3) uint8 BGR."""
+        if self.is_lmdb:
+            root = self.opt[f'dataroot_{which}']
+            content = lmdbs.get(root, path)
+            if content is None:
+                raise ValueError(f'{root} has no entry {path!r}; make the LMDB again')
+            return decode(content, f'{path!r} of {root}')
         if self.client is None:
             backend = dict(self.backend)
             self.client = FileClient(backend.pop('type'), **backend)
-        content = self.client.get(path, which)
-        if content is None:
-            raise ValueError(f'{self.opt[f"dataroot_{which}"]} has no entry {path!r}; make the LMDB again')
-        return decode(bytes(content), path)
+        return decode(bytes(self.client.get(path, which)), path)
 
     def _tensor(self, image: np.ndarray) -> Tensor:
         """(H, W, 3) uint8 BGR -> (C, H, W) as the options say."""

@@ -307,6 +307,33 @@ def _pairs_in_folders(where: str, data: Options) -> list[Pair]:
 # ---------------------------------------------------------------------- LMDBs and packs
 
 
+def lmdbs_opened_twice(datasets: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(place, message) of every LMDB that one process would open a second time, which LMDB forbids.
+
+    Our own data sets share what is open (``data.lmdbs``); those of others open for themselves, also beside us. Workers
+    inherit what is open when they start, so only those that stay from epoch to epoch are apart from validation.
+
+    Args:
+        datasets: the section of the options.
+    """
+    found: list[tuple[str, str]] = []
+    first: dict[str, tuple[str, bool]] = {}
+    for phase, data in datasets.items():
+        if not isinstance(data, Mapping) or not is_lmdb(data):
+            continue
+        if str(phase).startswith('train') and data.get('num_worker_per_gpu') and data.get('persistent_workers'):
+            continue
+        shares = 'EffSR' in str(data.get('type'))
+        for key in ROOTS:
+            if data.get(key) is None:
+                continue
+            path, place = os.path.realpath(_root(data, key)), f'datasets.{phase}.{key}'
+            other, other_shares = first.setdefault(path, (place, shares))
+            if other != place and not (shares and other_shares):
+                found.append((place, f'{path} is opened for {other}, too, which LMDB forbids; use EffSRPairedDataset'))
+    return found
+
+
 def _keys_in_lmdb(where: str, data: Options, key: str) -> dict[str, Size]:
     folder = _root(data, key)
     if folder.suffix != '.lmdb':

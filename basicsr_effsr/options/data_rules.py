@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from basicsr_effsr._registration import derives_from_ours, lookup
-from basicsr_effsr.data.pairs import Pair, check_sizes, list_pairs, undecodable
+from basicsr_effsr.data.pairs import Pair, check_sizes, list_pairs, lmdbs_opened_twice, undecodable
 from basicsr_effsr.options import spec
 from basicsr_effsr.options.context import Context, Images, is_paired
 from basicsr_effsr.options.problem import Problem, plain, warning
@@ -115,6 +115,8 @@ def _loader(context: Context, where: str, data: dict[str, Any], ours: bool) -> I
 
 def pairs(context: Context) -> Iterator[Problem]:
     """The images: pairs, sizes, and of validation that they can be decoded."""
+    for where, message in lmdbs_opened_twice(context.section('datasets')):
+        yield Problem(where, message)
     for phase, data in context.section('datasets').items():
         where = f'datasets.{phase}'
         if not is_paired(data) or not context.fine(f'{where}.type', *(f'{where}.{key}' for key in OF_PAIRS)):
