@@ -115,3 +115,13 @@ def test_root_path_stays_what_it_was_first_set_to():
     assert opt['root_path'] == '/here'
     assert opt['name'] == 'y'
     assert copy.deepcopy(opt)['root_path'] == '/here'
+
+
+@pytest.mark.slow
+def test_two_opencv_packages_in_one_folder_are_named(tmp_path):
+    for name in ('opencv-python', 'opencv-python-headless'):
+        info = tmp_path / f'{name.replace("-", "_")}-4.0.dist-info'
+        info.mkdir()
+        (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: 4.0\n')
+    report = json.loads(run(*EFFSR, 'doctor', '--json', cwd=tmp_path).stdout)
+    assert any('opencv-python and opencv-python-headless' in note for note in report['notes'])

@@ -157,7 +157,7 @@ def test_commands_for_our_networks_need_no_basicsr(without, photos, tmp_path):
     for command in (
         ('infer', str(photos / 'X4' / '0.png'), '--weights', 'w.pth', '--out', 'out'),
         ('convert', 'w.pth', 'w.safetensors', '--to', 'safetensors'),
-        ('benchmark', '-opt', 'test.yml', '--size', '16', '--runs', '1'),
+        ('benchmark', '-opt', 'test.yml', '--size', '16x16', '--runs', '1'),
         ('compare', '-opt', 'test.yml', '--out', 'c.png'),
         ('export', '-opt', 'test.yml', '--out', 'e.pt', '--form', 'torchscript'),
     ):
