@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -218,36 +218,22 @@ CASES = {
             'num_in_ch': (1, 3),
             'num_out_ch': (1, 3),
             'num_feat': (16, 32),
-            'block': ('imdb', 'rfdb'),
             'share': ((0,), (0, 0)),
             'distill': (4, 5),
             'conv4_out': (8, 9),
-            'acrb': ('conv3', 'none'),
-            'fflb': (True, False),
-            'mscc': (True, False),
-            'gcrb': (True, False),
-            'effb': (True, False),
-            'cc': (True, False),
-            'cc_mode': ('two', 'four_single_bottleneck'),
             'cc_reduction': (4, 8),
             'gcrb_groups': (1, 2),
             'effb_groups': (4, 8),
             'sc_groups': (2, 4),
-            'grouped_bias': (True, False),
             'esa_channels': (3, 4),
-            'cnn_dc': (True, False),
-            'trans_dc': (True, False),
             'num_heads': (1, 2),
             'attn_chunks': (1, 4),
             'mlp_hidden': (8, 9),
-            'qk_scale': (None, 1.0),
-            'fold_norm': (True, False),
             'deploy': (True, False),
         },
         refused=(
             {'num_feat': 18},
             {'num_feat': 0},
-            {'block': 'swin'},
             {'share': ()},
             {'share': (0, 2)},
             {'share': (1, 1)},
@@ -256,17 +242,45 @@ CASES = {
             {'share': [[0], 1]},
             {'share': 2},
             {'distill': 16},
-            {'acrb': 'conv5'},
-            {'cc_mode': 'three'},
             {'gcrb_groups': 3},
             {'effb_groups': 3},
             {'sc_groups': 3},
             {'num_heads': 5},
             {'attn_chunks': 0},
             {'mlp_hidden': 0},
-            {'qk_scale': 0.0},
         ),
         eval_differs='batch norms take the statistics of the batch in training and their own in eval mode',
         has_fuse=True,
+    ),
+}
+
+# What papers compare their networks with: registered, and all the contracts hold, but no network of its own.
+ABLATIONS = {
+    'EFRDNAblation': replace(
+        CASES['EFRDN'],
+        type='EFRDNAblation',
+        live=CASES['EFRDN'].live
+        | {
+            'block': ('imdb', 'rfdb'),
+            'acrb': ('conv3', 'none'),
+            'fflb': (True, False),
+            'mscc': (True, False),
+            'gcrb': (True, False),
+            'effb': (True, False),
+            'cc': (True, False),
+            'cc_mode': ('two', 'four_single_bottleneck'),
+            'grouped_bias': (True, False),
+            'cnn_dc': (True, False),
+            'trans_dc': (True, False),
+            'qk_scale': (None, 1.0),
+            'fold_norm': (True, False),
+        },
+        refused=(
+            *CASES['EFRDN'].refused,
+            {'block': 'swin'},
+            {'acrb': 'conv5'},
+            {'cc_mode': 'three'},
+            {'qk_scale': 0.0},
+        ),
     ),
 }

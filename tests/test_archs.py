@@ -9,12 +9,13 @@ import io
 import pytest
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
-from nets import CASES, Case
+from nets import ABLATIONS, CASES, Case
 from torch import Tensor, nn
 
 from basicsr_effsr.imaging.tiling import tiled_forward
 
-every_net = pytest.mark.parametrize('case', CASES.values(), ids=list(CASES))
+ALL = CASES | ABLATIONS
+every_net = pytest.mark.parametrize('case', ALL.values(), ids=list(ALL))
 
 
 def build(case: Case, **changes) -> nn.Module:
@@ -28,7 +29,7 @@ def image(batch: int, size: tuple[int, int], channels: int = 3, dtype: torch.dty
 
 def test_every_registered_network_of_ours_has_a_case():
     ours = {name for name, net in ARCH_REGISTRY if net.__module__.startswith('basicsr_effsr.archs')}
-    assert {name for name in ours if not name.endswith('_effsr')} == set(CASES)
+    assert {name for name in ours if not name.endswith('_effsr')} == set(ALL)
 
 
 @every_net

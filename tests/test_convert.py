@@ -12,7 +12,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
-from nets import CASES
+from nets import ABLATIONS, CASES
 from typer.testing import CliRunner
 
 from basicsr_effsr.cli import app
@@ -29,7 +29,7 @@ TINY = {'type': 'HASN', 'upscale': 3, 'num_feat': 8, 'num_block': 2, 'esa_channe
 
 def dealt(name: str):
     """The tiny network, and one for every other value of an option that its case knows."""
-    case = CASES[name]
+    case = (CASES | ABLATIONS)[name]
     yield case.option(upscale=2)
     usual = {k: v.default for k, v in inspect.signature(ARCH_REGISTRY.get(name)).parameters.items()} | case.tiny
     for key, values in case.live.items():
@@ -48,7 +48,7 @@ def same(a: dict, b: dict) -> bool:
 
 
 def test_every_published_network_is_known():
-    assert set(known_networks()) == set(CASES)
+    assert set(known_networks()) == set(CASES | ABLATIONS)
 
 
 @pytest.mark.parametrize('scale', [2, 3, 4])
@@ -69,26 +69,26 @@ def test_deployed_forms_are_recognised(name):
     assert (found['type'], found['deploy']) == (name, True)
 
 
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', [*CASES, *ABLATIONS])
 def test_every_option_is_found_and_gives_the_same_network(name):
     """Strictly loaded, equal output; what leaves no trace in weights is given."""
-    case = CASES[name]
+    case = (CASES | ABLATIONS)[name]
     for option in dealt(name):
         net = build_network(option).eval()
         found = identify(net.state_dict(), on_meta)
         assert found is not None, option
-        assert found['type'] == name
+        assert found['type'] in (name, name.removesuffix('Ablation'))
         unseen = {key: option[key] for key in unseen_of(name) if key in option}
-        again = build_network({**found, **unseen}).eval()
+        again = build_network({**found, **unseen, 'type': name}).eval()
         again.load_state_dict(net.state_dict(), strict=True)
         image = torch.rand(1, option.get('num_in_ch', 3), *(max(side, net.min_size) for side in case.size))
         with torch.no_grad():
             assert torch.equal(again(image), net(image)), option
 
 
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', [*CASES, *ABLATIONS])
 def test_only_options_without_a_trace_are_called_so(name):
-    case = CASES[name]
+    case = (CASES | ABLATIONS)[name]
     for key in unseen_of(name):
         if key == 'share':
             a, b = case.option(share=(0, 1, 0, 1)), case.option(share=(0, 0, 1, 1))
@@ -116,10 +116,17 @@ def test_only_options_without_a_trace_are_called_so(name):
         {'type': 'DPARNTeacher', 'num_feat': 64, 'window_size': 8, 'num_heads': 2, 'num_grow_ch': 16},
         {'type': 'DPARNTeacher', 'mlp_ratio': 1.3, 'tail': 'drct', 'upscale': 3},
         {'type': 'EFRDN', 'share': (0, 1, 0, 1, 0, 1), 'distill': 12, 'mlp_hidden': 200, 'conv4_out': 40},
-        {'type': 'EFRDN', 'block': 'rfdb', 'share': (0, 1, 2), 'esa_channels': 12, 'upscale': 2},
-        {'type': 'EFRDN', 'num_feat': 48, 'cc_mode': 'four', 'cc_reduction': 8, 'gcrb': False, 'effb': False},
-        {'type': 'EFRDN', 'mscc': False, 'acrb': 'conv3', 'grouped_bias': True, 'sc_groups': 2, 'effb_groups': 4},
-        {'type': 'EFRDN', 'deploy': True, 'gcrb_groups': 4, 'cc': False, 'upscale': 3},
+        {'type': 'EFRDNAblation', 'block': 'rfdb', 'share': (0, 1, 2), 'esa_channels': 12, 'upscale': 2},
+        {'type': 'EFRDNAblation', 'num_feat': 48, 'cc_mode': 'four', 'cc_reduction': 8, 'gcrb': False, 'effb': False},
+        {
+            'type': 'EFRDNAblation',
+            'mscc': False,
+            'acrb': 'conv3',
+            'grouped_bias': True,
+            'sc_groups': 2,
+            'effb_groups': 4,
+        },
+        {'type': 'EFRDNAblation', 'deploy': True, 'gcrb_groups': 4, 'cc': False, 'upscale': 3},
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""EFRDN: the paper's tables row by row, the folded form, fused attention against its definition."""
+"""EFRDN: the paper's tables row by row, the fused form, fused attention against its definition."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from nets import CASES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from basicsr_effsr.archs.efrdn_ablation_arch import EFRDNAblation, One, OverlappingTransformer, SharedCC
 from basicsr_effsr.archs.efrdn_arch import (
     CC,
     EFRDN,
@@ -60,7 +61,7 @@ def with_random_statistics(net: nn.Module) -> nn.Module:
 def cost(size: tuple[int, int] = GRIDS[4], **options) -> tuple[int, float]:
     """Parameters, and 10^9 multiply-adds by torchsummaryX, without memory or work."""
     with torch.device('meta'):
-        net = EFRDN(**options)
+        net = EFRDNAblation(**options)
     return sum(p.numel() for p in net.parameters()), torchsummaryx_macs(net, size)
 
 
@@ -109,7 +110,7 @@ LOOSE = {'ACRB -> 3x3': (1.2, 3.0), 'RFDB': (0.7, 5.3)}
 
 
 def test_fit_table_against_the_paper():
-    """Every row of Tables 1 to 5 at x4, not folded, within 0.8 % in parameters and 1.5 % in multiply-adds."""
+    """Every row of Tables 1 to 5 at x4, not fused, within 0.8 % in parameters and 1.5 % in multiply-adds."""
     print('\nEFRDN x4: table, row, parameters, paper, error; G multiply-adds by torchsummaryX, paper, error')
     for table, row, options, params, macs, paper_params, paper_macs in ROWS:
         ours = cost(**options)
@@ -130,19 +131,19 @@ def test_scales_of_table_1_are_the_x4_network_on_three_grids():
     paper = {2: (768, 111.6), 3: (768, 49.5), 4: (767, 27.9)}
     own = {2: (751_668, 107.469), 3: (760_338, 48.568), 4: (772_476, 28.056)}
     of_x4 = {2: 112.246, 3: 49.805, 4: 28.056}
-    deployed = {2: (747_684, 106.407), 3: (756_354, 48.097), 4: (768_492, 27.791)}
-    print('\nEFRDN: scale, parameters, paper, G by torchsummaryX, paper, error; x4 network there, error; deployed')
+    fused_net = {2: (747_684, 106.407), 3: (756_354, 48.097), 4: (768_492, 27.791)}
+    print('\nEFRDN: scale, parameters, paper, G by torchsummaryX, paper, error; x4 network there, error; fused')
     for upscale, (paper_params, paper_macs) in paper.items():
         grid = GRIDS[upscale]
         trained, there = cost(grid, upscale=upscale), cost(grid)
-        folded = cost(grid, upscale=upscale, deploy=True)
+        fused_cost = cost(grid, upscale=upscale, deploy=True)
         errors = [100 * (macs / paper_macs - 1) for macs in (trained[1], there[1])]
         print(
             f'x{upscale}  {trained[0]:,}  {paper_params} K  {trained[1]:.2f}  {paper_macs}  {errors[0]:+.2f} %  '
-            f'{there[1]:.2f}  {errors[1]:+.2f} %  {folded[0]:,}  {folded[1]:.2f}'
+            f'{there[1]:.2f}  {errors[1]:+.2f} %  {fused_cost[0]:,}  {fused_cost[1]:.2f}'
         )
         assert trained == (own[upscale][0], pytest.approx(own[upscale][1], abs=6e-4))
-        assert folded == (deployed[upscale][0], pytest.approx(deployed[upscale][1], abs=6e-4))
+        assert fused_cost == (fused_net[upscale][0], pytest.approx(fused_net[upscale][1], abs=6e-4))
         assert there[1] == pytest.approx(of_x4[upscale], abs=6e-4)
         assert abs(errors[1]) < 0.65
 
@@ -170,7 +171,7 @@ def test_more_strips_cost_less_attention():
 def test_table_2_compares_four_blocks_of_their_own():
     """51 K between its rows are four times the difference of the two blocks."""
     with torch.device('meta'):
-        nets = {block: EFRDN(block=block) for block in ('imdb', 'rfdb', 'acdm')}
+        nets = {block: EFRDNAblation(block=block) for block in ('imdb', 'rfdb', 'acdm')}
     sizes = {block: sum(p.numel() for p in net.body[0].parameters()) for block, net in nets.items()}
     assert sizes == {'imdb': 26_090, 'rfdb': 38_992, 'acdm': 122_398}
     assert {block: len(net.body) for block, net in nets.items()} == {'imdb': 4, 'rfdb': 4, 'acdm': 2}
@@ -202,7 +203,7 @@ def test_module_budget():
 
 
 @pytest.mark.parametrize('upscale', [2, 3, 4])
-def test_whole_network_folds_exactly(upscale):
+def test_whole_network_fuses_exactly(upscale):
     net = with_random_statistics(EFRDN(upscale=upscale).double())
     x = image(1, 3, 19, 16)
     with torch.no_grad():
@@ -213,15 +214,15 @@ def test_whole_network_folds_exactly(upscale):
 
 
 @pytest.mark.parametrize('options', [{'acrb': 'conv3'}, {'gcrb': False}, {'effb': False}, {'fflb': False}], ids=str)
-def test_ablations_fold_too(options):
-    net = with_random_statistics(EFRDN(**{**TINY, **options}).double())
+def test_ablations_fuse_too(options):
+    net = with_random_statistics(EFRDNAblation(**{**TINY, **options}).double())
     x = image(2, 3, 17, 16)
     fused = net.fuse()
     assert (fused(x) - net(x)).abs().max() < 1e-10
-    EFRDN(**{**TINY, **options}, deploy=True).load_state_dict(fused.state_dict())
+    EFRDNAblation(**{**TINY, **options}, deploy=True).load_state_dict(fused.state_dict())
 
 
-def test_batch_norms_of_the_paper_are_gone_after_folding():
+def test_batch_norms_of_the_paper_are_gone_after_fusing():
     net = EFRDN()
     assert sum(isinstance(module, nn.BatchNorm2d) for module in net.modules()) == 2 * (3 * 3 + 3 * 5 * 3)
     fused = net.fuse()
@@ -238,7 +239,7 @@ def test_asymmetric_convolution_is_one_3x3_at_the_border_too():
     assert (fused(x) - block(x)).abs().max() < 1e-13
 
 
-def test_folding_adds_up_in_float64_and_rounds_once():
+def test_fusing_adds_up_in_float64_and_rounds_once():
     net = with_random_statistics(EFRDN(**TINY).bfloat16())
     exact = copy.deepcopy(net).double().fuse()
     fused = net.fuse()
@@ -247,16 +248,16 @@ def test_folding_adds_up_in_float64_and_rounds_once():
         assert torch.equal(p, exact.get_parameter(name).bfloat16()), name
 
 
-def test_saved_fused_checkpoint_loads_into_the_deployed_network():
+def test_saved_fused_checkpoint_loads_into_the_fused_network():
     net = with_random_statistics(EFRDN(**TINY))
     before = copy.deepcopy(net.state_dict())
     stored = io.BytesIO()
     torch.save(net.fuse().state_dict(), stored)
     stored.seek(0)
-    deployed = EFRDN(**TINY, deploy=True).eval()
-    deployed.load_state_dict(torch.load(stored, weights_only=True), strict=True)
+    fused_net = EFRDN(**TINY, deploy=True).eval()
+    fused_net.load_state_dict(torch.load(stored, weights_only=True), strict=True)
     x = image(1, 3, 16, 19, dtype=torch.float32)
-    assert torch.equal(deployed(x), net.fuse()(x))
+    assert torch.equal(fused_net(x), net.fuse()(x))
     assert net.state_dict().keys() == before.keys()
     assert all(torch.equal(p, before[name]) for name, p in net.state_dict().items())
     assert not net.deploy
@@ -317,7 +318,8 @@ def by_definition(attn: EMHA, x: Tensor, chunks: int, scale: float) -> Tensor:
     ('tokens', 'chunks'), [(40, 4), (41, 4), (43, 4), (9, 4), (5, 4), (3, 4), (1, 4), (30, 1), (31, 7)]
 )
 def test_fused_attention_is_its_definition_with_every_gradient(tokens, chunks, qk_scale):
-    attn = EMHA(36, 3, chunks, qk_scale).double()
+    attn = EMHA(36, 3, chunks).double()
+    attn.scale = qk_scale or attn.scale
     x = torch.randn(2, tokens, 36, dtype=torch.float64).requires_grad_()
     weight = torch.randn(2, tokens, 36, dtype=torch.float64)
     wanted = (x, *attn.parameters())
@@ -330,7 +332,7 @@ def test_fused_attention_is_its_definition_with_every_gradient(tokens, chunks, q
 
 
 def test_a_strip_sees_itself_only():
-    attn = EMHA(36, 3, 4, None).double()
+    attn = EMHA(36, 3, 4).double()
     x = torch.randn(1, 41, 36, dtype=torch.float64).requires_grad_()  # strips of 11, 11, 11, 8
     attn(x)[0, 12].sum().backward()
     touched = x.grad[0].abs().sum(1) > 0
@@ -360,14 +362,14 @@ def test_memory_grows_with_the_image_and_not_with_its_square():
 
 def test_fold_undoes_unfold():
     x = image(2, 5, 6, 7)
-    torch.testing.assert_close(fold(unfold(x), (6, 7), True), x, rtol=0, atol=1e-15)
+    torch.testing.assert_close(fold(unfold(x), (6, 7)), x, rtol=0, atol=1e-15)
     for size in ((1, 1), (1, 4), (2, 1)):
         x = image(1, 2, *size)
-        torch.testing.assert_close(fold(unfold(x), size, True), x, rtol=0, atol=1e-15)
+        torch.testing.assert_close(fold(unfold(x), size), x, rtol=0, atol=1e-15)
 
 
 def test_fold_of_the_ancestors_has_a_gain_of_nine_with_a_dark_rim():
-    gain = fold(unfold(torch.ones(1, 2, 4, 5)), (4, 5), False)
+    gain = OverlappingTransformer.fold(unfold(torch.ones(1, 2, 4, 5)), (4, 5))
     expected = torch.tensor([[4.0, 6, 6, 6, 4], [6, 9, 9, 9, 6], [6, 9, 9, 9, 6], [4, 6, 6, 6, 4]])
     assert torch.equal(gain[0, 0], expected)
     assert torch.equal(gain[0, 1], expected)
@@ -403,7 +405,7 @@ def test_shuffles_let_every_group_see_all_inputs():
 
 def test_coefficients_written_out():
     """Fig. 4: two bottlenecks, on means and on population deviations; their average."""
-    cc = CC(32, 2, shared=False).double()  # 16 hidden units: with the published 2 a ReLU may hide either branch
+    cc = CC(32, 2).double()  # 16 hidden units: with the published 2 a ReLU may hide either branch
     x = image(2, 32, 6, 5)
 
     def gate(layers: nn.Sequential, v: Tensor) -> Tensor:
@@ -419,7 +421,7 @@ def test_coefficients_written_out():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_coefficients_have_a_gradient_on_constant_channels(dtype):
     """The deviation's is infinite there if it is a plain square root, and 0 times infinity is no number."""
-    cc = CC(8, 4, shared=False).to(dtype)
+    cc = CC(8, 4).to(dtype)
     x = torch.full((1, 8, 4, 4), 0.3, dtype=dtype)
     x[:, 0] = image(4, 4, dtype=dtype)
     x.requires_grad_()
@@ -431,9 +433,9 @@ def test_coefficients_have_a_gradient_on_constant_channels(dtype):
 
 @pytest.mark.parametrize(('mode', 'count'), [('two', 2), ('four', 4), ('four_single_bottleneck', 4)])
 def test_number_of_coefficients(mode, count):
-    fflb = EFRDN(cc_mode=mode).body[0].fflbs[0]
+    fflb = EFRDNAblation(cc_mode=mode).body[0].fflbs[0]
     assert len(fflb.coefficients) == count
-    assert all((cc.std is None) == (mode == 'four_single_bottleneck') for cc in fflb.coefficients)
+    assert all(isinstance(cc, SharedCC) == (mode == 'four_single_bottleneck') for cc in fflb.coefficients)
     assert sum(p.numel() for p in fflb.coefficients.parameters()) == (1296 if mode == 'four' else 648)
 
 
@@ -441,7 +443,9 @@ def test_number_of_coefficients(mode, count):
 def test_lattice_written_out(count):
     """Eq. 10 to 16; with two coefficients A and B serve both butterflies, without any they are 1."""
     effb = nn.Conv2d(8, 8, 3, padding=1)
-    fflb = FFLB(8, count, 4, False, True, effb, 2, 4, deploy=False).double().eval()
+    fflb = FFLB(8, 4, 2, effb, 4, deploy=False)
+    fflb.coefficients = nn.ModuleList([CC(8, 4) for _ in range(count)] or [One()])
+    fflb = fflb.double().eval()
     nn.init.constant_(fflb.scale_upper, 0.7)
     nn.init.constant_(fflb.scale_lower, 1.6)
     x = image(2, 8, 17, 16)
@@ -478,7 +482,7 @@ def test_gcrb_written_out():
 @pytest.mark.parametrize('make', [scsa, scca])
 def test_self_calibration_written_out(make):
     """Fig. 2: the left half times a gate of itself, the right half plain, merged and added to the input."""
-    block: SelfCalibration = make(16, 4, False).double()
+    block: SelfCalibration = make(16, 4).double()
     x = image(2, 16, 9, 8)
     left, right = x[:, :8], x[:, 8:]
     if make is scsa:
@@ -534,7 +538,8 @@ def test_fusion_block_written_out():
 @pytest.mark.parametrize('trans_dc', [True, False])
 def test_network_written_out(cnn_dc, trans_dc):
     """Eq. 1 to 8; without dense connections only the last output and the shallow features go on."""
-    net = EFRDN(**{**TINY, 'share': (0, 1, 0, 1)}, upscale=3, cnn_dc=cnn_dc, trans_dc=trans_dc).double().eval()
+    switches = {'cnn_dc': cnn_dc, 'trans_dc': trans_dc}
+    net = EFRDNAblation(**{**TINY, 'share': (0, 1, 0, 1)}, upscale=3, **switches).double().eval()
     x = image(1, 3, 16, 15)
     mean = net.mean_in
     shallow = net.head(x - mean)
@@ -563,7 +568,7 @@ def test_network_written_out(cnn_dc, trans_dc):
     ids=str,
 )
 def test_which_block_stands_where(options, calls):
-    net = EFRDN(**{key: value for key, value in TINY.items() if key != 'share'}, **options).eval()
+    net = EFRDNAblation(**{key: value for key, value in TINY.items() if key != 'share'}, **options).eval()
     seen = []
     for number, block in enumerate(net.body):
         block.register_forward_hook(lambda *_, number=number: seen.append(number))

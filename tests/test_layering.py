@@ -18,6 +18,7 @@ import basicsr_effsr
 
 PACKAGE = Path(basicsr_effsr.__file__).parent
 ROOT = PACKAGE.parent
+BESIDE = {'efrdn_ablation_arch': ('basicsr_effsr.archs.efrdn_arch.',)}  # ablations lie beside their network
 ARCH_FILES = [*sorted((PACKAGE / 'archs').glob('*_arch.py')), PACKAGE / 'archs' / 'effsr_blocks.py']
 
 # From the ground up. A module may import what stands on a lower floor, and its own floor where that is one folder.
@@ -145,12 +146,14 @@ def test_a_planted_circle_is_found(tmp_path):
 
 
 def foreign_names(file: Path) -> set[str]:
-    """What a drop-in file imports beside the standard library, torch, the registry and the blocks."""
+    """What a drop-in file imports beside the standard library, torch, the registry, the blocks and BESIDE."""
     return {
         name
         for name in names_imported(file.read_text(encoding='utf-8'), ['basicsr_effsr', 'archs'])
         if name.split('.')[0] not in {*sys.stdlib_module_names, 'torch'}
-        and not name.startswith(('basicsr.utils.registry.', 'basicsr_effsr.archs.effsr_blocks.'))
+        and not name.startswith(
+            ('basicsr.utils.registry.', *BESIDE.get(file.stem, ()), 'basicsr_effsr.archs.effsr_blocks.')
+        )
     }
 
 
