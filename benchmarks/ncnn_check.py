@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 import basicsr_effsr
-from basicsr_effsr.tools.export import sample, sizes_for
 from basicsr_effsr.weights.build import build
+from basicsr_effsr.weights.export import sample, sizes_for
 
 NETS: dict[str, dict[str, Any]] = {
     'HASN': {'type': 'HASN'},

@@ -15,10 +15,10 @@ from nets import CASES
 from typer.testing import CliRunner
 
 from basicsr_effsr.cli import app
-from basicsr_effsr.tools import export as tool
-from basicsr_effsr.tools.export import SUFFIXES, TENSORRT, ExportError, Form, export
+from basicsr_effsr.weights import export as tool
 from basicsr_effsr.weights.build import build
 from basicsr_effsr.weights.checkpoint import read_metadata, read_state_dict
+from basicsr_effsr.weights.export import SUFFIXES, TENSORRT, ExportError, Form, export
 
 for extra in ('onnx', 'onnxruntime', 'onnxscript', 'safetensors'):
     pytest.importorskip(extra, reason='needs the extra: export')
