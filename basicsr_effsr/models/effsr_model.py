@@ -120,15 +120,16 @@ class EffSRModel(SRModel):
             net: the network, wrapped or bare.
             load_path: the file.
             strict: every parameter must be there, of the right shape; False loads what fits and logs what does not.
-            param_key: entry of the file; None takes the best there is.
+            param_key: entry of the file, see ``read_checkpoint``; the log says which one was there.
         """
         bare = self.get_bare_model(net)
-        get_root_logger().info(f'Loading {type(bare).__name__} from {load_path}, param key: [{param_key}].')
-        state = load_into(bare, load_path, param_key=param_key, strict=strict)
-        difference = '' if strict else mismatch(bare, state)
+        read = load_into(bare, load_path, param_key=param_key, strict=strict)
+        entry = '.'.join(read.entry) or 'no entry'
+        get_root_logger().info(f'Loaded {type(bare).__name__} from {load_path} [{entry}].')
+        difference = '' if strict else mismatch(bare, read.state)
         if difference:
             get_root_logger().warning(
-                f'{type(bare).__name__} was loaded in part from {load_path} [{param_key}], the rest stays as it was '
+                f'{type(bare).__name__} was loaded in part from {load_path} [{entry}], the rest stays as it was '
                 f'initialised: {difference}'
             )
 

@@ -211,10 +211,8 @@ def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     return f'{"; ".join(parts) or "the values do not load"}; {cause}'
 
 
-def load_into(
-    net: nn.Module, path: str | Path, *, param_key: str | None = None, strict: bool = True
-) -> dict[str, Tensor]:
-    """Loads a checkpoint into ``net`` and returns the state dict that was read.
+def load_into(net: nn.Module, path: str | Path, *, param_key: str | None = None, strict: bool = True) -> Checkpoint:
+    """Loads a checkpoint into ``net`` and returns what was read.
 
     Args:
         net: the bare network.
@@ -226,7 +224,8 @@ def load_into(
         FileNotFoundError: there is no such file.
         CheckpointError: it cannot be read or, if ``strict``, does not fit; nothing was loaded.
     """
-    state = read_state_dict(path, param_key, net)
+    read = read_checkpoint(path, param_key, net)
+    state = read.state
     if strict:
         before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
         try:
@@ -241,7 +240,7 @@ def load_into(
         if not fitting:
             raise CheckpointError(f'checkpoint {path} shares no parameter with {type(net).__name__}: check type')
         net.load_state_dict(fitting, strict=False)
-    return state
+    return read
 
 
 def save_atomic(obj: Any, path: str | Path) -> None:

@@ -105,7 +105,8 @@ def recognise(source: Path, network: Mapping[str, Any] | None = None, param_key:
         if found is None:
             own = identify(stored, on_meta)
             if own is not None:
-                problem += f'; by its weights it is {described(own)}'
+                itself = f'by its weights it is {described(own)}'
+                problem = f'{problem}; {itself}' if own['type'] == network['type'] else itself
             raise UserError(f'{source} does not fit {network["type"]} with the given options: {problem}')
         return found
     header = _stated(source)
