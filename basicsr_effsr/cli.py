@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -9,7 +10,8 @@ import typer
 from typer.core import TyperGroup
 
 from basicsr_effsr._autoload import install
-from basicsr_effsr.host.absent import look_here, stand_in
+from basicsr_effsr.host.absent import absent, look_here, stand_in
+from basicsr_effsr.utils.errors import one_line
 
 # name -> (module, attribute, line in the overview). The attribute is a function for typer, or a Typer app.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -78,7 +80,14 @@ def _root() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    app(prog_name='effsr')
+    try:
+        app(prog_name='effsr')
+    except ImportError as error:
+        if absent() or 'basicsr' in sys.modules:
+            raise
+        reason = f'{type(error).__name__}: {one_line(error)}'  # a clone comes without what it needs
+        typer.echo(f'effsr: BasicSR does not import ({reason}); effsr doctor says more', err=True)
+        raise SystemExit(2) from error
 
 
 if __name__ == '__main__':

@@ -188,3 +188,14 @@ def test_the_console_script_checks_the_fork_in_the_current_directory(host, photo
     file = write({**options(photos, 'ours'), 'network_g': {'type': 'ForkNet', 'upscale': 4}}, host / 'run.yml')
     script = 'import sys; sys.path[0] = "/nowhere"; from basicsr_effsr.cli import main; main()'  # as of bin/effsr
     assert 'Ready' in succeed('-c', script, *CHECK[2:], file, cwd=host)
+
+
+@pytest.mark.parametrize('command', ['check', 'benchmark'])
+def test_a_basicsr_that_does_not_import_is_named(tmp_path, command):
+    (tmp_path / 'basicsr').mkdir()
+    (tmp_path / 'basicsr' / '__init__.py').write_text('import a_module_nobody_has\n')
+    (tmp_path / 'run.yml').write_text('network_g: {type: HASN, upscale: 2}\n')
+    done = run('-m', 'basicsr_effsr.cli', command, '-opt', 'run.yml', cwd=tmp_path)
+    assert done.returncode == 2
+    assert 'a_module_nobody_has' in done.stderr
+    assert 'Traceback' not in done.stderr

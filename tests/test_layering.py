@@ -170,3 +170,8 @@ def test_blocks_need_torch_only():
 @pytest.mark.parametrize('file', ARCH_FILES, ids=lambda f: f.stem)
 def test_drop_in_files_parse_on_old_pythons(file):
     ast.parse(file.read_text(encoding='utf-8'), feature_version=(3, 8))
+
+
+def test_no_class_takes_a_name_that_is_not_free():
+    """BasicSR's own decorator stops where a fork has the name; ``register_in`` gives way."""
+    assert not [file for file in PACKAGE.rglob('*.py') if '_REGISTRY.register(' in file.read_text(encoding='utf-8')]
