@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from basicsr_effsr.imaging.header import SUFFIXES
-from datasets_prep.files import atomic_path
+from basicsr_effsr.utils.files import atomic_path
 
 MAX_RATIO = 50  # photographs do not shrink; a zip bomb does by hundreds
 _SLACK = 64 * 2**20

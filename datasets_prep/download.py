@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from basicsr_effsr.imaging.header import SUFFIXES
+from basicsr_effsr.utils.files import atomic_path, sweep_parts, write_bytes
 from datasets_prep.archives import extract
-from datasets_prep.files import alone, atomic_path, sweep_parts, write_bytes
+from datasets_prep.files import alone
 from datasets_prep.jobs import Plan, Summary, sigterm_interrupts
 
 SOURCES = Path(__file__).with_name('sources.json')

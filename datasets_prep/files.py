@@ -3,93 +3,17 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
 
 from basicsr_effsr.imaging.decode import ImageError, decode_stored, read_header
 from basicsr_effsr.imaging.header import SUFFIXES
-
-fcntl: ModuleType | None = None
-with suppress(ImportError):  # Windows, where an open file cannot be removed and so needs no lock
-    fcntl = import_module('fcntl')
-
-PART_SUFFIX = '.part'
-
-
-def is_part(path: Path) -> bool:
-    """Whether ``path`` is one of our temporary files; their names are hidden, so data sets pass over them."""
-    return path.name.startswith('.') and path.name.endswith(PART_SUFFIX)
-
-
-@contextmanager
-def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """Yields a temporary path in the folder of ``path`` and renames it to ``path`` when the block succeeds.
-
-    The temporary file is locked while the block runs, which is how ``sweep_parts`` tells the file of a
-    running process from one left by a killed process.
-
-    Args:
-        path: the file to be written; its folder is made.
-        sync: write the file through to the disk before the rename.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, handle = _locked_part(path)
-    try:
-        yield part
-        if sync:
-            os.fsync(handle)
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        raise
-    finally:
-        os.close(handle)
-
-
-def _locked_part(path: Path) -> tuple[Path, int]:
-    while True:
-        part = path.parent / f'.{path.name}.{secrets.token_hex(4)}{PART_SUFFIX}'
-        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        if fcntl is None:
-            os.close(handle)
-            return part, os.open(os.devnull, os.O_RDONLY)
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if part.exists():  # else a sweep came between creation and lock
-            return part, handle
-        os.close(handle)
-
-
-def sweep_parts(folder: Path) -> int:
-    """Removes the temporary files that killed processes left anywhere below ``folder``; returns how many."""
-    swept = 0
-    for part in folder.rglob(f'.*{PART_SUFFIX}'):
-        with suppress(OSError):
-            handle = os.open(part, os.O_RDWR)
-            try:
-                if fcntl is not None:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    part.unlink()
-            finally:
-                os.close(handle)
-            part.unlink(missing_ok=True)
-            swept += 1
-    return swept
-
-
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Writes ``data`` to ``path``, whole or not at all."""
-    with atomic_path(path) as part:
-        part.write_bytes(data)
+from basicsr_effsr.utils.files import fcntl, write_bytes
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -20,7 +20,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from datasets_prep.files import same_folder, sweep_parts, write_bytes
+from basicsr_effsr.utils.files import sweep_parts, write_bytes
+from datasets_prep.files import same_folder
 
 SETTINGS_FILE = '.prepared.json'
 INTERRUPTED = 130

@@ -13,18 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from basicsr_effsr.data.packs import folder_order
-from datasets_prep.files import (
-    BusyError,
-    alone,
-    encode_png,
-    image_shape,
-    is_one_line,
-    list_images,
-    newest,
-    read_image,
-    sweep_parts,
-    write_bytes,
-)
+from basicsr_effsr.utils.files import sweep_parts, write_bytes
+from datasets_prep.files import BusyError, alone, encode_png, image_shape, is_one_line, list_images, newest, read_image
 from datasets_prep.jobs import Job, Plan, Summary, claim_folder, run_jobs
 from datasets_prep.stores import LMDB_SUFFIX, LmdbStore
 

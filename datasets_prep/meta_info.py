@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets_prep.files import image_shape, is_one_line, list_images, refuse_image_name, write_bytes
+from basicsr_effsr.utils.files import write_bytes
+from datasets_prep.files import image_shape, is_one_line, list_images, refuse_image_name
 from datasets_prep.jobs import Job, Plan, Summary, run_jobs
 
 

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from basicsr_effsr.imaging.bicubic import imresize, mod_crop
-from datasets_prep.files import read_image, sweep_parts, write_png
+from basicsr_effsr.utils.files import sweep_parts
+from datasets_prep.files import read_image, write_png
 from datasets_prep.pack import make_pack
 
 SCALES = (2, 3, 4)

@@ -12,7 +12,8 @@ import numpy as np
 from basicsr_effsr.data.pairs import check_sizes, match
 from basicsr_effsr.data.templates import check_file_template
 from basicsr_effsr.imaging.bicubic import imresize
-from datasets_prep.files import ImageError, write_bytes
+from basicsr_effsr.utils.files import write_bytes
+from datasets_prep.files import ImageError
 from datasets_prep.jobs import Job, Plan, Summary, run_jobs
 from datasets_prep.stores import FolderStore, PackStore, open_store, worker_store
 

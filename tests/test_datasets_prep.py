@@ -22,8 +22,9 @@ from basicsr_effsr.data import packs
 from basicsr_effsr.data.packs import Pack, PackError
 from basicsr_effsr.data.pairs import list_pairs
 from basicsr_effsr.imaging.bicubic import imresize
+from basicsr_effsr.utils.files import atomic_path, is_part, sweep_parts
 from datasets_prep.cli import app
-from datasets_prep.files import ImageError, alone, atomic_path, image_shape, is_part, read_image, sweep_parts, write_png
+from datasets_prep.files import ImageError, alone, image_shape, read_image, write_png
 from datasets_prep.jobs import Job, Plan, claim_folder, parse_shard, run_jobs
 from datasets_prep.lmdb_maker import make_lmdb
 from datasets_prep.lr import make_lr

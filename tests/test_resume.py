@@ -438,7 +438,7 @@ class TestBrokenCheckpoints:
         opt, straight = killed_run
         path = tmp_path / 'experiments' / 'short' / file
         path.write_bytes(path.read_bytes()[:-100])
-        left_over = path.with_name(f'.{path.name}.0.tmp')  # of a write that was killed
+        left_over = path.with_name(f'.{path.name}.0.part')  # of a write that was killed
         left_over.touch()
         assert same(straight, train(opt, '--auto_resume'))
         assert not left_over.exists()

@@ -26,7 +26,7 @@ from basicsr_effsr.models.step import TrainingStep
 from basicsr_effsr.options.check import refuse
 from basicsr_effsr.utils import distributed
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.utils.files import remove_leftovers
+from basicsr_effsr.utils.files import sweep_parts
 from basicsr_effsr.utils.training import (
     make_optimizer,
     random_states,
@@ -403,7 +403,7 @@ class EffSRModel(SRModel):
             log.warning(line)
         if not rank:
             for folder in ('models', 'training_states'):
-                remove_leftovers(self.opt['path'][folder])
+                sweep_parts(Path(self.opt['path'][folder]))
         self._take_up_run()
 
     def _compare(self, made_with: dict[str, Any]) -> None:
