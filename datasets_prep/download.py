@@ -27,9 +27,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from basicsr_effsr.imaging.header import SUFFIXES
 from basicsr_effsr.utils.files import atomic_path, sweep_parts, write_bytes
+from basicsr_effsr.utils.interrupt import sigterm_interrupts
 from datasets_prep.archives import extract
 from datasets_prep.files import alone
-from datasets_prep.jobs import Plan, Summary, sigterm_interrupts
+from datasets_prep.jobs import Plan, Summary
 
 SOURCES = Path(__file__).with_name('sources.json')
 ARCHIVES = 'archives'

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ from basicsr_effsr.imaging.enlarge_files import Done, Format, Job, enlarge_file,
 from basicsr_effsr.imaging.enlarger import Alpha, Blend, Enlarger
 from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.interrupt import sigterm_interrupts
 from basicsr_effsr.utils.memory import out_of_memory
 from basicsr_effsr.weights.fuse import fused
 
@@ -135,24 +134,6 @@ def in_words(done: Done) -> str:
     return f'{done.input} {w}x{h} -> {done.output} {width}x{height}, {done.bits} bit, {how}, {done.seconds:.2f} s{lost}'
 
 
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM, which torchrun and schedulers send, unwinds as Ctrl-C does, so that temporary files go."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def command(
     inputs: Annotated[list[str], typer.Argument(help='Images: files, folders, patterns in quotes.')],
     opt: networks.OptFile = None,
@@ -232,7 +213,7 @@ def command(
         world_size=world,
     )
     try:
-        with _terminated_like_interrupted():
+        with sigterm_interrupts():
             for done in run(enlarge, jobs[rank::world], quality=quality, overwrite=overwrite, tell=tell):
                 report.images.append(done)
     except KeyboardInterrupt:
