@@ -283,7 +283,7 @@ class TestExtras:
         assert type(model.optimizer_g) is getattr(torch.optim, kind)
 
     def test_unknown_optimizer_names_the_near_ones(self, opt):
-        with pytest.raises(ValueError, match=r"no optimizer 'AdmW'; near it are \['AdamW'"):
+        with pytest.raises(ValueError, match=r"optim_g: .*'AdmW'.*'AdamW'"):
             trained(change(opt, optim_g={'type': 'AdmW', 'lr': 0.01}), [])
 
     def test_every_optimizer_of_torch_runs_or_is_refused_in_a_sentence(self, opt):
@@ -752,8 +752,8 @@ class TestDistillation:
     @pytest.mark.parametrize(
         ('pairs', 'words'),
         [
-            ({'bdy.0': 'block_1'}, r"BatchNormSR has no submodule 'bdy.0'; near it are \['body.0'"),
-            ({'body.0': 'layers.0'}, r"HASN has no submodule 'layers.0'; .*it has \[.*'block_1'"),
+            ({'bdy.0': 'block_1'}, r"BatchNormSR has no submodule 'bdy.0'.*'body.0'"),
+            ({'body.0': 'layers.0'}, r"HASN has no submodule 'layers.0'.*block_1"),
         ],
     )
     def test_unknown_features_fail_at_the_start_with_names(self, opt, tmp_path, pairs, words):

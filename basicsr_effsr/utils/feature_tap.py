@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 
 from torch import Tensor, nn
 
-MAX_DEPTH = 2  # names listed in an error: deeper ones are seldom meant and there are hundreds
+from basicsr_effsr.utils.errors import near
 
 
 class FeatureTap:
@@ -29,10 +28,7 @@ class FeatureTap:
         self._recording = False
         for name in names:
             if not name or name not in modules:
-                near = get_close_matches(name, modules, 3)
-                shown = [n for n in modules if n and n.count('.') < MAX_DEPTH]
-                hint = f'near it are {near}; ' if near else ''
-                raise KeyError(f'{type(net).__name__} has no submodule {name!r}; {hint}it has {shown}')
+                raise KeyError(f'{type(net).__name__} has no submodule {name!r}; {near(name, filter(None, modules))}')
             modules[name].register_forward_hook(self._keep_as(name))
 
     @contextmanager

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from basicsr_effsr.utils.errors import near
 
 
 def make_optimizer(kind: str, params: Iterable[Any], **options: Any) -> torch.optim.Optimizer:
@@ -24,8 +25,7 @@ def make_optimizer(kind: str, params: Iterable[Any], **options: Any) -> torch.op
     base = torch.optim.Optimizer
     known = [n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, base) and c is not base]
     if kind not in known or found is None:
-        near = get_close_matches(kind, known, 3, 0.3)
-        raise ValueError(f'optim_g: torch.optim has no optimizer {kind!r}; near it are {near}')
+        raise ValueError(f'optim_g: torch.optim has no optimizer {kind!r}; {near(kind, known)}')
     if inspect.signature(found.step).parameters['closure'].default is inspect.Parameter.empty:
         raise ValueError(
             f'optim_g: {kind} evaluates the loss several times in a step (a closure), which a training loop of one '
