@@ -363,3 +363,10 @@ def test_a_rank_that_is_new_takes_what_all_ranks_share(tmp_path):
     RunState(seed=7, scaler={'scale': 2.0}, random={'torch': torch.zeros(1)}).save(state)
     found = RunState.load(state, rank=1)
     assert (found.seed, found.scaler, found.random, found.known) == (7, {'scale': 2.0}, {}, False)
+
+
+def test_the_log_of_the_options_names_a_run_in_a_line():
+    run = RunState(seed=7, random={'python': list(range(625))}, resumed={'optimizers': [1]}, file=Path('4.state'))
+    assert 'seed=7' in repr(run)
+    assert '4.state' in repr(run)
+    assert len(repr(run)) < 100

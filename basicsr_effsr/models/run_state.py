@@ -46,16 +46,16 @@ class RunState:
     """
 
     seed: int | None = None
-    sampling: dict[str, Any] = field(default_factory=dict)
-    made_with: dict[str, Any] = field(default_factory=dict)
-    random: dict[str, Any] = field(default_factory=dict)
-    scaler: dict[str, Any] = field(default_factory=dict)
-    best: dict[str, Any] = field(default_factory=dict)
-    nonfinite: int = 0
-    teacher: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict, repr=False)  # BasicSR prints all options into its log
+    made_with: dict[str, Any] = field(default_factory=dict, repr=False)
+    random: dict[str, Any] = field(default_factory=dict, repr=False)
+    scaler: dict[str, Any] = field(default_factory=dict, repr=False)
+    best: dict[str, Any] = field(default_factory=dict, repr=False)
+    nonfinite: int = field(default=0, repr=False)
+    teacher: dict[str, Any] = field(default_factory=dict, repr=False)
     file: Path | None = None
-    known: bool = True
-    resumed: dict[str, Any] | None = None
+    known: bool = field(default=True, repr=False)
+    resumed: dict[str, Any] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, opt: Mapping[str, Any]) -> RunState:
