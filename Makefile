@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Small patches gain little from more threads, lose much beside other work, and one thread gives the same bits anywhere.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart core test lint clean
+.PHONY: quickstart core test lint matrix clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/effsr doctor
@@ -27,6 +27,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# On other versions: make matrix PYTHON=python3.12 PINS='torch==2.5.1 torchvision==0.20.1 numpy==1.26.4'
+matrix:
+	$(PYTHON) -m venv --clear $(VENV)-matrix
+	$(VENV)-matrix/bin/python -m pip install -e '.[dev]' $(PINS)
+	$(VENV)-matrix/bin/python -m pytest -n 2 --dist worksteal
 
 $(VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(VENV)

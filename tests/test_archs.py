@@ -164,6 +164,14 @@ def test_published_size(case):
         assert sum(p.numel() for p in net.parameters()) == expected
 
 
+def pads_in_half() -> bool:
+    """Whether this torch mirrors edges in float16 on a CPU; 2.5 does not."""
+    try:
+        return nn.ReflectionPad2d(1)(torch.zeros(1, 1, 2, 2, dtype=torch.float16)).dtype is torch.float16
+    except RuntimeError:
+        return False
+
+
 @every_net
 def test_runs_in_every_precision(case):
     x = image(1, case.size)
@@ -172,7 +180,12 @@ def test_runs_in_every_precision(case):
         expected = reference(x)
         scale = expected.abs().max()
         for dtype, tolerance in ((torch.float64, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.02)):
-            out = copy.deepcopy(reference).to(dtype)(x.to(dtype))
+            try:
+                out = copy.deepcopy(reference).to(dtype)(x.to(dtype))
+            except RuntimeError:
+                assert dtype is torch.float16
+                assert not pads_in_half(), 'a network that this torch could compute'
+                continue
             assert out.dtype == dtype
             assert (out.float() - expected).abs().max() <= tolerance * scale, dtype
         with torch.autocast('cpu', dtype=torch.bfloat16):
