@@ -997,7 +997,8 @@ def test_odd_sections_are_one_error_each_with_a_line(opt, tmp_path, dotted, valu
 
 def test_the_page_of_options_is_current():
     """Run: effsr check --docs > docs/options.md"""
-    assert (ROOT / 'docs' / 'options.md').read_text(encoding='utf-8') == run('--docs').stdout
+    page = (ROOT / 'docs' / 'options.md').read_text(encoding='utf-8')
+    assert page == run('--docs').stdout, 'effsr check --docs > docs/options.md'
 
 
 def test_schema_accepts_our_files_and_refuses_misspellings(opt, validator):
