@@ -1134,3 +1134,29 @@ def test_hover_and_choices_of_an_editor():
     hasn = next(e['then'] for e in schema['definitions']['network']['allOf'] if 'HASN' in str(e['if']))
     assert hasn['properties']['num_feat']['description']
     assert hasn['properties']['num_feat']['default'] == 52
+
+
+def test_a_turned_photograph_is_measured_as_it_is_loaded(opt, data):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for folder, size in (('HR', (96, 80)), ('LR', (20, 24))):  # LR is 24x20 when it is upright
+        (data / 'turned' / folder).mkdir(parents=True)
+        Image.new('RGB', size).save(data / 'turned' / folder / 'a.jpg', exif=exif if folder == 'LR' else Image.Exif())
+    for phase in ('train', 'val'):
+        roots = {'dataroot_gt': str(data / 'turned' / 'HR'), 'dataroot_lq': str(data / 'turned' / 'LR')}
+        opt['datasets'][phase] |= roots
+    assert not [p for p in problems(opt, True) if p.where.endswith('dataroot_lq')]
+
+
+def test_an_lmdb_that_would_be_opened_twice_is_told(opt, data):
+    for name, size in (('HR', '80,96,3'), ('LR', '20,24,3')):
+        (data / f'{name}.lmdb').mkdir()
+        (data / f'{name}.lmdb' / 'data.mdb').touch()
+        (data / f'{name}.lmdb' / 'meta_info.txt').write_text(f'0.png ({size}) 1\n')
+    for phase in ('train', 'val'):
+        roots = {f'dataroot_{key}': str(data / f'{name}.lmdb') for key, name in (('gt', 'HR'), ('lq', 'LR'))}
+        opt['datasets'][phase] |= {**roots, 'io_backend': {'type': 'lmdb'}, 'type': 'PairedImageDataset'}
+    where = ['datasets.val.dataroot_gt', 'datasets.val.dataroot_lq']
+    assert [p.where for p in problems(opt, True) if p.where in where] == where
+    opt['datasets']['train']['type'] = opt['datasets']['val']['type'] = 'EffSRPairedDataset'
+    assert not [p for p in problems(opt, True) if p.where in where]
