@@ -647,10 +647,10 @@ class TestFiles:
             (['a.png', '--dtype', 'fp8'], '--dtype must be one of fp32, fp16, bf16'),
             (['a.png', '--quality', '0'], '--quality must be from 1 to 100'),
             (['a.png', '--suffix', '/x'], '--suffix must be part of a file name'),
-            (['a.png', '--scale', '4'], 'which --scale or --set contradict'),
+            (['a.png', '--scale', '4'], 'by its weights it is HASN'),
             (['a.png', '--device', 'cuda:99'], "device 'cuda:99' cannot be used"),
             (['a.png', '--weights', 'none.pth'], 'none.pth does not exist'),
-            (['a.png', '--weights', 'foreign.pth'], 'is of none of our networks'),
+            (['a.png', '--weights', 'foreign.pth'], 'unrecognised architecture'),
             (['broken.png'], 'broken.png cannot be read as an image: it is of no known kind'),
             (['clear.png', '--format', 'jpeg'], 'which jpeg cannot be; give --alpha drop'),
             (['moving.gif'], 'it has 2 frames; split it into images'),
@@ -677,7 +677,7 @@ class TestFiles:
 
     def test_no_network_at_all(self, run):
         save(photo(), 'a.png')
-        assert 'give an option file (-opt), or --weights' in run('a.png', net=[]).output
+        assert '--weights' in run('a.png', net=[]).output
 
 
 class TestProcesses:
