@@ -471,6 +471,7 @@ class TestBrokenCheckpoints:
         """From there on it is exact again: another kill makes no difference."""
         opt, straight = killed_run
         opt['datasets']['train']['dataset_enlarge_ratio'] = 50
+        opt['logger']['save_checkpoint_freq'] = 1  # another state, 5, lies between the change and the end
         changed = train(opt, '--auto_resume')
         assert not same(straight, changed)
         assert "epoch 0, not exactly: it had {'ratio': 2} and now has {'ratio': 50}" in capsys.readouterr().out
