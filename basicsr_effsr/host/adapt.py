@@ -202,10 +202,12 @@ def _stop_on_problems(opt: dict[str, Any], is_train: bool) -> None:
 
     One process of a group takes the step, and all hear what came of it.
     """
+    from basicsr_effsr.host.undisturbed import undisturbed
     from basicsr_effsr.options.check import problems
     from basicsr_effsr.utils.distributed import from_rank_0
 
-    found = problems(opt, is_train)
+    with undisturbed():  # a loss that logs while it is tried would keep the host from opening its log file
+        found = problems(opt, is_train)
     if opt.get('rank', 0) == 0 and not any(problem.fatal for problem in found):
         from basicsr_effsr.host.dry_run import dry_step
 

@@ -33,6 +33,7 @@ MAKERS = {  # functions of the host and of our models that make or use what an o
     'setup_optimizers': 'train.optim_g',
     'setup_schedulers': 'train.scheduler',
     '_init_ema': 'train.ema_decay',
+    'compile': 'train.compile',
     '_build_teacher': 'network_t',
     '_build_adapters': 'train.distill',
     'build_network': 'network_g',
@@ -177,7 +178,8 @@ class _Step:
             else:
                 text = one_line(error)  # type: ignore[arg-type]
                 message = f'the run would stop with {type(error).__name__}: {text}; correct or leave out this option'
-            raise _StepError(self._place(error, where), message) from error
+            place = self._place(error, where)
+            raise _StepError(place, message.removeprefix(f'{place}: ')) from error
 
     @staticmethod
     def _ours(error: BaseException) -> bool:
@@ -470,6 +472,8 @@ class _Step:
         """The learning rate at every turn of its schedule."""
         total = int(self.opt['train']['total_iter'])
         for scheduler in self.model.schedulers:
+            for group in scheduler.optimizer.param_groups:
+                group['lr'] = group['initial_lr']
             turns = {total - 1}
             for name in ('milestones', 'restarts', 'cumulative_period'):
                 turns |= {int(turn) for turn in getattr(scheduler, name, ())}
