@@ -55,7 +55,7 @@ def architectures() -> list[Any]:
                 variant = variant_of(cls, option)
                 tags = [variant.removeprefix(f'{network}-')] if variant else []
                 tags += [f'{option[k]}{short}' for k, short in (('num_feat', 'nf'), ('num_block', 'nb')) if k in option]
-                tags += ['deployed'] if option.get('deploy') else []
+                tags += ['fused'] if option.get('deploy') else []
                 return spandrel.ImageModelDescriptor(
                     net,
                     state,

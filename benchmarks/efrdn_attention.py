@@ -1,4 +1,4 @@
-"""What EFRDN's fused attention saves: the deployed network with it and with explicit maps of scores.
+"""What EFRDN's fused attention saves: the fused network with it and with explicit maps of scores.
 
 "Explicit" is the definition, strip after strip: a map of heads x (HW/4) x (HW/4) scores, its softmax, the product.
 The forms take turns within each repeat, so that the machine's state hits all alike; figures are medians. Peak memory
@@ -66,7 +66,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     console = Console(width=120)
-    console.print(machine(f'EFRDN x{args.upscale}, folded', args.device, args.threads, args.repeats))
+    console.print(machine(f'EFRDN x{args.upscale}, fused', args.device, args.threads, args.repeats))
     nets = build(args.upscale, args.device)
     weights = sum(p.numel() * p.element_size() for p in nets['fused'].parameters())
     table = Table()

@@ -58,7 +58,7 @@ def write_png(path: Path, img: np.ndarray, *, compression: int = 3) -> None:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files directly in ``folder``, sorted by name; hidden files are passed over.
+    """The image files directly in ``folder``, sorted by name; hidden files are skipped.
 
     Raises:
         FileNotFoundError: when the folder does not exist.

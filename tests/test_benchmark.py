@@ -97,7 +97,7 @@ def test_strict_is_the_mean_of_every_run_from_the_first_on(monkeypatch, strict, 
 def test_runtime_of_a_baseline_given_by_hand_is_used(monkeypatch):
     fake_times(monkeypatch, [30.0])
     row = ntire.ntire(tiny_dparn(), 'it', 'ntire2025', CPU, baseline_ms=20.0, strict=True, runs=1)
-    protocol = ntire.protocol_of('ntire2025')
+    protocol = ntire.challenge_of('ntire2025')
     assert row['score'] == ntire.ntire_score(
         protocol, runtime_ratio=1.5, flops=row['FLOPs [G]'], params=row['Params [M]']
     )
@@ -121,7 +121,7 @@ def test_report_holds_both_forms_and_ratios_to_rlfn(tmp_path):
     rows = {(row['model'], row['form']): row for row in report['costs']}
     net = DPARN(num_feat=8, num_block=1, esa_channels=4)
     assert rows['DPARN', 'as trained']['params'] == sum(p.numel() for p in net.parameters())
-    assert rows['DPARN', 'deployed']['params'] == sum(p.numel() for p in net.fuse().parameters())
+    assert rows['DPARN', 'fused']['params'] == sum(p.numel() for p in net.fuse().parameters())
     assert rows['RLFN', 'yardstick']['params'] == 317_218
     times = {row['model']: row for row in report['latencies']}
     assert list(times) == ['DPARN', 'SPAN', 'RLFN']
@@ -157,7 +157,7 @@ def test_sizes_in_words():
     ('year', 'weights'), [(2024, (0.7, 0.15, 0.15)), (2025, (0.7, 0.15, 0.15)), (2026, (0.8, 0.1, 0.1))]
 )
 def test_score_is_the_challenges_formula(year, weights):
-    protocol = ntire.protocol_of(f'ntire{year}')
+    protocol = ntire.challenge_of(f'ntire{year}')
     flops, params = protocol['flops'], protocol['params']
     alike = ntire.ntire_score(protocol, runtime_ratio=1, flops=flops, params=params)
     assert alike == pytest.approx(math.exp(2)), 'the baseline scores e squared'
@@ -167,7 +167,7 @@ def test_score_is_the_challenges_formula(year, weights):
 
 
 def test_rlfn_row_of_2024_is_the_published_one():
-    row = ntire.ntire(ntire.baseline_of(ntire.protocol_of('ntire2024')), 'it', 'ntire2024', CPU, runs=1, warmup=0)
+    row = ntire.ntire(ntire.baseline_of(ntire.challenge_of('ntire2024')), 'it', 'ntire2024', CPU, runs=1, warmup=0)
     assert round(row['Params [M]'], 6) == 0.317218
     assert round(row['FLOPs [G]'], 2) == 19.67
     assert round(row['Acts [M]'], 2) == 80.05
@@ -299,7 +299,7 @@ def test_memory_of_the_row_is_left_out_on_a_cpu_and_counted_under_its_own_name(m
     net = tiny_dparn()
     row = ntire.ntire(net, 'it', 'ntire2024', CPU, strict=True, runs=1)
     assert row['Mem [M]'] is None
-    assert row['counted mem [M]'] == cost(net, 'it', 'deployed', (256, 256)).memory / MIB
+    assert row['counted mem [M]'] == cost(net, 'it', 'fused', (256, 256)).memory / MIB
 
 
 def test_the_peak_is_that_of_the_pass_alone(monkeypatch):

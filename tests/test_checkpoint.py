@@ -195,6 +195,6 @@ def test_the_deployed_form_in_place_of_the_trained_one_is_said():
     options = {'num_feat': 8, 'num_block': 1}
     net = DPARN(**options)
     fused = net.fuse()
-    assert mismatch(net, fused.state_dict()).endswith('is of the deployed form: set deploy: true')
+    assert mismatch(net, fused.state_dict()).endswith('set deploy: true')
     assert 'of the form that is trained' in mismatch(fused, net.state_dict())
     assert mismatch(DPARN(**options, deploy=True), fused.state_dict()) == ''

@@ -266,12 +266,12 @@ def test_fused_weights_load_into_the_deployed_network(tmp_path):
     net = build_network(option).eval()
     torch.save({'params': net.state_dict()}, tmp_path / 'a.pth')
     report = convert(tmp_path / 'a.pth', tmp_path / 'b.pth', Layout.basicsr, fuse=True)
-    assert report.deployed
+    assert report.fused
     deployed = build_network({**option, 'deploy': True}).eval()
     deployed.load_state_dict(read_state_dict(tmp_path / 'b.pth'))
     image = torch.rand(1, 3, 17, 19)
     torch.testing.assert_close(deployed(image), net(image), atol=1e-5, rtol=0)
-    with pytest.raises(UserError, match='no other form to be deployed'):
+    with pytest.raises(UserError, match='--fuse'):
         convert(tmp_path / 'b.pth', tmp_path / 'c.pth', Layout.basicsr, fuse=True)
     assert not (tmp_path / 'c.pth').exists()
 

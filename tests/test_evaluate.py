@@ -260,19 +260,23 @@ def test_error_map_is_black_where_equal_and_white_where_far():
 
 def test_worst_is_the_least_gain_over_bicubic():
     rows = [evaluate.ImageScore('s', str(i), psnr, 0.9, 30.0, 0.9, 0.1) for i, psnr in enumerate((31, 29, 30.5))]
-    report = evaluate.Report('N', 1, 2, None, '', '', rows)
+    report = evaluate.EvaluationReport('N', 1, 2, None, '', '', rows)
     assert [row.image for row in evaluate.worst(report, 2)] == ['1', '2']
 
 
 def test_paper_row_stands_beside_ours():
     rows = [evaluate.ImageScore('Set5', 'a', 32.0, 0.89, 28.0, 0.8, 0.1)]
-    report = evaluate.Report('N', 1, 4, None, '', '', rows, {'scores': {'Set5': [32.23, 0.896]}, 'source': 'Table 1'})
+    report = evaluate.EvaluationReport(
+        'N', 1, 4, None, '', '', rows, {'scores': {'Set5': [32.23, 0.896]}, 'source': 'Table 1'}
+    )
     assert '| 32.23 / 0.8960 | -0.23 / -0.0060 |' in evaluate.markdown(report)
 
 
 def test_a_difference_that_rounds_to_zero_has_no_sign():
     rows = [evaluate.ImageScore('Set5', 'a', 32.2295, 0.89603, 28.4, 0.81, 0.1)]
-    report = evaluate.Report('N', 1, 4, None, '', '', rows, {'scores': {'Set5': [32.23, 0.896]}, 'source': 'Table 1'})
+    report = evaluate.EvaluationReport(
+        'N', 1, 4, None, '', '', rows, {'scores': {'Set5': [32.23, 0.896]}, 'source': 'Table 1'}
+    )
     assert report.gap('Set5') == '+0.00 / +0.0000'
     rows[0].psnr = 32.2
     assert report.gap('Set5') == '-0.03 / +0.0000'

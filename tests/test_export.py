@@ -243,7 +243,7 @@ def test_command_writes_metadata_and_prints_both_sizes(weights):
     assert '37x29: largest difference' in result.stdout
     facts = read_metadata(weights.with_suffix('.safetensors'))
     assert json.loads(facts['options']) == {k: v for k, v in TINY.items() if k != 'type'}
-    assert (facts['network'], facts['scale'], facts['deployed']) == ('IMDN', '2', 'false')
+    assert (facts['network'], facts['scale'], facts['fused']) == ('IMDN', '2', 'false')
     assert facts['source sha256'] == hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
@@ -267,16 +267,16 @@ def test_command_finds_the_network_by_the_weights_alone(weights):
     assert (report['network'], report['scale'], report['largest']) == ('IMDN', 2, 0)
 
 
-def test_command_exports_the_deployed_form(tmp_path):
+def test_command_exports_the_fused_form(tmp_path):
     option = {'type': 'DPARN', 'num_feat': 8, 'num_block': 1, 'esa_channels': 4}
     torch.save({'params': build_network(option).state_dict()}, tmp_path / 'net.pth')
-    for arguments, deployed in (((), True), (('--no-fuse',), False)):
-        out = tmp_path / f'{deployed}.safetensors'
+    for arguments, fused in (((), True), (('--no-fuse',), False)):
+        out = tmp_path / f'{fused}.safetensors'
         result = run('--weights', tmp_path / 'net.pth', '--form', 'safetensors', '--out', out, *arguments)
         assert result.exit_code == 0, result.output
-        assert read_metadata(out)['deployed'] == str(deployed).lower()
-        assert json.loads(read_metadata(out)['options']).get('deploy', False) == deployed
-        build_network({**option, 'deploy': deployed}).load_state_dict(read_state_dict(out), strict=True)
+        assert read_metadata(out)['fused'] == str(fused).lower()
+        assert json.loads(read_metadata(out)['options']).get('deploy', False) == fused
+        build_network({**option, 'deploy': fused}).load_state_dict(read_state_dict(out), strict=True)
 
 
 @needs_programs

@@ -28,7 +28,7 @@ from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.cli import app
 from basicsr_effsr.imaging import enlarge_files, enlarger
 from basicsr_effsr.imaging import picture as pictures
-from basicsr_effsr.imaging.enlarge_files import Format, Job, plan
+from basicsr_effsr.imaging.enlarge_files import Enlargement, Format, plan
 from basicsr_effsr.imaging.enlarger import Blend, Enlarger
 from basicsr_effsr.imaging.picture import Picture
 from basicsr_effsr.imaging.self_ensemble import self_ensemble
@@ -472,7 +472,7 @@ class TestFiles:
         jobs = plan(['in/**/*.png'], Path('out'), suffix='')
         assert [job.target.as_posix() for job in jobs] == ['out/a.png', 'out/sub/c.png']
         assert plan(['in/a.png'], Path('there/z.jpeg'), suffix='_x2') == [
-            Job(Path('in/a.png'), Path('there/z.jpeg'), 'jpeg')
+            Enlargement(Path('in/a.png'), Path('there/z.jpeg'), 'jpeg')
         ]
 
     def test_results_below_the_input_folder_are_no_inputs(self, run):
@@ -684,7 +684,7 @@ class TestProcesses:
     @pytest.mark.parametrize(
         ('environment', 'words'),
         [
-            ({'RANK': 'one', 'WORLD_SIZE': '2'}, 'must be whole numbers'),
+            ({'RANK': 'one', 'WORLD_SIZE': '2'}, 'RANK'),
             ({'RANK': '2', 'WORLD_SIZE': '2'}, 'RANK must be from 0 to WORLD_SIZE - 1, got 2 of 2'),
         ],
     )

@@ -124,9 +124,9 @@ def test_latency_is_that_at_720p_in_fp32_and_says_where(made, written):
 
 def test_the_form_that_was_evaluated_is_the_one_that_is_drawn(made, written):
     forms = {row['form']: row['params'] for row in made['DPARN benchmark']['costs']}
-    assert forms['as trained'] > forms['deployed'] == made['DPARN evaluation']['parameters']
+    assert forms['as trained'] > forms['fused'] == made['DPARN evaluation']['parameters']
     (point,) = plots.points_of_files(written(*DPARN), 4, 'Set5', 'params')
-    assert point.x * 1000 == forms['deployed']
+    assert point.x * 1000 == forms['fused']
 
 
 def test_networks_of_one_class_are_told_apart_by_their_parameters(made, written):
@@ -222,7 +222,7 @@ def test_pictures_and_points_are_written(written, tmp_path):
         '{"costs":[{}],"latencies":[]}',
         '{"costs":[]}',
         '{"costs":5,"latencies":[]}',
-        '{"costs":[{"form":"deployed","model":"A","params":"x","multi_adds":1}],"latencies":[]}',
+        '{"costs":[{"form":"fused","model":"A","params":"x","multi_adds":1}],"latencies":[]}',
         '{"costs":[],"latencies":[{"model":"A"}]}',
         '{"network":"A"}',
         '{"network":"A","means":{"Urban100":{}}}',

@@ -350,13 +350,13 @@ class DPARN(nn.Module):
         return out + F.interpolate(x - self.mean_in, scale_factor=float(self.upscale), mode=self.image_skip)
 
     def fuse(self, *, inplace: bool = False) -> DPARN:
-        """The deployed form: every ReRB becomes one plain 3 x 3 convolution, added up in float64.
+        """The fused form: every ReRB becomes one plain 3 x 3 convolution, added up in float64.
 
         Args:
-            inplace: change this net instead of a copy. The copy is built anew, so hooks do not follow.
+            inplace: change this net instead of a copy. Hooks do not follow into a copy.
 
         Returns:
-            The deployed net, with ``deploy`` True; its state dict loads into ``DPARN(deploy=True, ...)``.
+            The fused net, with ``deploy`` True; its state dict loads into ``DPARN(deploy=True, ...)``.
         """
         net = self
         if not inplace:

@@ -73,14 +73,14 @@ def check_choice(net: str, option: str, value: object, choices: tuple) -> None:
 
 
 def check_positive(net: str, **options: int) -> None:
-    """Refuses constructor options that must be whole numbers of at least 1.
+    """Refuses constructor options that must be integers of at least 1.
 
     Raises:
         ValueError: names the net, the option and what was found.
     """
     for option, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f'{net}: {option} must be a whole number of at least 1, got {value!r}')
+            raise ValueError(f'{net}: {option} must be an integer of at least 1, got {value!r}')
 
 
 def is_compiling() -> bool:

@@ -28,7 +28,7 @@ class Format(str, Enum):
 
 
 @dataclass(frozen=True)
-class Job:
+class Enlargement:
     """An image to enlarge, the file to write, and its format."""
 
     source: Path
@@ -86,7 +86,7 @@ def _expand(text: str, recursive: bool, out: Path) -> list[tuple[Path, Path]]:
 
 def plan(
     inputs: Iterable[str], out: Path, *, suffix: str, kind: Format = Format.same, recursive: bool = False
-) -> list[Job]:
+) -> list[Enlargement]:
     """The images and where their results go.
 
     Args:
@@ -117,13 +117,13 @@ def plan(
                 raise UserError(f'--out {out} and --format {kind.value} contradict each other; give one of the two')
             if wanted == 'png' and out.suffix.lower() != '.png':
                 raise UserError(f'--out {out} is of a format that is only read; let it end in .png')
-            jobs.append(Job(path, out, wanted))
+            jobs.append(Enlargement(path, out, wanted))
             continue
         chosen = SUFFIXES.get(path.suffix.lower(), 'png') if kind is Format.same else kind.value
         ending = path.suffix if SUFFIXES.get(path.suffix.lower()) == chosen else ENDINGS[chosen]
         if chosen == 'png':
             ending = '.png'
-        jobs.append(Job(path, out / below.with_name(f'{below.stem}{suffix}{ending}'), chosen))
+        jobs.append(Enlargement(path, out / below.with_name(f'{below.stem}{suffix}{ending}'), chosen))
     _check_targets(jobs)
     return jobs
 
@@ -136,7 +136,7 @@ def _identity(file: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _check_targets(jobs: list[Job]) -> None:
+def _check_targets(jobs: list[Enlargement]) -> None:
     taken: dict[str, Path] = {}
     sources = {_identity(job.source): job.source for job in jobs}
     for job in jobs:
@@ -153,7 +153,9 @@ def _check_targets(jobs: list[Job]) -> None:
             raise UserError(f'{job.target} is a folder; give another --out or --suffix')
 
 
-def enlarge_file(enlarge: Enlarger, job: Job, quality: int, progress: Callable[[int, int], None] | None = None) -> Done:
+def enlarge_file(
+    enlarge: Enlarger, job: Enlargement, quality: int, progress: Callable[[int, int], None] | None = None
+) -> Done:
     """One image from file to file; the result appears under its name only when it is complete.
 
     Raises:

@@ -94,8 +94,11 @@ class Enlarger:
         self.least = int(getattr(net, 'min_size', 1))
         self.channels = int(getattr(net, 'num_in_ch', 3))
         halo = getattr(net, 'halo', None)
-        if self.channels not in (1, 3) or getattr(net, 'num_out_ch', self.channels) != self.channels:
-            raise UserError(f'{name} must take and give 1 or 3 channels to enlarge images, this one is of other kind')
+        given = getattr(net, 'num_out_ch', self.channels)
+        if self.channels not in (1, 3) or given != self.channels:
+            raise UserError(
+                f'{name} must take and give 1 or 3 channels to enlarge images, got {self.channels} and {given}'
+            )
         if tile == 0 and (overlap is not None or blend is not Blend.auto):
             raise UserError('--tile 0 takes whole images, which --overlap and --blend contradict; leave them out')
         if blend is Blend.auto:

@@ -36,7 +36,7 @@ def check_choice(who: str, name: str, value: object, choices: tuple) -> None:
         raise ValueError(f'{who}: {name} must be one of {", ".join(map(str, choices))}, got {value!r}')
 
 
-def check_positive(who: str, name: str, value: float) -> None:
+def check_above_zero(who: str, name: str, value: float) -> None:
     """Refuses a number that is not above zero.
 
     Raises:

@@ -13,7 +13,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
 from basicsr_effsr._registration import register_in
-from basicsr_effsr.losses._inputs import at_least_float32, check_choice, check_pair, check_positive
+from basicsr_effsr.losses._inputs import at_least_float32, check_above_zero, check_choice, check_pair
 
 __all__ = ['EpsCharbonnierLoss', 'charbonnier']
 
@@ -58,7 +58,7 @@ class EpsCharbonnierLoss(nn.Module):
 
     def __init__(self, *, loss_weight: float = 1.0, eps: float = 1e-3, root: str = 'pixel') -> None:
         super().__init__()
-        check_positive('EpsCharbonnierLoss', 'eps', eps)
+        check_above_zero('EpsCharbonnierLoss', 'eps', eps)
         check_choice('EpsCharbonnierLoss', 'root', root, ROOTS)
         self.loss_weight = loss_weight
         self.eps = eps

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr_effsr._registration import register_in
-from basicsr_effsr.losses._inputs import at_least_float32, check_choice, check_pair, check_positive, constant
+from basicsr_effsr.losses._inputs import at_least_float32, check_above_zero, check_choice, check_pair, constant
 
 __all__ = ['EdgeLoss', 'edge', 'laplacian', 'laplacian_pyramid']
 
@@ -88,7 +88,7 @@ class EdgeLoss(nn.Module):
 
     def __init__(self, *, loss_weight: float = 1.0, eps: float = 1e-3, operator: str = 'pyramid') -> None:
         super().__init__()
-        check_positive('EdgeLoss', 'eps', eps)
+        check_above_zero('EdgeLoss', 'eps', eps)
         check_choice('EdgeLoss', 'operator', operator, tuple(OPERATORS))
         self.loss_weight = loss_weight
         self.eps = eps

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from basicsr_effsr._registration import register_in
-from basicsr_effsr.losses._inputs import at_least_float32, check_choice, check_positive
+from basicsr_effsr.losses._inputs import at_least_float32, check_above_zero, check_choice
 
 __all__ = ['FAKDLoss', 'feature_affinity']
 
@@ -209,9 +209,9 @@ class FAKDLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_choice('FAKDLoss', 'adapter', adapter, ADAPTERS)
-        check_positive('FAKDLoss', 'eps', eps)
+        check_above_zero('FAKDLoss', 'eps', eps)
         if block_size is not None:
-            check_positive('FAKDLoss', 'block_size', block_size)
+            check_above_zero('FAKDLoss', 'block_size', block_size)
         self.loss_weight = loss_weight
         self.block_size = block_size
         self.eps = eps

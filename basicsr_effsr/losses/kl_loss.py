@@ -14,7 +14,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
 from basicsr_effsr._registration import register_in
-from basicsr_effsr.losses._inputs import at_least_float32, check_choice, check_pair, check_positive
+from basicsr_effsr.losses._inputs import at_least_float32, check_above_zero, check_choice, check_pair
 
 __all__ = ['PixelKLLoss', 'pixel_kl']
 
@@ -94,7 +94,7 @@ class PixelKLLoss(nn.Module):
         super().__init__()
         check_choice('PixelKLLoss', 'axis', axis, tuple(AXES))
         check_choice('PixelKLLoss', 'reduction', reduction, REDUCTIONS)
-        check_positive('PixelKLLoss', 'temperature', temperature)
+        check_above_zero('PixelKLLoss', 'temperature', temperature)
         if eps < 0:
             raise ValueError(f'PixelKLLoss: eps must not be negative, got {eps!r}')
         self.loss_weight = loss_weight

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from basicsr_effsr.tools import networks
-from basicsr_effsr.tools.ntire import GATE, images_of, ntire, other_than, protocol_of
+from basicsr_effsr.tools.ntire import GATE, challenge_of, images_of, ntire, other_than
 from basicsr_effsr.utils import latency
 from basicsr_effsr.utils.errors import UserError
 
@@ -29,7 +29,7 @@ OUTPUTS = {'720p': (720, 1280), '1080p': (1080, 1920), '4k': (2160, 3840)}  # he
 
 
 @dataclass
-class Report:
+class BenchmarkReport:
     """Everything a benchmark has found, of networks of one scale factor."""
 
     environment: dict[str, Any]
@@ -89,11 +89,11 @@ def run(
     runs: int = 10,
     yardsticks: Sequence[str] = ('SPAN', 'RLFN'),
     channels: tuple[int, int] = (3, 3),
-) -> Report:
+) -> BenchmarkReport:
     """Counts every form and measures the last one against the yardsticks.
 
     Args:
-        forms: form (``as trained``, ``deployed``) -> network in eval mode; the last one is measured.
+        forms: form (``as trained``, ``fused``) -> network in eval mode; the last one is measured.
         model: its name.
         scale: scale factor, also of the yardsticks.
         device: where to measure.
@@ -116,7 +116,7 @@ def run(
     taken, given = channels
     built = {name: YARDSTICKS[name](upscale=scale, num_in_ch=taken, num_out_ch=given) for name in yardsticks}
     references = {other_than(model, name): net.eval() for name, net in built.items()}
-    report = Report(latency.environment(device) | {'warm-up': warmup, 'runs': runs}, scale)
+    report = BenchmarkReport(latency.environment(device) | {'warm-up': warmup, 'runs': runs}, scale)
     for size in sizes:
         for form, net in forms.items():
             report.costs.append(cost(net, model, form, size, taken))
@@ -150,7 +150,7 @@ COST_COLUMNS = ('model', 'form', 'input', 'params [K]', 'multiply-adds [G]', 'fv
 TIME_COLUMNS = ('model', 'input', 'dtype', 'format', 'compiled', 'median [ms]', 'p5', 'p95', 'mean', 'first', 'ratio')
 
 
-def cost_rows(report: Report) -> list[list[str]]:
+def cost_rows(report: BenchmarkReport) -> list[list[str]]:
     """The counted part, as text."""
     return [
         [
@@ -168,7 +168,7 @@ def cost_rows(report: Report) -> list[list[str]]:
     ]
 
 
-def time_rows(report: Report) -> list[list[str]]:
+def time_rows(report: BenchmarkReport) -> list[list[str]]:
     """The measured part, as text."""
     return [
         [
@@ -185,7 +185,7 @@ def time_rows(report: Report) -> list[list[str]]:
     ]
 
 
-def _tables(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
+def _tables(report: BenchmarkReport) -> list[tuple[str, list[str], list[list[str]]]]:
     reference = report.latencies[-1].model if report.latencies else ''
     tables = [('Counted', [*COST_COLUMNS, 'memory [MiB]'], cost_rows(report))]
     if report.latencies:
@@ -200,7 +200,7 @@ def _tables(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
     return tables
 
 
-def notes(report: Report) -> list[str]:
+def notes(report: BenchmarkReport) -> list[str]:
     """How to read the tables."""
     lines = [
         'multiply-adds: convolutions, linear layers and matrix products (attention included), 1 per multiply-add; '
@@ -220,7 +220,7 @@ def notes(report: Report) -> list[str]:
     return lines
 
 
-def markdown(report: Report) -> str:
+def markdown(report: BenchmarkReport) -> str:
     """The report for a README."""
     lines = ['; '.join(f'{k} {v}' for k, v in report.environment.items()), '']
     for title, head, rows in _tables(report):
@@ -237,7 +237,7 @@ def as_csv(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return out.getvalue()
 
 
-def write(report: Report, folder: Path) -> None:
+def write(report: BenchmarkReport, folder: Path) -> None:
     """benchmark.md, .json, cost.csv and latency.csv, each all or nothing."""
     from basicsr_effsr.utils.files import write_atomic
 
@@ -252,7 +252,7 @@ def write(report: Report, folder: Path) -> None:
         write_atomic(folder / name, lambda path, text=text: path.write_text(text, encoding='utf-8'))  # type: ignore[misc]
 
 
-def _print(report: Report) -> None:
+def _print(report: BenchmarkReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -353,7 +353,7 @@ def command(
         net, factor = chosen.net, chosen.scale
         channels = channels_of(net, chosen.network)
         if protocol is not None:
-            protocol_of(protocol)
+            challenge_of(protocol)
             if factor != 4:
                 raise UserError(f'--protocol is for x4, the network has upscale {factor}')
             if channels != (3, 3):
@@ -368,7 +368,7 @@ def command(
                 raise UserError(f'--size {height}x{width}: {type(net).__name__} needs at least {least} pixels a side')
         forms = {'as trained': net}
         if can_be_fused(net):
-            forms['deployed'] = fused(net)
+            forms['fused'] = fused(net)
         on_gpu = where.type == 'cuda'
         rounds = runs or (50 if on_gpu else 10)
         before = warmup if warmup is not None else (10 if on_gpu else 2)

@@ -31,7 +31,7 @@ class Layout(str, Enum):
 
 
 @dataclass
-class Report:
+class ConversionReport:
     """What was converted."""
 
     source: str
@@ -41,7 +41,7 @@ class Report:
     parameters: int
     renamed: dict[str, str]
     dropped: list[str]
-    deployed: bool
+    fused: bool
     assumed: dict[str, Any]
 
 
@@ -60,7 +60,7 @@ def convert(
     network: Mapping[str, Any] | None = None,
     param_key: str | None = None,
     fuse: bool = False,
-) -> Report:
+) -> ConversionReport:
     """Reads ``source``, proves that it loads strictly, and writes it in another layout; nothing on failure.
 
     Args:
@@ -70,7 +70,7 @@ def convert(
             name behind ``module.``).
         network: ``type`` and options; None finds out.
         param_key: entry of the source.
-        fuse: write the deployed form of a network that has one.
+        fuse: write the fused form of a network that has one.
 
     Raises:
         UserError: the file is of no network of ours, or the form cannot be changed.
@@ -88,7 +88,7 @@ def convert(
     kept: Mapping[str, Tensor] = known.state
     if fuse:
         if not can_be_fused(net):
-            raise UserError(f'{found["type"]} of {source} has no other form to be deployed; leave --fuse out')
+            raise UserError(f'{found["type"]} of {source} has no fused form; leave --fuse out')
         net = fused(net)
         found, kept = {**found, 'deploy': True}, {}
     # the dtype of the source stays; counters that it lacks are the network's
@@ -116,7 +116,7 @@ def convert(
 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, write)
-    return Report(
+    return ConversionReport(
         str(source),
         str(out),
         layout.value,
@@ -137,7 +137,7 @@ def command(
     scale: networks.Scale = None,
     settings: networks.Settings = None,
     param_key: networks.ParamKey = None,
-    fuse: Annotated[bool, typer.Option('--fuse', help='Write the deployed form (DPARN, EFRDN).')] = False,
+    fuse: Annotated[bool, typer.Option('--fuse', help='Write the fused form (DPARN, EFRDN).')] = False,
     as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
 ) -> None:
     """Convert a checkpoint of any layout, network and options found out from its names and shapes alone."""
@@ -151,7 +151,7 @@ def command(
             known = recognise(source, network, param_key)
             count = sum(tensor.numel() for tensor in known.state.values())
             facts = (known.renamed, known.dropped, bool(known.network.get('deploy')), known.assumed)
-            report = Report(str(source), '', '', known.network, count, *facts)
+            report = ConversionReport(str(source), '', '', known.network, count, *facts)
         else:
             if out.resolve() == source.resolve():
                 raise UserError(f'{out} is the source; give another name')
@@ -168,7 +168,7 @@ def command(
     for old, new in report.renamed.items():
         typer.echo(f'  renamed {old} to {new}')
     if report.assumed:
-        guessed = ', '.join(f'{name}: {as_yaml(value)}' for name, value in report.assumed.items())
+        guessed = ', '.join(f'{name}={as_yaml(value)}' for name, value in report.assumed.items())
         typer.echo(f'  cannot be inferred from the weights; assumed {guessed}')
     if report.dropped:
         typer.echo(f'  left out, they are computed: {", ".join(report.dropped[:4])}')

@@ -22,7 +22,7 @@ OPENCV = ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python', 'o
 
 
 @dataclass
-class Report:
+class DoctorReport:
     """What was found: facts to read, names with their owners, and what is wrong with the fix."""
 
     facts: dict[str, str] = field(default_factory=dict)
@@ -42,7 +42,7 @@ def _entry_points() -> list[str]:
     return [e.value for e in metadata.entry_points(group='torch.backends') if e.value.startswith(OURS)]
 
 
-def _inspect_torch(report: Report) -> bool:
+def _inspect_torch(report: DoctorReport) -> bool:
     if importlib.util.find_spec('torch') is None:
         report.problems.append('PyTorch is not installed: pip install torch torchvision')
         return False
@@ -70,7 +70,7 @@ def _inspect_torch(report: Report) -> bool:
     return True
 
 
-def _inspect_hook(report: Report) -> None:
+def _inspect_hook(report: DoctorReport) -> None:
     import torch
 
     from basicsr_effsr import _autoload
@@ -99,7 +99,7 @@ def _inspect_hook(report: Report) -> None:
         report.problems.append(f'the entry point is there but the hook did not start: reinstall {OURS}; {own}')
 
 
-def _inspect_basicsr(report: Report) -> bool:
+def _inspect_basicsr(report: DoctorReport) -> bool:
     spec = importlib.util.find_spec('basicsr')
     if spec is None or spec.origin is None:
         report.problems.append(f'BasicSR is not installed, training and check need it: {HOW_TO_GET_IT}')
@@ -138,7 +138,7 @@ def _inspect_basicsr(report: Report) -> bool:
     return True
 
 
-def _inspect_names(report: Report) -> None:
+def _inspect_names(report: DoctorReport) -> None:
     from basicsr.utils import registry
 
     import basicsr_effsr
@@ -160,7 +160,7 @@ def _inspect_names(report: Report) -> None:
                 report.notes.append(f'{name} belongs to {owner}; ours is there as {alias}')
 
 
-def _inspect_shims(report: Report) -> None:
+def _inspect_shims(report: DoctorReport) -> None:
     module = sys.modules.get(DEAD_TORCHVISION)
     served = module is not None and type(getattr(module.__spec__, 'loader', None)) is adapt.ServingLoader
     report.facts['torchvision shim'] = (
@@ -189,13 +189,13 @@ def _is_wrapped(module: str, name: str) -> bool:
     return bool(getattr(target, '_effsr', False))
 
 
-def examine() -> Report:
+def examine() -> DoctorReport:
     """Looks at this interpreter and the current directory; changes nothing.
 
     Returns:
         the report; ``problems`` is empty when training will find this package.
     """
-    report = Report()
+    report = DoctorReport()
     report.facts['python'] = f'{sys.version.split()[0]} ({sys.executable})'
     report.facts[OURS] = f'{_version(OURS)} ({Path(__file__).parents[1]})'
     several = [name for name in OPENCV if _version(name) != 'not installed']

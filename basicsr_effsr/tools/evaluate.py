@@ -47,7 +47,7 @@ class ImageScore:
 
 
 @dataclass
-class Report:
+class EvaluationReport:
     """Everything that was measured, with how."""
 
     network: str
@@ -128,7 +128,7 @@ class Protocol:
         tile: side of the tiles in LR pixels; None runs it over whole images.
         overlap: of the tiles, in LR pixels.
         blend: how tiles are joined: mean, feather or halo.
-        fuse: networks that have a deployed form run in it.
+        fuse: networks that have a fused form run in it.
     """
 
     self_ensemble: bool = False
@@ -167,7 +167,7 @@ def protocol_of(
     shared: Any = named.get('overlap', 24) if overlap is None else overlap
     join: Any = named.get('blend', 'mean') if blend is None else blend
     if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in (side, shared)):
-        raise UserError(f'tile and overlap must be whole numbers of at least 0, got {side!r} and {shared!r}')
+        raise UserError(f'tile and overlap must be integers of at least 0, got {side!r} and {shared!r}')
     if side == 0:
         useless = [f'--{key}' for key, given in (('overlap', overlap), ('blend', blend)) if given is not None]
         if useless:
@@ -264,7 +264,7 @@ def find_paper(network: str, options: dict[str, Any], scale: int) -> dict[str, A
 # ---------------------------------------------------------------------- writing
 
 
-def markdown(report: Report) -> str:
+def markdown(report: EvaluationReport) -> str:
     """The table for a README."""
     lines = [
         f'{report.network}, x{report.scale}, {report.parameters:,} parameters; PSNR [dB] / SSIM on {report.protocol}; '
@@ -286,7 +286,7 @@ def markdown(report: Report) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def table_csv(report: Report) -> str:
+def table_csv(report: EvaluationReport) -> str:
     """One line per image."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(ImageScore.__dataclass_fields__), lineterminator='\n')
@@ -295,7 +295,7 @@ def table_csv(report: Report) -> str:
     return out.getvalue()
 
 
-def as_json(report: Report) -> str:
+def as_json(report: EvaluationReport) -> str:
     """Everything, with the means."""
     return json.dumps({**asdict(report), 'means': report.means()}, indent=2) + '\n'
 
@@ -316,7 +316,7 @@ def error_map(image: np.ndarray, gt: np.ndarray) -> np.ndarray:
     return np.stack([np.clip(gap * 3 - 255 * i, 0, 255) for i in range(3)], axis=-1).astype(np.uint8)
 
 
-def page(report: Report, shown: list[dict[str, Any]]) -> str:
+def page(report: EvaluationReport, shown: list[dict[str, Any]]) -> str:
     """The self-contained HTML page.
 
     Args:
@@ -332,13 +332,16 @@ def page(report: Report, shown: list[dict[str, Any]]) -> str:
     return environment.from_string(template).render(report=report, means=report.means(), shown=shown)
 
 
-def worst(report: Report, count: int) -> list[ImageScore]:
+def worst(report: EvaluationReport, count: int) -> list[ImageScore]:
     """The images with the least gain over bicubic, worst first."""
     return sorted(report.images, key=lambda image: image.psnr - image.bicubic_psnr)[:count]
 
 
 def evaluate(
-    report: Report, run: Callable[[np.ndarray], tuple[np.ndarray, float]], work: list[tuple[str, SetImage]], show: int
+    report: EvaluationReport,
+    run: Callable[[np.ndarray], tuple[np.ndarray, float]],
+    work: list[tuple[str, SetImage]],
+    show: int,
 ) -> dict[str, str]:
     """Fills ``report`` with the scores of ``work`` and returns it in every form.
 
@@ -430,7 +433,7 @@ def command(
         how = protocol_of(val if isinstance(val, Mapping) else {}, self_ensemble, tile, overlap, blend)
         net, factor = fused(chosen.net) if how.fuse else chosen.net, chosen.scale
         run, protocol, machine = forward_function(net, factor, networks.pick_device(device), how)
-        report = Report(
+        report = EvaluationReport(
             network=type(net).__name__,
             parameters=sum(p.numel() for p in net.parameters()),
             scale=factor,

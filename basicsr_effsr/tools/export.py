@@ -11,12 +11,12 @@ import typer
 
 from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.weights.export import ENDINGS, SUFFIXES, TOLERANCE, ExportError, Form, Report, export
+from basicsr_effsr.weights.export import ENDINGS, SUFFIXES, TOLERANCE, ExportError, ExportReport, Form, export
 from basicsr_effsr.weights.fuse import can_be_fused, fused
 from basicsr_effsr.weights.metadata import metadata_of
 
 
-def _print(report: Report) -> None:
+def _print(report: ExportReport) -> None:
     typer.echo(
         f'{report.file}: {report.network} x{report.scale}, {report.form}, {report.dtype}, {report.bytes:,} bytes'
     )

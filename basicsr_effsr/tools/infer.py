@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from basicsr_effsr.imaging.enlarge_files import Done, Format, Job, enlarge_file, plan
+from basicsr_effsr.imaging.enlarge_files import Done, Enlargement, Format, enlarge_file, plan
 from basicsr_effsr.imaging.enlarger import Alpha, Blend, Enlarger
 from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.errors import UserError
@@ -24,7 +24,7 @@ DTYPES = {'fp32': 'float32', 'fp16': 'float16', 'bf16': 'bfloat16'}
 
 
 @dataclass
-class Report:
+class InferenceReport:
     """How a run was made, and every image of it."""
 
     network: str
@@ -45,7 +45,7 @@ class Report:
 
 
 def run(
-    enlarge: Enlarger, jobs: list[Job], *, quality: int, overwrite: bool, tell: Callable[[Done], None]
+    enlarge: Enlarger, jobs: list[Enlargement], *, quality: int, overwrite: bool, tell: Callable[[Done], None]
 ) -> Iterator[Done]:
     """Works through the jobs; a result that is there is left, an image that fails does not stop the others.
 
@@ -53,7 +53,7 @@ def run(
         enlarge: the network.
         jobs: what to do.
         quality: of JPEG and WebP.
-        overwrite: make results anew that are there.
+        overwrite: overwrite results that exist.
         tell: called with what became of each image.
 
     Yields:
@@ -100,7 +100,7 @@ def share_of_this_process() -> tuple[int, int, int]:
     try:
         rank, world, local = (int(os.environ.get(k, d)) for k, d in (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
     except ValueError as error:
-        raise UserError('RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers; torchrun sets them') from error
+        raise UserError('RANK, WORLD_SIZE and LOCAL_RANK must be integers; torchrun sets them') from error
     if not 0 <= rank < world or local < 0:
         raise UserError(f'RANK must be from 0 to WORLD_SIZE - 1, got {rank} of {world}; torchrun sets them')
     return rank, world, local
@@ -125,7 +125,7 @@ def _tile(text: str) -> int | None:
 def in_words(done: Done) -> str:
     """One line on an image."""
     if done.status == 'skipped':
-        return f'{done.input}: skipped, {done.output} is there (--overwrite makes it anew)'
+        return f'{done.input}: skipped, {done.output} exists (--overwrite replaces it)'
     if done.input_size is None or done.output_size is None:
         return f'{done.input}: failed'
     (h, w), (height, width) = done.input_size, done.output_size
@@ -159,7 +159,7 @@ def command(
     self_ensemble: Annotated[
         bool, typer.Option('--self-ensemble', help='Mean over eight flips and rotations.')
     ] = False,
-    overwrite: Annotated[bool, typer.Option('--overwrite', help='Make results anew that are there.')] = False,
+    overwrite: Annotated[bool, typer.Option('--overwrite', help='Overwrite results that exist.')] = False,
     device: networks.Device = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
 ) -> None:
@@ -200,7 +200,7 @@ def command(
         elif not as_json:
             typer.echo(in_words(done))
 
-    report = Report(
+    report = InferenceReport(
         network=str(chosen.network['type']),
         scale=enlarge.scale,
         weights=str(chosen.weights),

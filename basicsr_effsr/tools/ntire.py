@@ -25,7 +25,7 @@ BORDER = 4
 PAPERS = Path(__file__).with_name('papers.json')
 
 
-def protocol_of(name: str) -> dict[str, Any]:
+def challenge_of(name: str) -> dict[str, Any]:
     """Baseline values and weights of a year's challenge, as published.
 
     Raises:
@@ -149,7 +149,7 @@ def ntire(
     """The challenge's row of a network, in its units, and its score against the baseline measured here.
 
     Args:
-        net: the x4 network in deployed form.
+        net: the x4 network in fused form.
         model: its name.
         year: ntire2024, ntire2025 or ntire2026.
         device: where to measure.
@@ -164,11 +164,11 @@ def ntire(
     """
     from basicsr_effsr.utils.complexity import cost
 
-    protocol = protocol_of(year)
+    protocol = challenge_of(year)
     baseline = baseline_of(protocol)
     beside = other_than(model, protocol['baseline'])
     nets = {model: net} | ({beside: baseline} if baseline is not None else {})
-    found = cost(net, model, 'deployed', NTIRE_SIZE)
+    found = cost(net, model, 'fused', NTIRE_SIZE)
     mean: dict[str, float] = {}
     peak: float | None = None
     how = ''

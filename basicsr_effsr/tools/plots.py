@@ -79,8 +79,8 @@ class Benchmark:
         scale: scale factor.
         device: on which latencies were measured, with the number of threads of a CPU.
         model: class of the network.
-        multi_adds: parameters of a form (as trained, deployed) -> LR size -> multiply-adds.
-        latencies: LR size -> median [ms] of the deployed form in float32, contiguous, not compiled.
+        multi_adds: parameters of a form (as trained, fused) -> LR size -> multiply-adds.
+        latencies: LR size -> median [ms] of the fused form in float32, contiguous, not compiled.
     """
 
     file: Path
@@ -108,7 +108,7 @@ class Evaluation:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f'{value!r} is no text')
+        raise TypeError(f'{value!r} is not a string')
     return value
 
 

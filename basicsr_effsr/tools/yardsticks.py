@@ -3,7 +3,7 @@
 Papers: F. Kong et al., "Residual Local Feature Network for Efficient Super-Resolution", CVPRW 2022, in
         the pruned form (46 of 48 channels, 4 blocks) that the challenges of 2022 to 2024 took as baseline.
         C. Wan et al., "Swift Parameter-free Attention Network for Efficient Super-Resolution", CVPRW 2024,
-        in its deployed form (every training convolution merged to one 3x3).
+        in its fused form (every training convolution one 3x3).
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class SPAB(nn.Module):
 
 
 class SPAN(nn.Module):
-    """Swift parameter-free attention network, deployed form: 498,208 parameters at x4 and 52 channels.
+    """Swift parameter-free attention network, fused form: 498,208 parameters at x4 and 52 channels.
 
     Input (N, 3, H, W) in [0, 1], output (N, 3, rH, rW).
 

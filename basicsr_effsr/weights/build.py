@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 def build(
     network: dict[str, Any], weights: Path | None, param_key: str | None = None, *, fuse: bool = True
 ) -> nn.Module:
-    """The network in eval mode on the CPU, deployed if it offers ``fuse()``.
+    """The network in eval mode on the CPU, fused if it offers ``fuse()``.
 
     Args:
         network: ``type`` and its options.
         weights: checkpoint; None leaves the network as it was initialised.
         param_key: entry of the checkpoint.
-        fuse: return the deployed form where there is one.
+        fuse: return the fused form where there is one.
 
     Raises:
         UserError: no such network, or an option it does not have.

@@ -203,7 +203,7 @@ def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     elif all(name.startswith('up') for name in (*shapes, *missing, *surplus)):  # up_deep, upsampler, upsample.2 ...
         cause = 'the checkpoint is of another scale: set upscale to the one it was trained for'
     elif _fits_fused(net, given):
-        cause = 'the checkpoint is of the deployed form: set deploy: true'
+        cause = 'the checkpoint is of the fused form: set deploy: true'
     elif getattr(net, 'deploy', False):
         cause = 'the checkpoint is of the form that is trained, of another network or of other options: check network_g'
     else:

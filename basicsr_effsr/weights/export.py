@@ -66,7 +66,7 @@ class Compared:
 
 
 @dataclass
-class Report:
+class ExportReport:
     """What an export has written and how it compares."""
 
     file: str
@@ -387,7 +387,7 @@ def export(
     tolerance: float | None = None,
     channels: int = 3,
     scale: int | None = None,
-) -> Report:
+) -> ExportReport:
     """Writes ``net`` to ``out`` if, loaded back, it gives what PyTorch gives at two sizes; nothing otherwise.
 
     Args:
@@ -414,7 +414,7 @@ def export(
     written = copy.deepcopy(net).half() if half and form is not Form.onnx else net
     loaders = {Form.onnx: run_onnx, Form.export: run_export, Form.torchscript: run_torchscript}
     load: Callable[[Path], Callable[[Tensor], Tensor]] = loaders.get(form) or _run_weights(net)
-    report: list[Report] = []
+    report: list[ExportReport] = []
 
     def write_and_compare(temporary: Path) -> None:
         # engines and torch.save look at the ending, which a temporary name must therefore keep
@@ -433,7 +433,7 @@ def export(
             found = compare(net, call, channels, sizes)
             operators = operators_of(path) if form is Form.onnx else {}
             report.append(
-                Report(
+                ExportReport(
                     str(out),
                     form.value,
                     dtype,

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def metadata_of(network: dict[str, Any], net: nn.Module, weights: Path | None, dtype: str) -> dict[str, str]:
-    """Network, options, scale, form and the hash of the source, as texts."""
+    """Network, options, scale, form and the hash of the source, as strings."""
     facts = {
         'network': str(network['type']),
         'options': json.dumps({k: v for k, v in network.items() if k != 'type'}, sort_keys=True),
         'scale': str(scale_of(net, network)),
-        'deployed': str(bool(getattr(net, 'deploy', False))).lower(),
+        'fused': str(bool(getattr(net, 'deploy', False))).lower(),
         'dtype': dtype,
         'range': 'RGB in [0, 1]',
         'made by': f'basicsr_effsr {__version__}',
