@@ -107,7 +107,10 @@ def _adapt_registry(module: ModuleType) -> None:
 
 
 class _RootedOptions(OrderedDict):
-    """The option dictionary with a ``root_path`` that stays what it was first set to."""
+    """The option dictionary with a ``root_path`` that stays what it was first set to.
+
+    Reason: ``train_pipeline`` sets ``opt['root_path']`` to its own folder right after parsing (1.4.2 and head).
+    """
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if key != 'root_path' or key not in self:
@@ -159,7 +162,7 @@ def _adapt_options(module: ModuleType) -> None:
     * Without ``manual_seed`` all ranks take the seed of rank 0. Reason: the host lets each rank draw
       its own, and a run could not be resumed with all of them (1.4.2 and head).
     * If the options name a class of ours they are checked before anything is created, and functions
-      of the training module are replaced by ours ``loop.py`` says which and why).
+      of the training module are replaced by ours (``loop.py`` says which and why).
 
     Condition: the module has a ``parse_options(root_path, is_train)``, as every version since 1.3.
     """

@@ -24,6 +24,7 @@ from basicsr_effsr.data.draws import SampleIndex
 from basicsr_effsr.host.undisturbed import undisturbed
 from basicsr_effsr.options.problem import Problem, copied
 from basicsr_effsr.utils.errors import one_line
+from basicsr_effsr.utils.memory import out_of_memory
 
 Options = dict[str, Any]
 SIDE = 16  # LR pixels of the patch, unless the file's patches are smaller or a network needs more
@@ -171,7 +172,7 @@ class _Step:
         except (_StepError, _FetchError):
             raise
         except (Exception, SystemExit) as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if out_of_memory(error):
                 message = 'even one small step needs more memory than there is'
             elif isinstance(error, ValueError) and self._ours(error):
                 message = one_line(error)
