@@ -6,9 +6,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from basicsr_effsr.archs.effsr_blocks import register_in
-
-__all__ = ['ALIAS_SUFFIX', 'derives_from_ours', 'is_ours', 'lookup', 'register', 'register_in']
+__all__ = ['ALIAS_SUFFIX', 'derives_from_ours', 'is_ours', 'lookup', 'register']
 
 ALIAS_SUFFIX = '_effsr'
 ROOMS = {  # registry -> our folder, and the ending of the files in it that register something
@@ -46,6 +44,8 @@ def register(registry: str | None = None) -> None:
         registry: ``arch``, ``loss``, ``dataset`` or ``model`` for one kind only; None for all. A
             registry we have nothing for (``metric``) is no error.
     """
+    from basicsr_effsr.archs.effsr_blocks import register_in  # with torch, which most users of this module do without
+
     for kind, (room, ending) in ROOMS.items():
         if registry not in (None, kind):
             continue

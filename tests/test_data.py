@@ -252,7 +252,7 @@ class TestSampler:
 
     def test_a_resumed_run_draws_no_other_random_numbers(self):
         sampler = ResumableSampler(Length(4), 1, 0)
-        loader = torch.utils.data.DataLoader(Length(4), batch_sampler=PlannedBatches(sampler, Plan(2)))
+        loader = make_loader(Length(4), {'num_worker_per_gpu': 0}, sampler, Plan(2))
         torch.manual_seed(0)
         expected = torch.rand(1)
         torch.manual_seed(0)

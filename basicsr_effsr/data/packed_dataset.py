@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize
 
-from basicsr_effsr._registration import register_in
+from basicsr_effsr.archs.effsr_blocks import register_in
 from basicsr_effsr.data.draws import Draw, SampleIndex, draw
 from basicsr_effsr.data.packs import Pack
 from basicsr_effsr.data.pairs import ROOTS, check_patch, check_sizes, open_packs, pairs_in_packs

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from basicsr_effsr._registration import register_in
+from basicsr_effsr.archs.effsr_blocks import register_in
 from basicsr_effsr.losses._inputs import at_least_float32, check_above_zero, check_choice
 
 __all__ = ['FAKDLoss', 'feature_affinity']

@@ -13,7 +13,7 @@ from __future__ import annotations
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-from basicsr_effsr._registration import register_in
+from basicsr_effsr.archs.effsr_blocks import register_in
 from basicsr_effsr.losses._inputs import at_least_float32, check_above_zero, check_choice, check_pair
 
 __all__ = ['PixelKLLoss', 'pixel_kl']

@@ -20,7 +20,7 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-from basicsr_effsr._registration import register_in
+from basicsr_effsr.archs.effsr_blocks import register_in
 from basicsr_effsr.losses._inputs import at_least_float32, check_choice, check_pair, constant
 
 __all__ = ['VGGFeatureLoss', 'VGGFeatures', 'feature_distance', 'vgg_weights']

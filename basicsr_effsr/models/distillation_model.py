@@ -14,7 +14,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr_effsr._registration import register_in
+from basicsr_effsr.archs.effsr_blocks import register_in
 from basicsr_effsr.models.effsr_model import EffSRModel
 from basicsr_effsr.utils import distributed
 from basicsr_effsr.utils.adapters import semi_orthogonal_conv1x1

@@ -17,7 +17,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from basicsr_effsr._registration import register_in
+from basicsr_effsr.archs.effsr_blocks import register_in
 from basicsr_effsr.imaging.self_ensemble import self_ensemble
 from basicsr_effsr.imaging.tiling import tiled_forward
 from basicsr_effsr.models.restore import restore_optimizer, restore_schedule
