@@ -58,6 +58,34 @@ def short_run(photos: Path, net: dict, *, scale: int = 4, iters: int = 20, **cha
     return opt
 
 
+def parsed(folder: Path, network: dict, data: dict) -> dict:
+    """Options as the host has parsed them, of a model built in this process with its files in ``folder``."""
+    for name in ('models', 'states'):
+        (folder / name).mkdir()
+    return {
+        'name': 'unit',
+        'model_type': 'EffSRModel',
+        'scale': 2,
+        'num_gpu': 0,
+        'manual_seed': 0,
+        'is_train': True,
+        'dist': False,
+        'rank': 0,
+        'world_size': 1,
+        'network_g': dict(network),
+        'datasets': {'train': data},
+        'path': {'models': str(folder / 'models'), 'training_states': str(folder / 'states')},
+        'train': {
+            'total_iter': 100,
+            'ema_decay': 0.9,
+            'optim_g': {'type': 'Adam', 'lr': 1e-3, 'betas': [0.9, 0.99]},
+            'scheduler': {'type': 'MultiStepLR', 'milestones': [3], 'gamma': 0.5},
+            'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'},
+        },
+        'val': {'val_freq': 100, 'save_img': False},
+    }
+
+
 def twin_of(opt: dict, weights: Path | str) -> dict:
     """The test twin of a training option file."""
     opt = {key: value for key, value in opt.items() if key not in ('train', 'logger')}

@@ -10,6 +10,7 @@ import torch
 from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
+from runs import TINY_HASN, parsed
 from torch import nn
 from torch.nn import functional as F
 
@@ -89,30 +90,7 @@ def _registered():
 
 @pytest.fixture
 def opt(tmp_path):
-    for name in ('models', 'states'):
-        (tmp_path / name).mkdir()
-    return {
-        'name': 'unit',
-        'model_type': 'EffSRModel',
-        'scale': 2,
-        'num_gpu': 0,
-        'manual_seed': 0,
-        'is_train': True,
-        'dist': False,
-        'rank': 0,
-        'world_size': 1,
-        'network_g': {'type': 'HASN', 'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2},
-        'datasets': {'train': {'gt_size': 36}},
-        'path': {'models': str(tmp_path / 'models'), 'training_states': str(tmp_path / 'states')},
-        'train': {
-            'total_iter': 100,
-            'ema_decay': 0.9,
-            'optim_g': {'type': 'Adam', 'lr': 1e-3, 'betas': [0.9, 0.99]},
-            'scheduler': {'type': 'MultiStepLR', 'milestones': [3], 'gamma': 0.5},
-            'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'},
-        },
-        'val': {'val_freq': 100, 'save_img': False},
-    }
+    return parsed(tmp_path, {**TINY_HASN, 'upscale': 2}, {'gt_size': 36})
 
 
 @pytest.fixture

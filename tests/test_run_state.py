@@ -12,7 +12,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.models import build_model
-from runs import TINY_HASN, short_run, write
+from runs import TINY_HASN, parsed, short_run, write
 
 from basicsr_effsr.host import dry_run
 from basicsr_effsr.host.resume import load_resume_state
@@ -27,31 +27,8 @@ COSINE = {'type': 'CosineAnnealingRestartLR', 'periods': [100], 'restart_weights
 @pytest.fixture
 def opt(tmp_path) -> dict:
     logging.getLogger('basicsr').setLevel(logging.ERROR)
-    for name in ('models', 'states'):
-        (tmp_path / name).mkdir()
     data = {'name': 'a', 'type': 'EffSRPairedDataset', 'gt_size': 36, 'dataroot_gt': 'HR', 'num_worker_per_gpu': 0}
-    return {
-        'name': 'unit',
-        'model_type': 'EffSRModel',
-        'scale': 2,
-        'num_gpu': 0,
-        'manual_seed': 0,
-        'is_train': True,
-        'dist': False,
-        'rank': 0,
-        'world_size': 1,
-        'network_g': dict(NETWORK),
-        'datasets': {'train': data},
-        'path': {'models': str(tmp_path / 'models'), 'training_states': str(tmp_path / 'states')},
-        'train': {
-            'total_iter': 100,
-            'ema_decay': 0.9,
-            'optim_g': {'type': 'Adam', 'lr': 1e-3, 'betas': [0.9, 0.99]},
-            'scheduler': {'type': 'MultiStepLR', 'milestones': [3], 'gamma': 0.5},
-            'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'},
-        },
-        'val': {'val_freq': 100, 'save_img': False},
-    }
+    return parsed(tmp_path, NETWORK, data)
 
 
 @pytest.fixture
