@@ -1,11 +1,11 @@
-# For a newcomer: make quickstart, make test. While working: make core. Each recipe is plain pip / python.
+# For a newcomer: make quickstart, make test. While working: make core. Hours: make faults, make matrix. Each recipe is plain pip / python.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Small patches gain little from more threads, lose much beside other work, and one thread gives the same bits anywhere.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart core test lint matrix clean
+.PHONY: quickstart core test faults lint matrix clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/effsr doctor
@@ -22,6 +22,12 @@ core: lint
 
 test: lint
 	$(PYTEST)
+
+# What tests/faults has in the suite in short, at length: make faults KILLS=20 HOURS=2
+KILLS ?= 20
+HOURS ?= 0
+faults: $(VENV)/.installed-dev
+	$(PYTEST) tests/faults --kills $(KILLS) --hours $(HOURS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

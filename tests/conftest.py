@@ -18,6 +18,17 @@ ROOT = Path(__file__).resolve().parents[1]
 basicsr_effsr.register()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption('--kills', type=int, default=2, help='how often tests/faults kills each command (make faults: 20)')
+    parser.addoption('--hours', type=float, default=0.0, help='length of tests/faults/test_long.py; 0 skips it')
+
+
+@pytest.fixture(scope='session')
+def kills(pytestconfig) -> int:
+    """How often each command is killed."""
+    return pytestconfig.getoption('--kills')
+
+
 @pytest.fixture(autouse=True)
 def _deterministic():
     torch.set_num_threads(1)
