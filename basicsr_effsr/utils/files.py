@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -10,11 +11,29 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from basicsr_effsr.utils.errors import UserError
+
 fcntl: ModuleType | None = None
 with suppress(ImportError):  # Windows, where an open file cannot be removed and so needs no lock
     fcntl = import_module('fcntl')
 
 PART_SUFFIX = '.part'
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), 'make room there'),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), 'choose a folder that can be written'),
+    errno.ENOENT: 'is its folder still there?',
+    errno.ENOTDIR: 'a file stands where its folder should be',
+}
+
+
+class WriteError(UserError, OSError):
+    """A file that cannot be written: the disk is full or read-only, the folder is gone; the message names it."""
+
+    @classmethod
+    def of(cls, path: Path, error: OSError) -> WriteError:
+        """What the system says of ``path``, and what to do about it."""
+        remedy = _REMEDIES.get(error.errno or 0, 'check the disk')
+        return cls(f'{path}: cannot be written ({error.strerror or error}); {remedy}')
 
 
 def is_part(path: Path) -> bool:
@@ -32,17 +51,27 @@ def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
     Args:
         path: the file to be written; its folder is made.
         sync: write the file through to the disk before the rename.
+
+    Raises:
+        WriteError: the system refuses to write; what lies at ``path`` is as before.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, handle = _locked_part(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part, handle = _locked_part(path)
+    except OSError as error:
+        raise WriteError.of(path, error) from error
     try:
         yield part
         if sync:
             os.fsync(handle)
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             part.unlink()
+        # of a write to an open file the system names none, of what the block reads it does
+        named = getattr(error, 'filename', None)
+        if isinstance(error, OSError) and error.errno and named in (None, part, str(part)):
+            raise WriteError.of(path, error) from error
         raise
     finally:
         os.close(handle)
@@ -91,7 +120,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
     Whatever happens, ``path`` holds either what it held before or all of the new content.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; ``path`` is as before.
+        WriteError: the disk is full or the folder cannot be written; ``path`` is as before.
     """
     with atomic_path(Path(path)) as part:
         write(part)
