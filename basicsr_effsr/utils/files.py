@@ -1,15 +1,17 @@
-"""Writing so that nothing is ever half there, and that a killed process leaves nothing behind for long."""
+"""Files: regular ones only are read, written ones are whole or not there, and of killed processes nothing stays."""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import BinaryIO
 
 from basicsr_effsr.utils.errors import UserError
 
@@ -36,9 +38,24 @@ class WriteError(UserError, OSError):
         return cls(f'{path}: cannot be written ({error.strerror or error}); {remedy}')
 
 
-def is_part(path: Path) -> bool:
-    """Whether ``path`` is one of our temporary files; their names are hidden, so data sets pass over them."""
-    return path.name.startswith('.') and path.name.endswith(PART_SUFFIX)
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file to read it, and nothing that would block or never end: no pipe, device, socket or folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it is no regular file, or cannot be opened; the message names it.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(f'{os.fspath(path)} is no regular file but a folder, pipe or device; give a file')
+    return os.fdopen(handle, 'rb')
+
+
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """What a file holds; see ``open_regular``."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 @contextmanager
@@ -78,8 +95,11 @@ def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
 
 
 def _locked_part(path: Path) -> tuple[Path, int]:
+    # no longer than a long final name, which may be as long as the file system allows
+    longest = max(len(os.fsencode(path.name)), 48) - len(f'..12345678{PART_SUFFIX}')
+    stem = os.fsencode(path.name)[:longest].decode('utf-8', 'ignore')
     while True:
-        part = path.parent / f'.{path.name}.{secrets.token_hex(4)}{PART_SUFFIX}'
+        part = path.parent / f'.{stem}.{secrets.token_hex(4)}{PART_SUFFIX}'
         handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         if fcntl is None:
             os.close(handle)
@@ -91,10 +111,14 @@ def _locked_part(path: Path) -> tuple[Path, int]:
         os.close(handle)
 
 
-def sweep_parts(folder: Path) -> int:
-    """Removes the temporary files that killed processes left anywhere below ``folder``; returns how many."""
+def sweep_parts(folder: Path, pattern: str = '**/') -> int:
+    """Removes the temporary files that killed processes left below ``folder``, or in it alone for a ``pattern`` of ''.
+
+    Returns:
+        how many.
+    """
     swept = 0
-    for part in folder.rglob(f'.*{PART_SUFFIX}'):
+    for part in folder.glob(f'{pattern}.*{PART_SUFFIX}'):
         with suppress(OSError):
             handle = os.open(part, os.O_RDWR)
             try:
