@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import re
+import sys
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -244,15 +247,28 @@ def load_into(net: nn.Module, path: str | Path, *, param_key: str | None = None,
 
 
 def save_atomic(obj: Any, path: str | Path) -> None:
-    """``torch.save`` that is all or nothing: written beside ``path``, read back, then renamed.
+    """``torch.save`` that is all or nothing, and gives equal bytes for equal content, whatever the file is called.
+
+    Written beside ``path``, read back, then renamed.
 
     Raises:
         OSError: it could not be written; what ``path`` held before is untouched.
         CheckpointError: what was written does not read back.
     """
+    stored = io.BytesIO()  # into a file torch would write that file's name
+    torch.save(_canonical(obj), stored)
 
     def write(temporary: Path) -> None:
-        torch.save(obj, temporary)
+        temporary.write_bytes(stored.getbuffer())
         _load(temporary)
 
     write_atomic(path, write)
+
+
+def _canonical(value: Any) -> Any:
+    """The same content, each container an object of its own and each string one: pickle writes an object only once."""
+    if type(value) in (dict, OrderedDict):
+        return type(value)([(_canonical(key), _canonical(item)) for key, item in value.items()])
+    if type(value) in (list, tuple):
+        return type(value)(map(_canonical, value))
+    return sys.intern(value) if type(value) is str else value
