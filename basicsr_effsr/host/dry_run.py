@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 import re
 import sys
 import tempfile
@@ -13,16 +12,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, Subset, default_collate
 
 from basicsr_effsr._registration import derives_from_ours, lookup
 from basicsr_effsr.data.draws import SampleIndex
 from basicsr_effsr.host.undisturbed import undisturbed
-from basicsr_effsr.options.problem import Problem, copied
+from basicsr_effsr.options.problem import Problem, copied, warning
 from basicsr_effsr.utils.errors import one_line
 from basicsr_effsr.utils.memory import out_of_memory
 
@@ -30,6 +30,10 @@ Options = dict[str, Any]
 SIDE = 16  # LR pixels of the patch, unless the file's patches are smaller or a network needs more
 VAL_SIDE = 32  # LR pixels of the image of validation
 TOO_MUCH = 1e12  # operations of a step on a CPU, about a minute of one core
+# attributes of models -> what asked for them; network_x asked for net_x
+PLACES = {'feature_loss': 'train.distill.feature_loss', 'adapters': 'train.distill'}
+# log name -> (key, attribute of BasicSR's SRModel)
+HOST_LOSSES = {'l_pix': ('pixel_opt', 'cri_pix'), 'l_percep': ('perceptual_opt', 'cri_perceptual')}
 MAKERS = {  # functions of the host and of our models that make or use what an option asks for
     'setup_optimizers': 'train.optim_g',
     'setup_schedulers': 'train.scheduler',
@@ -101,7 +105,7 @@ def _try(opt: Mapping[str, Any], is_train: bool, folder: Path, *, small: bool) -
     except _StepError as refused:
         return [*step.notes, Problem(refused.where, str(refused).replace(str(folder), '...'))]
     except _FetchError as fetch:
-        return [Problem('train', f'the run fetches {fetch} first, so its first step was not tried', fatal=False)]
+        return [warning('train', f'the run fetches {fetch} first, so its first step was not tried')]
     return step.notes
 
 
@@ -119,31 +123,6 @@ def _parsed(opt: Mapping[str, Any], is_train: bool, folder: Path) -> Options:
     return found
 
 
-def _lend(source: str, target: Path) -> str:
-    """A folder with links to the files of another, to read them and to delete as one likes."""
-    target.mkdir(parents=True)
-    for file in Path(source).glob('*') if Path(source).is_dir() else ():
-        if file.is_file():
-            try:
-                os.symlink(file.resolve(), target / file.name)
-            except OSError:  # not allowed on every system
-                os.link(file, target / file.name)
-    return str(target)
-
-
-class _OneImage:
-    """A validation loader of one image."""
-
-    def __init__(self, dataset: Any, item: Options) -> None:
-        self.dataset, self.item = dataset, item
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[Options]:
-        return iter([default_collate([self.item])])
-
-
 @dataclass
 class _Step:
     """The parts of a run, made one after the other.
@@ -151,16 +130,20 @@ class _Step:
     Attributes:
         folder: temporary; gets all that the step writes.
         small: take the smallest patch and batch that the networks allow, not the file's.
+        hooks: what stands for the host's functions of these names.
         owners: id of an object -> the option that asked for it.
+        done: iterations before the step.
     """
 
     folder: Path
     small: bool
     opt: Options = field(default_factory=dict)
     notes: list[Problem] = field(default_factory=list)
+    hooks: dict[str, Callable] = field(default_factory=dict)
     owners: dict[int, str] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
     model: Any = None
-    done: int = 0  # iterations before the step
+    done: int = 0
 
     # ------------------------------------------------------------------ where something fails
 
@@ -172,46 +155,33 @@ class _Step:
         except (_StepError, _FetchError):
             raise
         except (Exception, SystemExit) as error:
+            frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+            ours = frames[-1].f_globals.get('__name__', '').startswith('basicsr_effsr.')
+            text = one_line(error)  # type: ignore[arg-type]
+            named = NAMED.search(text) if ours else None
+            place = named[1] if named else next(filter(None, map(self._place, reversed(frames))), where)
             if out_of_memory(error):
-                message = 'even one small step needs more memory than there is'
-            elif isinstance(error, ValueError) and self._ours(error):
-                message = one_line(error)
-            else:
-                text = one_line(error)  # type: ignore[arg-type]
-                message = f'the run would stop with {type(error).__name__}: {text}; correct or leave out this option'
-            place = self._place(error, where)
-            raise _StepError(place, message.removeprefix(f'{place}: ')) from error
+                text = 'even one small step needs more memory than there is'
+            elif not (ours and isinstance(error, ValueError)):
+                text = f'the run would stop with {type(error).__name__}: {text}; correct or leave out this option'
+            raise _StepError(place, text.removeprefix(f'{place}: ')) from error
 
-    @staticmethod
-    def _ours(error: BaseException) -> bool:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        return bool(frames) and frames[-1].f_globals.get('__name__', '').startswith('basicsr_effsr.')
+    def _place(self, frame: FrameType) -> str | None:
+        """The option that a function which was running belongs to, if that can be known."""
+        name, seen = frame.f_code.co_name, frame.f_locals
+        if name == 'nondist_validation' and 'opt_' in seen:
+            return f'val.metrics.{seen["name"]}'
+        if name == 'build_loss':
+            return next((place for _, place, o in self._losses() if o['type'] == seen.get('loss_type')), None)
+        return self.owners.get(id(seen.get('self'))) or MAKERS.get(name)
 
-    def _place(self, error: BaseException, where: str) -> str:
-        named = NAMED.search(str(error)) if self._ours(error) else None
-        if named:
-            return named[1]
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        for frame, outer in zip(reversed(frames), [*reversed(frames[:-1]), None], strict=True):
-            name, seen = frame.f_code.co_name, frame.f_locals
-            if id(seen.get('self')) in self.owners:
-                return self.owners[id(seen['self'])]
-            if name == 'calculate_metric' and outer is not None and isinstance(outer.f_locals.get('name'), str):
-                return f'val.metrics.{outer.f_locals["name"]}'
-            if name == 'build_loss':
-                kinds = {option.get('type'): place for place, option in self._losses()}
-                return kinds.get(seen.get('loss_type'), where)
-            if name in MAKERS:
-                return MAKERS[name]
-        return where
-
-    def _losses(self) -> Iterator[tuple[str, Options]]:
-        """(place, option) of every loss that is called with an output and a target."""
+    def _losses(self) -> Iterator[tuple[str, str, Options]]:
+        """(log name, place, option) of every loss that is called with an output and a target."""
         train = self.opt.get('train') or {}
-        named = {f'train.{key}': train.get(key) for key in ('pixel_opt', 'perceptual_opt')}
-        named |= {f'train.losses.{key}': option for key, option in (train.get('losses') or {}).items()}
-        named['train.distill.feature_loss'] = (train.get('distill') or {}).get('feature_loss')
-        yield from ((place, option) for place, option in named.items() if option)
+        named = {name: (f'train.{key}', train.get(key)) for name, (key, _) in HOST_LOSSES.items()}
+        named |= {name: (f'train.losses.{name}', option) for name, option in (train.get('losses') or {}).items()}
+        named[''] = ('train.distill.feature_loss', (train.get('distill') or {}).get('feature_loss'))
+        yield from ((name, place, option) for name, (place, option) in named.items() if option)
 
     # ------------------------------------------------------------------ making the parts
 
@@ -219,98 +189,47 @@ class _Step:
         self.folder.mkdir()
         self.opt = opt = copied(opt) if 'is_train' in opt else _parsed(opt, is_train, self.folder)
         opt.update(dist=False, rank=0, world_size=1, num_gpu=min(opt['num_gpu'], 1))
-        path = opt['path']
-        for key in ('models', 'training_states', 'visualization', 'log', 'experiments_root', 'results_root'):
-            if key in path:
-                lent = key in ('models', 'training_states')
-                path[key] = _lend(path[key], self.folder / key) if lent else str(self.folder / key)
+        for key in ('visualization', 'log', 'experiments_root', 'results_root'):
+            if key in opt['path']:
+                opt['path'][key] = str(self.folder / key)
 
-    def datasets(self, hooks: Mapping[str, Callable]) -> dict[str, Any]:
+    def datasets(self) -> None:
         """Every data set, and its loader made once."""
         from basicsr.data import build_dataset
 
-        made = {}
         for phase, option in self.opt['datasets'].items():
             with self.at(f'datasets.{phase}'):
-                made[phase] = dataset = build_dataset(option)
-                workerless = {**option, 'num_worker_per_gpu': 0, 'persistent_workers': False}
+                self.made[phase] = dataset = build_dataset(option)
                 sampler = None
                 if phase == 'train':
-                    sampler = hooks['EnlargedSampler'](dataset, 1, 0, option.get('dataset_enlarge_ratio', 1))
-                hooks['build_dataloader'](
-                    dataset,
-                    workerless,
-                    num_gpu=self.opt['num_gpu'],
-                    dist=False,
-                    sampler=sampler,
-                    seed=self.opt['manual_seed'],
-                )
-        return made
+                    sampler = self.hooks['EnlargedSampler'](dataset, 1, 0, option.get('dataset_enlarge_ratio', 1))
+                workerless = {**option, 'num_worker_per_gpu': 0, 'persistent_workers': False}
+                place = {'num_gpu': self.opt['num_gpu'], 'dist': False, 'seed': self.opt['manual_seed']}
+                self.hooks['build_dataloader'](dataset, workerless, sampler=sampler, **place)
 
     def build(self) -> None:
         from basicsr.models import build_model
 
-        for where, option in self._losses():
-            self._refuse_other_calls(where, option)
+        for _, where, option in self._losses():
+            _refuse_other_calls(where, option)
         with self.at('model_type'):
             self.model = model = build_model(self.opt)
-        for name in vars(model):
-            net = getattr(model, name)
-            if isinstance(net, nn.Module):
-                self.owners |= dict.fromkeys(map(id, net.modules()), name.replace('net_', 'network_', 1))
+        for name, part in vars(model).items():
+            if isinstance(part, nn.Module):
+                self._belongs(part, PLACES.get(name, name.replace('net_', 'network_', 1)))
         self.owners |= dict.fromkeys(map(id, model.optimizers), 'train.optim_g')
         self.owners |= dict.fromkeys(map(id, model.schedulers), 'train.scheduler')
-        losses = {
-            'pixel_opt': getattr(model, 'cri_pix', None),
-            'perceptual_opt': getattr(model, 'cri_perceptual', None),
-        }
-        for name, loss in (getattr(model, 'losses', None) or nn.ModuleDict()).items():
-            train = self.opt['train']
-            host = {'l_pix': 'pixel_opt', 'l_percep': 'perceptual_opt'}.get(name)
-            losses[host if host and train.get(host) else f'losses.{name}'] = loss
-        for where, loss in losses.items():
-            if isinstance(loss, nn.Module):
-                self.owners |= dict.fromkeys(map(id, loss.modules()), f'train.{where}')
-                loss.register_forward_hook(self._refuse_maps(f'train.{where}'))
-        net = getattr(model, 'net_g', None)
-        if net is not None:
-            model.get_bare_model(net)._compiled_call_impl = None
+        own = getattr(model, 'losses', {})
+        for name, where, _ in self._losses():
+            loss = own[name] if name in own else getattr(model, HOST_LOSSES.get(name, ('', ''))[1], None)
+            if loss is not None:
+                self._belongs(loss, where)
+                loss.register_forward_hook(_refuse_maps(where))
+        if hasattr(model, 'net_g'):
+            model.get_bare_model(model.net_g)._compiled_call_impl = None
 
-    @staticmethod
-    def _refuse_other_calls(where: str, option: Options) -> None:
-        """A loss is called with an output and a target; its second parameter must be one, and no third be needed."""
-        cls, _ = lookup('LOSS', option.get('type'))
-        forward = getattr(cls, 'forward', None)
-        if forward is None:
-            return
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        parameters = list(inspect.signature(forward).parameters.values())
-        if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
-            return
-        taken = [p for p in parameters if p.kind in kinds][1:]
-        needed = [p for p in parameters[1:] if p.default is p.empty and p.kind is not inspect.Parameter.VAR_KEYWORD]
-        second = taken[1] if len(taken) > 1 else None
-        optional = second is not None and second.default is not second.empty
-        flag = second is not None and ('_is_' in f'_{second.name}' or second.annotation in (bool, 'bool'))
-        if second is None or flag or len(needed) > 2 or (optional and not second.name.lower().startswith(TARGETS)):
-            raise _StepError(
-                f'{where}.type',
-                f'{cls.__name__} must be callable with (output, target), it has {inspect.signature(forward)}; take '
-                'another loss',
-            )
-
-    @staticmethod
-    def _refuse_maps(where: str) -> Callable:
-        def hook(module: nn.Module, _: Any, out: Any) -> None:
-            for part in out if isinstance(out, tuple) else (out,):
-                if isinstance(part, torch.Tensor) and part.numel() != 1:
-                    raise _StepError(
-                        where,
-                        f'{type(module).__name__} must give one number, it gives {tuple(part.shape)}; set reduction: '
-                        'mean or sum',
-                    )
-
-        return hook
+    def _belongs(self, module: nn.Module, where: str) -> None:
+        self.owners |= dict.fromkeys(map(id, module.modules()), where)
 
     # ------------------------------------------------------------------ the step
 
@@ -319,86 +238,83 @@ class _Step:
 
         opt, path = self.opt, self.opt['path']
         with self.at('train'):
-            hooks = replacements(opt)
+            self.hooks = replacements(opt)
         self.loggers()
         with self.at('path.resume_state'):
-            state = hooks['load_resume_state'](opt)
-        made = self.datasets(hooks)
-        self.prefetcher()
+            state = self.hooks['load_resume_state'](opt)
+        self.datasets()
+        if opt['datasets']['train'].get('prefetch_mode') == 'cuda' and not torch.cuda.is_available():
+            raise _StepError('datasets.train.prefetch_mode', 'cuda needs a GPU, and none is visible; leave it out')
         self.build()
         if state:
             with self.at('path.resume_state'):
                 self.model.resume_training(state)
                 self.done = int(state['iter'])
-        for key in ('models', 'training_states'):  # what was lent is not written to
+        for key in ('models', 'training_states'):  # until here those of the run, to read
             path[key] = self.model.opt['path'][key] = str(self.folder / 'written' / key)
             Path(path[key]).mkdir(parents=True)
         if self.done < int(opt['train']['total_iter']) and not self.too_much():
-            self.iteration(made['train'])
+            self.iteration()
         if opt.get('val') is not None:
-            self.validate(made)
-        self.save(hooks)
+            self.validate()
+        self.save()
         with self.at('train.scheduler'):
             self.rates()
 
     def test(self) -> None:
-        made = self.datasets(_hooks_of_testing())
+        from basicsr.data import build_dataloader
+
+        self.hooks = {'build_dataloader': build_dataloader}
+        self.datasets()
         self.build()
-        self.validate(made)
+        self.validate()
 
     def loggers(self) -> None:
         """What the host's loggers need, without making them: Weights & Biases would begin a run."""
-        logger, name = self.opt['logger'], self.opt['name']
-        if 'debug' in name:
+        logger = self.opt['logger']
+        if 'debug' in self.opt['name']:
             return
         if (logger.get('wandb') or {}).get('project') is not None:
             with self.at('logger.wandb'):
                 if logger.get('use_tb_logger') is not True:
-                    raise _StepError(
-                        'logger.wandb', 'needs use_tb_logger: true, whose files it sends; set it, or project: ~'
-                    )
+                    raise _StepError('logger.wandb', 'needs use_tb_logger: true, whose files it sends')
                 import wandb  # noqa: F401
         if logger.get('use_tb_logger'):
             with self.at('logger.use_tb_logger'):
                 from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
-    def prefetcher(self) -> None:
-        if self.opt['datasets']['train'].get('prefetch_mode') == 'cuda' and not torch.cuda.is_available():
-            raise _StepError('datasets.train.prefetch_mode', 'cuda needs a GPU, and none is visible; leave it out')
-
-    def least(self) -> int:
-        """LR pixels a side that every network takes."""
+    def side(self, least: int) -> int:
+        """LR pixels a side of an image that is cropped to ``least`` or as much more as the networks need."""
         nets = [net for name, net in vars(self.model).items() if name.startswith('net_') and isinstance(net, nn.Module)]
-        return max(getattr(self.model.get_bare_model(net), 'min_size', 1) for net in nets)
+        return max(least, *(getattr(self.model.get_bare_model(net), 'min_size', 1) for net in nets), 1)
 
     def too_much(self) -> bool:
-        side = max(SIDE, self.least()) if self.small else self.opt['datasets']['train'].get('gt_size', 0)
+        side = self.side(SIDE) if self.small else self.opt['datasets']['train'].get('gt_size', 0)
         weights = sum(p.numel() for p in self.model.net_g.parameters()) if hasattr(self.model, 'net_g') else 0
         if 6 * weights * side**2 < TOO_MUCH or self.opt['num_gpu']:
             return False
-        self.notes.append(
-            Problem('network_g', 'is too large for a step on this CPU, so its training was not tried', fatal=False)
-        )
+        self.notes.append(warning('network_g', 'is too large for a step on this CPU, so its training was not tried'))
         return True
 
-    def batch(self, dataset: Any) -> Options:
-        option, train = self.opt['datasets']['train'], self.opt['train']
+    def batch(self) -> Options:
+        dataset, option, train = self.made['train'], self.opt['datasets']['train'], self.opt['train']
         stages = train.get('progressive') or {}
         gt_size = min(stages['gt_size']) if stages else None
-        batch = min(stages.get('batch') or [option.get('batch_size_per_gpu', 1)])
-        number = min(train.get('accumulate') or 1, batch) if self.small else batch
+        number = min(stages.get('batch') or [option.get('batch_size_per_gpu', 1)])
+        if self.small:
+            number = min(train.get('accumulate') or 1, number)
         samples = []
         for i in range(number):
             index = SampleIndex(i % len(dataset), self.opt['manual_seed'], 0, i, gt_size)
-            item = dataset[index if derives_from_ours(type(dataset)) else int(index)]
-            samples.append(self.cropped(item, max(SIDE, self.least())) if self.small else item)
+            samples.append(self.cropped(dataset[index if derives_from_ours(type(dataset)) else int(index)], SIDE))
         return default_collate(samples)
 
-    def cropped(self, item: Options, side: int) -> Options:
-        """The same pair with an LR image of at most this side, if it is a pair."""
+    def cropped(self, item: Options, least: int) -> Options:
+        """A small step's item: the same pair with a small LR image, if it is a pair."""
         lq, gt, scale = item.get('lq'), item.get('gt'), self.opt.get('scale')
-        if not isinstance(lq, torch.Tensor) or lq.dim() != 3:
+        if not self.small or not isinstance(lq, torch.Tensor) or lq.dim() != 3:
             return item
+        side = self.side(least)
         cut = {'lq': lq[..., :side, :side]}
         if gt is not None:
             if not scale or gt.shape[1:] != (lq.shape[1] * scale, lq.shape[2] * scale):
@@ -406,13 +322,13 @@ class _Step:
             cut['gt'] = gt[..., : side * scale, : side * scale]
         return {**item, **cut}
 
-    def iteration(self, dataset: Any) -> None:
+    def iteration(self) -> None:
         from basicsr.utils import MessageLogger
 
         opt, model, number = self.opt, self.model, self.done + 1
         warmup = opt['train'].get('warmup_iter', -1)
         with self.at('datasets.train'):
-            batch = self.batch(dataset)
+            batch = self.batch()
         with self.at('train.warmup_iter'):
             model.update_learning_rate(number, warmup_iter=warmup)
         with self.at('train'):
@@ -428,46 +344,40 @@ class _Step:
             with self.at('train.warmup_iter'):
                 model.update_learning_rate(number + 1, warmup_iter=warmup)
 
-    def validate(self, made: Mapping[str, Any]) -> None:
+    def validate(self) -> None:
         val = self.opt['val']
-        for phase, dataset in made.items():
+        for phase, dataset in self.made.items():
             if phase == 'train':
                 continue
             with self.at(f'datasets.{phase}'):
                 item = dataset[0]
             if not isinstance(item.get('lq'), torch.Tensor) or item['lq'].dim() != 3:
-                self.notes.append(
-                    Problem(f'datasets.{phase}', 'holds no single images, so no validation was tried', False)
-                )
+                self.notes.append(warning(f'datasets.{phase}', 'holds no single images, so no validation was tried'))
                 continue
             if 'gt' not in item:
-                self._refuse_metrics_of_pairs(phase)
-            if self.small:
-                item = self.cropped(item, max(VAL_SIDE, self.least()))
+                self.refuse_metrics_of_pairs(phase)
+            one: Any = Subset([self.cropped(item, VAL_SIDE)], [0])  # type: ignore[arg-type]
+            one.opt = dataset.opt
             with self.at('val'):
                 name = self.done + 1 if self.opt['is_train'] else self.opt['name']
-                self.model.validation(_OneImage(dataset, item), name, None, val['save_img'])
+                self.model.validation(DataLoader(one), name, None, val['save_img'])
 
-    def _refuse_metrics_of_pairs(self, phase: str) -> None:
+    def refuse_metrics_of_pairs(self, phase: str) -> None:
         for name, option in (self.opt['val'].get('metrics') or {}).items():
             function, _ = lookup('METRIC', option.get('type'))
             second = inspect.signature(function).parameters.get('img2') if function else None
             if second is not None and second.default is second.empty:
-                raise _StepError(
-                    f'val.metrics.{name}',
-                    f'{option["type"]} compares with HR images, which datasets.{phase} does not have; take this metric '
-                    'out, or give the data set dataroot_gt',
-                )
+                words = f'{option["type"]} compares with HR images, which datasets.{phase} does not have; take this '
+                raise _StepError(f'val.metrics.{name}', words + 'metric out, or give the data set dataroot_gt')
 
-    def save(self, hooks: Mapping[str, Callable]) -> None:
+    def save(self) -> None:
         opt, model, number = self.opt, self.model, self.done + 1
         with self.at('train'):
             model.save(0, number)
-            if not (Path(opt['path']['training_states']) / f'{number}.state').is_file():
-                return  # a model that writes no state
-            opt['path']['resume_state'] = str(Path(opt['path']['training_states']) / f'{number}.state')
-            model.opt['path']['resume_state'] = opt['path']['resume_state']
-            model.resume_training(hooks['load_resume_state']({**opt, 'auto_resume': False}))
+            state = Path(opt['path']['training_states']) / f'{number}.state'
+            if state.is_file():  # else a model that writes none
+                opt['path']['resume_state'] = model.opt['path']['resume_state'] = str(state)
+                model.resume_training(self.hooks['load_resume_state']({**opt, 'auto_resume': False}))
 
     def rates(self) -> None:
         """The learning rate at every turn of its schedule."""
@@ -486,7 +396,22 @@ class _Step:
                         raise _StepError('train.scheduler', f'gives the learning rate {rate} at iteration {turn}')
 
 
-def _hooks_of_testing() -> dict[str, Callable]:
-    from basicsr.data import build_dataloader
+def _refuse_other_calls(where: str, option: Options) -> None:
+    """A loss is called with an output and a target, which its second parameter must be; no flag, no weight."""
+    cls, _ = lookup('LOSS', option.get('type'))
+    signature = inspect.signature(getattr(cls, 'forward', lambda output, target: None))
+    for second in list(signature.parameters.values())[2:3]:
+        optional = second.default is not second.empty and not second.name.lower().startswith(TARGETS)
+        if optional or '_is_' in f'_{second.name}':
+            words = f'{cls.__name__} must be callable with (output, target), it has {signature}; take another loss'
+            raise _StepError(f'{where}.type', words)
 
-    return {'build_dataloader': build_dataloader}
+
+def _refuse_maps(where: str) -> Callable:
+    def hook(module: nn.Module, _: Any, out: Any) -> None:
+        for part in out if isinstance(out, tuple) else (out,):
+            if isinstance(part, torch.Tensor) and part.numel() != 1:
+                words = f'{type(module).__name__} must give one number, it gives {tuple(part.shape)}; set reduction: '
+                raise _StepError(where, words + 'mean or sum')
+
+    return hook
