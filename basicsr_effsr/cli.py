@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from basicsr_effsr._autoload import install
 from basicsr_effsr.host.absent import absent, look_here, stand_in
+from basicsr_effsr.utils.console import BAD_INPUT, Commands
 from basicsr_effsr.utils.errors import one_line
 
 # name -> (module, attribute, line in the overview). The attribute is a function for typer, or a Typer app.
@@ -36,7 +36,7 @@ def _as_command(name: str, target: Any) -> Any:
     return typer.main.get_command(holder)
 
 
-class _LazyGroup(TyperGroup):
+class _Lazy(Commands):
     """Sub-commands by the table above; the overview needs none of their modules."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -46,15 +46,16 @@ class _LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
 
-        def stand_in() -> None:
+        def overview() -> None:
             pass
 
-        stand_in.__doc__ = COMMANDS[cmd_name][2]
-        return _as_command(cmd_name, stand_in)
+        overview.__doc__ = COMMANDS[cmd_name][2]
+        return _as_command(cmd_name, overview)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         if name in COMMANDS:
+            self.running = f' {name}'
             module, attribute, _ = COMMANDS[name]
             look_here()
             if name != 'doctor':  # which says what happens without this
@@ -63,9 +64,16 @@ class _LazyGroup(TyperGroup):
             command = _as_command(name, getattr(import_module(module), attribute))
         return name, command, rest
 
+    def reason(self, error: Exception) -> tuple[int, str]:
+        if isinstance(error, ImportError) and not absent() and 'basicsr' not in sys.modules:
+            what = f'{type(error).__name__}: {one_line(error)}'  # a clone comes without what it needs
+            return BAD_INPUT, f'BasicSR does not import ({what}); effsr doctor says more'
+        return super().reason(error)
+
 
 app = typer.Typer(
-    cls=_LazyGroup,
+    name='effsr',
+    cls=_Lazy,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -80,14 +88,7 @@ def _root() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    try:
-        app(prog_name='effsr')
-    except ImportError as error:
-        if absent() or 'basicsr' in sys.modules:
-            raise
-        reason = f'{type(error).__name__}: {one_line(error)}'  # a clone comes without what it needs
-        typer.echo(f'effsr: BasicSR does not import ({reason}); effsr doctor says more', err=True)
-        raise SystemExit(2) from error
+    app(prog_name='effsr')
 
 
 if __name__ == '__main__':

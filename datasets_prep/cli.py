@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from basicsr_effsr.utils.console import Commands, Console, say
 
 app = typer.Typer(
+    name='datasets_prep',
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,
     help='From nothing to a verified, fast data set for super-resolution. Every command can be interrupted at any '
     'moment and run again; what is finished is skipped.',
 )
-console = Console(soft_wrap=True, highlight=False)
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 Workers = Annotated[int, typer.Option('--workers', '-j', min=0, help='Processes; 0 works in this one.')]
 Shard = Annotated[str, typer.Option('--shard', help='i/n: this machine takes every n-th item from the i-th on.')]
@@ -32,35 +33,18 @@ def _app() -> None:
     """Keeps the commands sub-commands."""
 
 
-def _fail(error: BaseException) -> NoReturn:
-    text = str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        text = f'{error.filename}: {(error.strerror or "cannot be used")}'
-    errors.print('error:', style='red', end=' ')
-    _say(errors, text)
-    raise typer.Exit(2)
-
-
-def _say(to: Console, line: str) -> None:
-    """Prints one line, whatever is in the names of files: line ends, other control characters, no text at all."""
-    shown = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in line)
-    to.print(shown.encode(to.encoding, 'backslashreplace').decode(to.encoding), markup=False)
-
-
 def _run(command: Callable, workers: int = 0, shard: str = '1/1', dry_run: bool = False, /, *args, **options) -> None:
     """Calls ``command(*args, plan=..., **options)``, prints its summary and leaves with its exit code."""
     from datasets_prep.jobs import Plan, parse_shard
 
+    plan = Plan(workers, parse_shard(shard), dry_run, progress=Console(stderr=True).is_terminal)
     try:
-        plan = Plan(workers, parse_shard(shard), dry_run, progress=errors.is_terminal)
         summary = command(*args, plan=plan, **options)
-    except (ValueError, OSError) as error:
-        _fail(error)
     except KeyboardInterrupt:
-        errors.print('interrupted; run the same command again to go on')
+        say('interrupted; run the same command again to go on', err=True)
         raise typer.Exit(130) from None
     for line in summary.lines():
-        _say(console, line)
+        say(line)
     raise typer.Exit(summary.exit_code)
 
 
@@ -105,22 +89,17 @@ def download(
 
 
 def _show_sources(path: Path) -> None:
-    from rich.table import Table
-
     from datasets_prep.download import checksum_of, read_sources
 
-    try:
-        sets = read_sources(path)
-    except (ValueError, OSError) as error:
-        _fail(error)
-    table = Table('data set', 'what', 'licence', 'how')
+    sets = read_sources(path)
+    rows = []
     for name, entry in sets.items():
         how = 'needs ' + ', '.join(entry['needs']) if 'needs' in entry else f'{len(entry.get("files", []))} archives'
-        table.add_row(name, entry['about'], entry['licence'], 'by hand' if 'manual' in entry else how)
-    Console().print(table)
+        rows.append((name, entry['about'], entry['licence'], 'by hand' if 'manual' in entry else how))
+    Console().table('', ('data set', 'what', 'licence', 'how'), rows)
     archives = {file['url']: file for entry in sets.values() for file in entry.get('files', [])}
     known = sum(checksum_of(file) is not None for file in archives.values())
-    console.print(f'checksums known: {known} of {len(archives)} archives')
+    say(f'checksums known: {known} of {len(archives)} archives')
 
 
 @app.command()
@@ -301,17 +280,11 @@ def sample(
     """Writes a small paired data set from the photographs inside scikit-image; needs no network."""
     from datasets_prep.sample import SCALES, sample_files, write_sample
 
-    try:
-        if dry_run:
-            files = sample_files(out, pack=pack)
-            there = 0 if overwrite else sum(file.is_file() for file in files)
-            _say(console, f'sample: would write {len(files) - there}, {there} already there (dry run, nothing written)')
-            return
-        counts = write_sample(out, pack=pack, overwrite=overwrite)
-    except (OSError, ValueError) as error:
-        _fail(error)
+    if dry_run:
+        files = sample_files(out, pack=pack)
+        there = 0 if overwrite else sum(file.is_file() for file in files)
+        say(f'sample: would write {len(files) - there}, {there} already there (dry run, nothing written)')
+        return
+    counts = write_sample(out, pack=pack, overwrite=overwrite)
     scales = ', '.join(f'x{scale}' for scale in SCALES)
-    _say(
-        console,
-        f'{out}: {counts["train"]} photographs to train on, {counts["val"]} held out, LR at {scales} (MATLAB bicubic)',
-    )
+    say(f'{out}: {counts["train"]} photographs to train on, {counts["val"]} held out, LR at {scales} (MATLAB bicubic)')

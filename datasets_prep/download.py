@@ -12,7 +12,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from http.client import HTTPException
@@ -22,10 +22,10 @@ from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import DownloadColumn, TransferSpeedColumn
 
 from basicsr_effsr.imaging.header import SUFFIXES
+from basicsr_effsr.utils.console import progress
 from basicsr_effsr.utils.files import atomic_path, sweep_parts, write_bytes
 from basicsr_effsr.utils.interrupt import sigterm_interrupts
 from datasets_prep.archives import extract
@@ -218,14 +218,11 @@ def _fetch_all(
     todo: list[_Archive], folder: Path, keep: bool, options: dict[str, Any], plan: Plan, summary: Summary
 ) -> None:
     stop = threading.Event()
-    columns = (TextColumn('{task.description}'), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not plan.progress)
     unreachable: dict[str, str] = {}  # host -> reason
     left: list[_Archive] = []
 
     def one(archive: _Archive) -> list[str]:
-        task = progress.add_task(archive.name, total=archive.size)
+        task = bars.add_task(archive.name, total=archive.size)
         target = folder / archive.name
         host = urlsplit(archive.url).netloc
         if host in unreachable and not target.is_file():
@@ -237,17 +234,17 @@ def _fetch_all(
                 size=archive.size,
                 checksum=archive.checksum,
                 stop=stop,
-                report=lambda have, total: progress.update(task, completed=have, total=total),
-                tell=lambda text: console.print(text, markup=False),
+                report=lambda have, total: bars.update(task, completed=have, total=total),
+                tell=bars.console.print,
                 **options,
             )
         except UnreachableError as error:
             unreachable.setdefault(error.host, error.reason)
             raise
-        progress.update(task, description=f'{archive.name} (unpacking)')
+        bars.update(task, description=f'{archive.name} (unpacking)')
         return _unpack(archive, target, keep)
 
-    with sigterm_interrupts(), progress if plan.progress else nullcontext():
+    with sigterm_interrupts(), progress(DownloadColumn(), TransferSpeedColumn(), shown=plan.progress) as bars:
         pool = ThreadPoolExecutor(max(1, plan.workers))
         try:
             futures = {pool.submit(one, archive): archive for archive in todo}

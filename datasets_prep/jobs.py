@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
+from basicsr_effsr.utils.console import progress
 from basicsr_effsr.utils.files import sweep_parts, write_bytes
 from basicsr_effsr.utils.interrupt import sigterm_interrupts
 from datasets_prep.files import same_folder
@@ -29,7 +29,6 @@ INTERRUPTED = 130
 _UNFINISHED = 'unfinished'
 _END_OF_TIME = 2**63
 _TICK = 0.02  # seconds; the clocks of file systems go in steps of up to 10 ms
-_console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -421,10 +420,6 @@ def _die_with_parent() -> None:
 
 @contextmanager
 def _bar(title: str, total: int, shown: bool) -> Iterator[Callable[[], None]]:
-    if not shown or not total:
-        yield lambda: None
-        return
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=_console) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda: progress.advance(task)
+    with progress(MofNCompleteColumn(), TimeElapsedColumn(), shown=bool(shown and total)) as bars:
+        task = bars.add_task(title, total=total)
+        yield lambda: bars.advance(task)

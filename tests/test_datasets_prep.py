@@ -1144,7 +1144,7 @@ class TestCommandLine:
         (tmp_path / 'out').write_text('a file')
         result = self.run('subimages', hr, tmp_path / 'out' / 'sub', '--crop', 24, '--step', 12, '-j', 0)
         assert result.exit_code == 2
-        assert result.output == f'error: {tmp_path / "out" / "sub"}: Not a directory\n'
+        assert result.output == f'datasets_prep: {tmp_path / "out" / "sub"}: Not a directory\n'
 
     @pytest.mark.parametrize(
         ('name', 'encoding', 'shown'),

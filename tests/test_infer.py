@@ -34,6 +34,7 @@ from basicsr_effsr.imaging.picture import Picture
 from basicsr_effsr.imaging.self_ensemble import self_ensemble
 from basicsr_effsr.imaging.tiling import tiled_forward
 from basicsr_effsr.tools import networks
+from basicsr_effsr.utils.console import INTERNAL
 from basicsr_effsr.utils.errors import UserError
 
 TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
@@ -585,7 +586,7 @@ class TestFiles:
 
         choose_net(monkeypatch, Net())
         save(photo(), 'a.png')
-        assert isinstance(run('a.png', '--out', 'out').exception, RuntimeError)
+        assert run('a.png', '--out', 'out').exit_code == INTERNAL
 
     def test_a_cpu_without_half_precision_is_refused_with_the_option(self):
         """Which operations have it differs between versions of torch."""

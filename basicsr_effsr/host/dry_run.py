@@ -157,7 +157,7 @@ class _Step:
         except (Exception, SystemExit) as error:
             frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
             ours = frames[-1].f_globals.get('__name__', '').startswith('basicsr_effsr.')
-            text = one_line(error)  # type: ignore[arg-type]
+            text = one_line(error)
             named = NAMED.search(text) if ours else None
             place = named[1] if named else next(filter(None, map(self._place, reversed(frames))), where)
             if out_of_memory(error):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +13,9 @@ from basicsr_effsr.options.file import read_option_file, with_lines
 from basicsr_effsr.options.forecast import forecast
 from basicsr_effsr.options.problem import Problem
 from basicsr_effsr.tools.networks import stop
+from basicsr_effsr.utils.console import Console, say
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.report import strict_json
 
 
 def command(
@@ -38,7 +38,7 @@ def command(
     if schema:
         from basicsr_effsr.options.schema import option_schema
 
-        typer.echo(json.dumps(option_schema(), indent=2))
+        typer.echo(strict_json(option_schema()))
         return
     if docs:
         from basicsr_effsr.options.page import option_page
@@ -61,30 +61,24 @@ def command(
     found = with_lines(found, opt)
     fatal = any(problem.fatal for problem in found)
     if as_json:
-        typer.echo(json.dumps({'problems': [asdict(p) for p in found], 'forecast': will}, indent=2))
+        typer.echo(strict_json({'problems': found, 'forecast': will}))
     else:
         _print(opt, found, will)
     raise typer.Exit(1 if fatal else 0)
 
 
 def _print(file: Path, found: list[Problem], will: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(soft_wrap=True)
-    table = Table(show_header=False, title=str(file), title_justify='left')
+    rows = []
     for key, value in will.items():
         parts = value if isinstance(value, list) else [value]
-        table.add_row(key, ' / '.join(f'{part:,}' if isinstance(part, int) else str(part) for part in parts))
-    console.print(table)
+        rows.append((key, ' / '.join(f'{part:,}' if isinstance(part, int) else str(part) for part in parts)))
+    Console().table(str(file), (), rows)
     for problem in found:
         label, style = ('error', 'red') if problem.fatal else ('warning', 'yellow')
-        console.print(f'{label}: line {problem.line}: {problem}', style=style, markup=False, highlight=False)
+        say(f'{label}: line {problem.line}: {problem}', style=style)
     errors = sum(problem.fatal for problem in found)
     if errors:
-        console.print(
-            f'{errors} {"error" if errors == 1 else "errors"}: a run would not do what the file says.', style='red'
-        )
+        say(f'{errors} {"error" if errors == 1 else "errors"}: a run would not do what the file says.', style='red')
     else:
         module = 'train' if will.get('option file for') == 'training' else 'test'
-        console.print(f'Ready: python -m basicsr.{module} -opt {file}', style='green', markup=False, highlight=False)
+        say(f'Ready: python -m basicsr.{module} -opt {file}', style='green')

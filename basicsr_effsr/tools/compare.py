@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -14,23 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 from basicsr_effsr.data.benchmark_sets import SetImage
 from basicsr_effsr.data.pairs import is_lmdb, is_packed, list_pairs
 from basicsr_effsr.tools import networks
-from basicsr_effsr.tools.evaluate import forward_function, measure, protocol_of
-from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.tools.evaluate import ImageScore, forward_function, measure, protocol_of
+from basicsr_effsr.utils.console import Console, say
+from basicsr_effsr.utils.errors import UserError, printable
 from basicsr_effsr.utils.files import write_atomic
+from basicsr_effsr.utils.report import strict_json
 from basicsr_effsr.weights.fuse import fused
 
 MARGIN, CAPTION, CROP, PANEL = 12, 26, 72, 288  # pixels; CROP is the side of the enlarged detail in HR pixels
-
-
-@dataclass
-class Row:
-    """Scores of one image: PSNR in dB and SSIM on the Y channel, border of ``scale`` pixels cropped."""
-
-    image: str
-    bicubic_psnr: float
-    bicubic_ssim: float
-    net_psnr: float
-    net_ssim: float
 
 
 def busiest_crop(gt: np.ndarray, side: int) -> tuple[int, int]:
@@ -81,7 +70,7 @@ def picture(rows: list[tuple[str, list[tuple[str, np.ndarray]]]]) -> Image.Image
     return sheet
 
 
-def compare(opt_file: Path) -> tuple[list[Row], Image.Image, str]:
+def compare(opt_file: Path) -> tuple[list[ImageScore], Image.Image, str]:
     """Scores and picture of every test image of an option file, run as its section ``val`` says.
 
     Returns:
@@ -92,32 +81,30 @@ def compare(opt_file: Path) -> tuple[list[Row], Image.Image, str]:
     """
     chosen = networks.choose(opt_file)
     opt, scale = chosen.options, chosen.scale
-    how = protocol_of(opt.get('val') or {}, None, None, None, None)
+    how = protocol_of(opt.get('val') or {})
     net = fused(chosen.net) if how.fuse else chosen.net
     device = networks.pick_device('cpu' if opt.get('num_gpu') == 0 else None)
     run, protocol, _ = forward_function(net, scale, device, how)
-    rows, panels = [], []
+    scores, shown = [], []
     for phase, data in (opt.get('datasets') or {}).items():
         if not isinstance(data, dict):
             raise UserError(f'{opt_file}: datasets.{phase} must be a section of options, got {data!r}')
         if is_packed(data) or is_lmdb(data):
             raise UserError(f'datasets.{phase}: image files are read, not LMDBs or packs; name folders')
         for files in list_pairs(f'datasets.{phase}', data):
-            name = Path(files.gt).stem
-            found = measure(SetImage(name, Path(files.gt), Path(files.lq)), scale, run)
-            rows.append(Row(name, found.bicubic_psnr, found.bicubic_ssim, found.psnr, found.ssim))
-            captions = (
-                'LR, pixels repeated',
-                f'bicubic  {found.bicubic_psnr:.2f} dB / {found.bicubic_ssim:.4f}',
-                f'{type(net).__name__}  {found.psnr:.2f} dB / {found.ssim:.4f}',
-                'HR',
-            )
-            nearest = found.lq.repeat(scale, axis=0).repeat(scale, axis=1)
-            images = (nearest, found.bicubic, found.net, found.gt)
-            panels.append((f'{name}, x{scale}', list(zip(captions, images, strict=True))))
-    if not rows:
+            pair = SetImage(Path(files.gt).stem, Path(files.gt), Path(files.lq))
+            score, panels = measure(str(phase), pair, scale, run)
+            scores.append(score)
+            captions = {
+                'LR, pixels repeated': panels['lq'].repeat(scale, axis=0).repeat(scale, axis=1),
+                f'bicubic  {score.bicubic_psnr:.2f} dB / {score.bicubic_ssim:.4f}': panels['bicubic'],
+                f'{type(net).__name__}  {score.psnr:.2f} dB / {score.ssim:.4f}': panels['net'],
+                'HR': panels['gt'],
+            }
+            shown.append((f'{printable(pair.name)}, x{scale}', list(captions.items())))
+    if not scores:
         raise UserError(f'{opt_file} names no images; give it a section datasets')
-    return rows, picture(panels), protocol
+    return scores, picture(shown), protocol
 
 
 def command(
@@ -126,29 +113,22 @@ def command(
     as_json: Annotated[bool, typer.Option('--json', help='Print the scores as JSON.')] = False,
 ) -> None:
     """Compare bicubic with the network of an option file on its test images; a table and one picture."""
-    try:
-        if out.suffix != '.png':
-            raise UserError(f'--out must end in .png, got {out}')
-        networks.check_folder(out.parent)
-        rows, sheet, protocol = compare(opt)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, lambda path: sheet.save(path, format='png'))
-    except (KeyError, OSError, ValueError) as error:
-        raise networks.stop('compare', error) from error
+    if out.suffix != '.png':
+        raise UserError(f'--out must end in .png, got {out}')
+    networks.check_folder(out.parent)
+    scores, sheet, protocol = compare(opt)
+    write_atomic(out, lambda path: sheet.save(path, format='png'))
     if as_json:
-        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        typer.echo(strict_json(scores))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table('image', 'bicubic', 'network', 'gain', title=f'PSNR in dB / SSIM, {protocol}', title_justify='left')
-    for row in rows:
-        table.add_row(
+    rows = [
+        (
             row.image,
             f'{row.bicubic_psnr:.2f} / {row.bicubic_ssim:.4f}',
-            f'{row.net_psnr:.2f} / {row.net_ssim:.4f}',
-            f'{row.net_psnr - row.bicubic_psnr:+.2f} / {row.net_ssim - row.bicubic_ssim:+.4f}',
+            f'{row.psnr:.2f} / {row.ssim:.4f}',
+            f'{row.psnr - row.bicubic_psnr:+.2f} / {row.ssim - row.bicubic_ssim:+.4f}',
         )
-    console = Console()
-    console.print(table)
-    console.print(f'picture: {out}', markup=False)
+        for row in scores
+    ]
+    Console().table(f'PSNR in dB / SSIM, {protocol}', ('image', 'bicubic', 'network', 'gain'), rows)
+    say(f'picture: {out}')

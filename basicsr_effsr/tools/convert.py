@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from basicsr_effsr.tools import networks
+from basicsr_effsr.utils.console import say
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.extras import needs
+from basicsr_effsr.utils.report import strict_json
 from basicsr_effsr.weights.metadata import metadata_of
 from basicsr_effsr.weights.recognise import as_yaml, described, recognise
 
@@ -162,15 +163,15 @@ def command(
     except (OSError, ValueError, KeyError) as error:
         raise networks.stop('convert', error) from error
     if as_json:
-        typer.echo(json.dumps(asdict(report), indent=2))
+        typer.echo(strict_json(report))
         return
-    typer.echo(f'{report.source}: {described(report.network)}, {report.parameters:,} parameters')
+    say(f'{report.source}: {described(report.network)}, {report.parameters:,} parameters')
     for old, new in report.renamed.items():
-        typer.echo(f'  renamed {old} to {new}')
+        say(f'  renamed {old} to {new}')
     if report.assumed:
         guessed = ', '.join(f'{name}={as_yaml(value)}' for name, value in report.assumed.items())
-        typer.echo(f'  cannot be inferred from the weights; assumed {guessed}')
+        say(f'  cannot be inferred from the weights; assumed {guessed}')
     if report.dropped:
-        typer.echo(f'  left out, they are computed: {", ".join(report.dropped[:4])}')
+        say(f'  left out, they are computed: {", ".join(report.dropped[:4])}')
     if report.file:
-        typer.echo(f'{report.file}: written as {report.layout}, read back and equal')
+        say(f'{report.file}: written as {report.layout}, read back and equal')

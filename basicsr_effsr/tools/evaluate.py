@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
-import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
+from rich.progress import MofNCompleteColumn
 
-from basicsr_effsr._registration import lookup
 from basicsr_effsr.data.benchmark_sets import SetImage, find_sets, images_of
 from basicsr_effsr.data.pairs import check_sizes
+from basicsr_effsr.imaging.bicubic import imresize, mod_crop
 from basicsr_effsr.imaging.decode import read_rgb
-from basicsr_effsr.imaging.metrics import score_y
+from basicsr_effsr.imaging.metrics import score_y, to_y
 from basicsr_effsr.tools import networks
+from basicsr_effsr.tools.papers import row_of
+from basicsr_effsr.utils.console import Console, progress, say
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.memory import enough_memory
+from basicsr_effsr.utils.report import csv_table, escaped, markdown_table, strict_json, write_texts
 from basicsr_effsr.weights.fuse import fused
-from basicsr_effsr.weights.identify import variant_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-HERE = Path(__file__).parent
 ERROR_GAIN = 8  # grey levels of error are shown this many times brighter
+Run = Callable[[np.ndarray], tuple[np.ndarray, float]]
+Panels = dict[str, np.ndarray]
 
 
-@dataclass
+@dataclass(frozen=True)
 class ImageScore:
     """One image: PSNR [dB] and SSIM on Y of the network and of bicubic, seconds of the forward pass."""
 
@@ -60,46 +63,34 @@ class EvaluationReport:
     paper: dict[str, Any] | None = None
 
     def means(self) -> dict[str, dict[str, float]]:
-        """Set -> mean of each score over its images."""
+        """Set -> mean of each score over its images, and their number."""
         result: dict[str, dict[str, float]] = {}
         for name in dict.fromkeys(image.set for image in self.images):
             rows = [image for image in self.images if image.set == name]
             keys = ('psnr', 'ssim', 'bicubic_psnr', 'bicubic_ssim', 'seconds')
-            result[name] = {key: float(np.mean([getattr(row, key) for row in rows])) for key in keys}
-            result[name]['images'] = len(rows)
+            result[name] = {key: fmean(getattr(row, key) for row in rows) for key in keys} | {'images': len(rows)}
         return result
 
-    def paper_scores(self, name: str) -> tuple[float, float] | None:
-        """PSNR and SSIM that the paper prints for a set, if it does."""
-        found = ((self.paper or {}).get('scores') or {}).get(name)
-        return (found[0], found[1]) if found else None
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Head and rows, a set each, beside what the paper prints."""
+        rows = []
+        for name, mean in self.means().items():
+            paper, gap = ((self.paper or {}).get('scores') or {}).get(name), '-'
+            if paper:
+                # + 0.0: a difference that rounds to zero has no sign
+                psnr, ssim = round(mean['psnr'] - paper[0], 2) + 0.0, round(mean['ssim'] - paper[1], 4) + 0.0
+                gap = f'{psnr:+.2f} / {ssim:+.4f}'
+            scores = [(mean['bicubic_psnr'], mean['bicubic_ssim']), (mean['psnr'], mean['ssim']), paper]
+            shown = [f'{score[0]:.2f} / {score[1]:.4f}' if score else '-' for score in scores]
+            rows.append([name, f'{mean["images"]:.0f}', *shown, gap, f'{mean["seconds"]:.3f}'])
+        return ['set', 'images', 'bicubic', 'this run', 'paper', 'difference', 's / image'], rows
 
-    def gap(self, name: str) -> str | None:
-        """PSNR and SSIM of this run minus those of the paper, in words; None if the paper has none."""
-        paper, mean = self.paper_scores(name), self.means()[name]
-        if paper is None:
-            return None
-        # + 0.0: a difference that rounds to zero has no sign
-        psnr, ssim = round(mean['psnr'] - paper[0], 2) + 0.0, round(mean['ssim'] - paper[1], 4) + 0.0
-        return f'{psnr:+.2f} / {ssim:+.4f}'
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One image: PSNR [dB] and SSIM on Y of the network and of bicubic, seconds, and the images themselves.
-
-    ``lq``, ``bicubic``, ``net`` and ``gt`` are (H, W, 3) uint8 RGB.
-    """
-
-    psnr: float
-    ssim: float
-    bicubic_psnr: float
-    bicubic_ssim: float
-    seconds: float
-    lq: np.ndarray
-    bicubic: np.ndarray
-    net: np.ndarray
-    gt: np.ndarray
+    def words(self) -> tuple[str, str]:
+        """What was measured, and where the paper's values stand (or nothing)."""
+        head = f'{self.network}, x{self.scale}, {self.parameters:,} parameters; PSNR [dB] / SSIM on {self.protocol}'
+        paper = self.paper or {}
+        source = '; '.join(paper[key] for key in ('source', 'note') if paper.get(key))
+        return f'{head}; {self.machine}', f'Paper: {source}' if source else ''
 
 
 def read_pair(pair: SetImage, scale: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,8 +101,6 @@ def read_pair(pair: SetImage, scale: int) -> tuple[np.ndarray, np.ndarray]:
     """
     gt = read_rgb(pair.gt)
     if pair.lq is None:
-        from basicsr_effsr.imaging.bicubic import imresize, mod_crop
-
         gt = np.ascontiguousarray(mod_crop(gt, scale))
         return imresize(gt, scale=1 / scale), gt
     lq = read_rgb(pair.lq)
@@ -143,7 +132,11 @@ class Protocol:
 
 
 def protocol_of(
-    val: Mapping[str, Any], self_ensemble: bool | None, tile: int | None, overlap: int | None, blend: str | None
+    val: Mapping[str, Any],
+    self_ensemble: bool | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    blend: str | None = None,
 ) -> Protocol:
     """The protocol of a section ``val`` as EffSRModel follows it; what the command line gave (not None) goes first.
 
@@ -155,34 +148,26 @@ def protocol_of(
         blend: mean, feather or halo.
 
     Raises:
-        UserError: a value is out of its range.
+        UserError: ``val.tile`` is no section of a tile, or an option matters to tiles and there are none.
     """
-    from basicsr_effsr.imaging.tiling import BLENDS
-
-    told = val.get('tile')
-    if told and not (isinstance(told, Mapping) and 'size' in told):
-        raise UserError(f'val.tile of the option file must be a section with size, got {told!r}')
-    named: dict[str, Any] = {'overlap': 0, **told} if told else {}
-    side: Any = named.get('size', 0) if tile is None else tile
-    shared: Any = named.get('overlap', 24) if overlap is None else overlap
-    join: Any = named.get('blend', 'mean') if blend is None else blend
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in (side, shared)):
-        raise UserError(f'tile and overlap must be integers of at least 0, got {side!r} and {shared!r}')
-    if side == 0:
-        useless = [f'--{key}' for key, given in (('overlap', overlap), ('blend', blend)) if given is not None]
-        if useless:
-            raise UserError(f'{" and ".join(useless)} need tiles; give --tile')
-    elif join not in BLENDS:
-        raise UserError(f'--blend must be one of {", ".join(BLENDS)}, got {join!r}')
-    elif shared >= side and join != 'halo':
-        raise UserError(f'--overlap must be from 0 to --tile - 1, got {shared} and {side}')
-    ensemble = bool(val.get('self_ensemble')) if self_ensemble is None else self_ensemble
-    return Protocol(ensemble, side or None, shared, join, val.get('fuse') is not False)
+    stated = val.get('tile')
+    if stated and not (isinstance(stated, Mapping) and isinstance(stated.get('size'), int)):
+        raise UserError(f'val.tile of the option file must be a section with size, got {stated!r}')
+    named: dict[str, Any] = {'overlap': 0, **stated} if stated else {}
+    side = named.get('size', 0) if tile is None else tile
+    useless = [f'--{key}' for key, given in (('overlap', overlap), ('blend', blend)) if given is not None]
+    if useless and not side:
+        raise UserError(f'{" and ".join(useless)} need tiles; give --tile')
+    return Protocol(
+        bool(val.get('self_ensemble')) if self_ensemble is None else self_ensemble,
+        side or None,
+        named.get('overlap', 24) if overlap is None else overlap,
+        named.get('blend', 'mean') if blend is None else blend,
+        val.get('fuse') is not False,
+    )
 
 
-def forward_function(
-    net: nn.Module, scale: int, device: Any, protocol: Protocol
-) -> tuple[Callable[[np.ndarray], tuple[np.ndarray, float]], str, str]:
+def forward_function(net: nn.Module, scale: int, device: Any, protocol: Protocol) -> tuple[Run, str, str]:
     """How images are enlarged.
 
     Returns:
@@ -193,7 +178,6 @@ def forward_function(
 
     from basicsr_effsr.imaging.self_ensemble import self_ensemble as ensemble
     from basicsr_effsr.imaging.tiling import tiled_forward
-    from basicsr_effsr.utils.memory import out_of_memory
 
     net = net.to(device)
 
@@ -206,16 +190,9 @@ def forward_function(
     def run(lq: np.ndarray) -> tuple[np.ndarray, float]:
         batch = torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1))).to(device)[None].float() / 255
         start = time.perf_counter()
-        try:
-            with torch.no_grad():
-                out = ensemble(once, batch) if protocol.self_ensemble else once(batch)
+        with torch.no_grad(), enough_memory(f'an image of {lq.shape[1]}x{lq.shape[0]}', 'give tiles'):
+            out = ensemble(once, batch) if protocol.self_ensemble else once(batch)
             finite = bool(torch.isfinite(out).all())  # on a GPU this waits for the result
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            raise UserError(
-                f'an image of {lq.shape[1]}x{lq.shape[0]} needs more memory than there is; give tiles'
-            ) from error
         seconds = time.perf_counter() - start
         if not finite:
             raise UserError(f'{type(net).__name__} gave not-a-number or infinity; the weights are damaged or diverged')
@@ -226,78 +203,29 @@ def forward_function(
     return run, f'Y channel, border {scale}, {protocol}', f'{machine}, torch {torch.__version__}'
 
 
-def measure(pair: SetImage, scale: int, run: Callable[[np.ndarray], tuple[np.ndarray, float]]) -> Measured:
+def measure(name: str, pair: SetImage, scale: int, run: Run) -> tuple[ImageScore, Panels]:
     """One image through the network and through bicubic, both scored on Y with a border of ``scale`` pixels.
 
     Args:
+        name: of the set.
         pair: the files.
         scale: of the network.
         run: image -> (enlarged image, seconds), as :func:`forward_function` gives it.
 
+    Returns:
+        The scores, and the images ``lq``, ``bicubic``, ``net``, ``gt``, (H, W, 3) uint8 RGB each.
+
     Raises:
         UserError: a file cannot be read, is too small or of another scale, or the network fails on it.
     """
-    from basicsr_effsr.imaging.bicubic import imresize
-
     lq, gt = read_pair(pair, scale)
     cubic = imresize(np.ascontiguousarray(lq), scale=scale)
     try:
         image, seconds = run(lq)
-        return Measured(*score_y(image, gt, scale), *score_y(cubic, gt, scale), seconds, lq, cubic, image, gt)
+        scores = (*score_y(image, gt, scale), *score_y(cubic, gt, scale))
     except ValueError as error:
         raise UserError(f'{pair.gt}: {error}') from error
-
-
-def find_paper(network: str, options: dict[str, Any], scale: int) -> dict[str, Any] | None:
-    """The paper's row of this network and scale, from ``papers.json``."""
-    file = HERE / 'papers.json'
-    if not file.is_file():
-        return None
-    cls, _ = lookup('ARCH', network)
-    name = variant_of(cls, options) or cls.__name__
-    for row in json.loads(file.read_text(encoding='utf-8'))['rows']:
-        if row['method'] == name and row['scale'] == scale and row.get('scores'):
-            return row
-    return None
-
-
-# ---------------------------------------------------------------------- writing
-
-
-def markdown(report: EvaluationReport) -> str:
-    """The table for a README."""
-    lines = [
-        f'{report.network}, x{report.scale}, {report.parameters:,} parameters; PSNR [dB] / SSIM on {report.protocol}; '
-        f'{report.machine}',
-        '',
-        '| set | images | bicubic | this run | paper | difference |',
-        '| --- | --- | --- | --- | --- | --- |',
-    ]
-    for name, mean in report.means().items():
-        paper = report.paper_scores(name)
-        printed = f'{paper[0]:.2f} / {paper[1]:.4f}' if paper else '-'
-        lines.append(
-            f'| {name} | {mean["images"]:.0f} | {mean["bicubic_psnr"]:.2f} / {mean["bicubic_ssim"]:.4f} '
-            f'| {mean["psnr"]:.2f} / {mean["ssim"]:.4f} | {printed} | {report.gap(name) or "-"} |'
-        )
-    if report.paper:
-        note = report.paper.get('note')
-        lines += ['', f'Paper: {report.paper.get("source", "")}' + (f'; {note}' if note else '')]
-    return '\n'.join(lines) + '\n'
-
-
-def table_csv(report: EvaluationReport) -> str:
-    """One line per image."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(ImageScore.__dataclass_fields__), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(asdict(image) for image in report.images)
-    return out.getvalue()
-
-
-def as_json(report: EvaluationReport) -> str:
-    """Everything, with the means."""
-    return json.dumps({**asdict(report), 'means': report.means()}, indent=2) + '\n'
+    return ImageScore(name, pair.name, *scores, seconds), {'lq': lq, 'bicubic': cubic, 'net': image, 'gt': gt}
 
 
 def _data_uri(image: np.ndarray) -> str:
@@ -310,26 +238,30 @@ def _data_uri(image: np.ndarray) -> str:
 
 def error_map(image: np.ndarray, gt: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8: absolute luma error, black for none, through red to white for 32 grey levels and more."""
-    from basicsr_effsr.imaging.metrics import to_y
-
     gap = np.abs(to_y(image) - to_y(gt)) * ERROR_GAIN
     return np.stack([np.clip(gap * 3 - 255 * i, 0, 255) for i in range(3)], axis=-1).astype(np.uint8)
 
 
-def page(report: EvaluationReport, shown: list[dict[str, Any]]) -> str:
-    """The self-contained HTML page.
+def texts(report: EvaluationReport, shown: list[dict[str, Any]]) -> dict[str, str]:
+    """The report in every format: file name -> text.
 
     Args:
         report: the scores.
-        shown: images to show, each with ``score`` and the data URIs ``bicubic``, ``net``, ``gt``, ``error``.
+        shown: images on the page, each with ``score`` and the data URIs ``bicubic``, ``net``, ``gt``, ``error``.
     """
-    from jinja2 import Environment, select_autoescape
+    from jinja2 import Environment, FileSystemLoader
 
-    template = (HERE / 'evaluate.html').read_text(encoding='utf-8')
-    environment = Environment(
-        autoescape=select_autoescape(default_for_string=True), trim_blocks=True, lstrip_blocks=True
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(template).render(report=report, means=report.means(), shown=shown)
+    measured, paper = map(escaped, report.words())
+    columns = [each.name for each in fields(ImageScore)]
+    return {
+        'report.md': f'{measured}\n\n{markdown_table(*report.table())}' + (f'\n{paper}\n' if paper else ''),
+        'report.csv': csv_table(columns, map(astuple, report.images)),
+        'report.json': strict_json({**asdict(report), 'means': report.means()}) + '\n',
+        'report.html': pages.get_template('evaluate.html').render(report=report, shown=shown),
+    }
 
 
 def worst(report: EvaluationReport, count: int) -> list[ImageScore]:
@@ -337,56 +269,25 @@ def worst(report: EvaluationReport, count: int) -> list[ImageScore]:
     return sorted(report.images, key=lambda image: image.psnr - image.bicubic_psnr)[:count]
 
 
-def evaluate(
-    report: EvaluationReport,
-    run: Callable[[np.ndarray], tuple[np.ndarray, float]],
-    work: list[tuple[str, SetImage]],
-    show: int,
-) -> dict[str, str]:
-    """Fills ``report`` with the scores of ``work`` and returns it in every form.
+def evaluate(report: EvaluationReport, run: Run, work: list[tuple[str, SetImage]], show: int) -> dict[str, str]:
+    """Fills ``report`` with the scores of ``work`` and returns it in every format: file name -> text.
 
     Args:
         report: what is known beforehand.
         run: image -> (enlarged image, seconds).
         work: (name of the set, pair) in the order of the report.
         show: images on the page.
-
-    Returns:
-        File name -> text.
     """
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    for name, pair in track(work, description='images', console=console, transient=True):
-        found = measure(pair, report.scale, run)
-        scores = (found.psnr, found.ssim, found.bicubic_psnr, found.bicubic_ssim, found.seconds)
-        report.images.append(ImageScore(name, pair.name, *scores))
+    with progress(MofNCompleteColumn(), shown=Console(stderr=True).is_terminal, transient=True) as bars:
+        for name, pair in bars.track(work, description='images'):
+            report.images.append(measure(name, pair, report.scale, run)[0])
     by_name = {(name, pair.name): pair for name, pair in work}
     shown = []
     for row in worst(report, show):  # measured again, so that no more than one image is ever in memory
-        found = measure(by_name[row.set, row.image], report.scale, run)
-        panels = {'bicubic': found.bicubic, 'net': found.net, 'gt': found.gt, 'error': error_map(found.net, found.gt)}
-        shown.append({'score': row, **{key: _data_uri(panel) for key, panel in panels.items()}})
-    return {
-        'report.md': markdown(report),
-        'report.csv': table_csv(report),
-        'report.json': as_json(report),
-        'report.html': page(report, shown),
-    }
-
-
-def write(texts: dict[str, str], folder: Path) -> None:
-    """Puts each text into its file, all or nothing."""
-    from basicsr_effsr.utils.files import write_atomic
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        write_atomic(folder / name, partial(_write_text, text))
-
-
-def _write_text(text: str, file: Path) -> None:
-    file.write_text(text, encoding='utf-8')
+        _, panels = measure(row.set, by_name[row.set, row.image], report.scale, run)
+        panels['error'] = error_map(panels['net'], panels['gt'])
+        shown.append({'score': row, **{key: _data_uri(panel) for key, panel in panels.items() if key != 'lq'}})
+    return texts(report, shown)
 
 
 def command(
@@ -423,33 +324,28 @@ def command(
     json_out: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
 ) -> None:
     """Score a network on Set5, Set14, B100, Urban100, Manga109 beside the paper's row; tables and an HTML page."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    try:
-        networks.check_folder(out)
-        chosen = networks.choose(opt, arch, scale, weights, settings, param_key)
-        val = chosen.options.get('val')
-        how = protocol_of(val if isinstance(val, Mapping) else {}, self_ensemble, tile, overlap, blend)
-        net, factor = fused(chosen.net) if how.fuse else chosen.net, chosen.scale
-        run, protocol, machine = forward_function(net, factor, networks.pick_device(device), how)
-        report = EvaluationReport(
-            network=type(net).__name__,
-            parameters=sum(p.numel() for p in net.parameters()),
-            scale=factor,
-            weights=str(chosen.weights),
-            protocol=protocol,
-            machine=machine,
-            paper=find_paper(chosen.network['type'], chosen.network, factor),
-        )
-        work = [(name, p) for name, f in find_sets(data, sets, factor).items() for p in images_of(f, factor, make_lr)]
-        texts = evaluate(report, run, work, show)
-        write(texts, out)
-    except (OSError, ValueError, KeyError) as error:
-        raise networks.stop('evaluate', error) from error
+    networks.check_folder(out)
+    chosen = networks.choose(opt, arch, scale, weights, settings, param_key)
+    how = protocol_of(chosen.options.get('val') or {}, self_ensemble, tile, overlap, blend)
+    net, factor = fused(chosen.net) if how.fuse else chosen.net, chosen.scale
+    run, protocol, machine = forward_function(net, factor, networks.pick_device(device), how)
+    report = EvaluationReport(
+        network=type(net).__name__,
+        parameters=sum(p.numel() for p in net.parameters()),
+        scale=factor,
+        weights=str(chosen.weights),
+        protocol=protocol,
+        machine=machine,
+        paper=row_of(chosen.network['type'], chosen.network, factor),
+    )
+    work = [(name, p) for name, f in find_sets(data, sets, factor).items() for p in images_of(f, factor, make_lr)]
+    files = evaluate(report, run, work, show)
+    write_texts(out, files)
     if json_out:
-        typer.echo(texts['report.json'], nl=False)
+        typer.echo(files['report.json'], nl=False)
         return
-    terminal = Console()
-    terminal.print(Markdown(texts['report.md']))
-    terminal.print(f'written: {", ".join(str(out / name) for name in texts)}', markup=False, soft_wrap=True)
+    measured, paper = report.words()
+    say(measured)
+    Console().table('', *report.table())
+    for line in filter(None, (paper, f'written: {", ".join(str(out / name) for name in files)}')):
+        say(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,28 +9,28 @@ from typing import Annotated
 import typer
 
 from basicsr_effsr.tools import networks
+from basicsr_effsr.utils.console import say
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.report import strict_json
 from basicsr_effsr.weights.export import ENDINGS, SUFFIXES, TOLERANCE, ExportError, ExportReport, Form, export
 from basicsr_effsr.weights.fuse import can_be_fused, fused
 from basicsr_effsr.weights.metadata import metadata_of
 
 
 def _print(report: ExportReport) -> None:
-    typer.echo(
-        f'{report.file}: {report.network} x{report.scale}, {report.form}, {report.dtype}, {report.bytes:,} bytes'
-    )
+    say(f'{report.file}: {report.network} x{report.scale}, {report.form}, {report.dtype}, {report.bytes:,} bytes')
     for each in report.compared:
         height, width = each.lr_size
-        typer.echo(f'  {height}x{width}: largest difference to PyTorch {each.difference:.2e}')
-    typer.echo(f'  largest of all {report.largest:.2e}, tolerance {report.tolerance:.0e}: passed')
+        say(f'  {height}x{width}: largest difference to PyTorch {each.difference:.2e}')
+    say(f'  largest of all {report.largest:.2e}, tolerance {report.tolerance:.0e}: passed')
     if report.smallest:
-        typer.echo(f'  takes images from {report.smallest}x{report.smallest} on')
+        say(f'  takes images from {report.smallest}x{report.smallest} on')
     if report.operators:
-        typer.echo('  operators: ' + ', '.join(f'{name} {n}' for name, n in report.operators.items()))
+        say('  operators: ' + ', '.join(f'{name} {n}' for name, n in report.operators.items()))
         odd = f'look at {", ".join(report.tensorrt)} first' if report.tensorrt else 'all known to it'
-        typer.echo(f'  TensorRT: {odd} (by the names of operators, not run)')
+        say(f'  TensorRT: {odd} (by the names of operators, not run)')
     if report.form in (Form.onnx.value, Form.torchscript.value):
-        typer.echo(f'  ncnn: {report.ncnn}')
+        say(f'  ncnn: {report.ncnn}')
 
 
 def command(
@@ -80,11 +79,11 @@ def command(
             scale=chosen.scale,
         )
     except ExportError as error:
-        typer.echo(f'effsr export: {error}', err=True)
+        say(f'effsr export: {error}', err=True)
         raise typer.Exit(1) from error
     except (OSError, ValueError) as error:
         raise networks.stop('export', error) from error
     if as_json:
-        typer.echo(json.dumps(asdict(report) | {'largest': report.largest}, indent=2))
+        typer.echo(strict_json(asdict(report) | {'largest': report.largest}))
     else:
         _print(report)

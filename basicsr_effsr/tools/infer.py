@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.progress import MofNCompleteColumn
 
 from basicsr_effsr.imaging.enlarge_files import Done, Enlargement, Format, enlarge_file, plan
 from basicsr_effsr.imaging.enlarger import Alpha, Blend, Enlarger
 from basicsr_effsr.tools import networks
+from basicsr_effsr.utils.console import progress, say
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.interrupt import sigterm_interrupts
 from basicsr_effsr.utils.memory import out_of_memory
+from basicsr_effsr.utils.report import strict_json
 from basicsr_effsr.weights.fuse import fused
 
 DTYPES = {'fp32': 'float32', 'fp16': 'float16', 'bf16': 'bfloat16'}
@@ -59,12 +62,7 @@ def run(
     Yields:
         what became of each image.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with progress(MofNCompleteColumn(), shown=sys.stderr.isatty(), transient=True) as bars:
         whole = bars.add_task('images', total=len(jobs))
         for job in jobs:
             if job.target.exists() and not overwrite:
@@ -196,9 +194,9 @@ def command(
 
     def tell(done: Done) -> None:
         if done.status == 'failed':
-            typer.echo(f'effsr infer: {done.error}', err=True)
+            say(f'effsr infer: {done.error}', err=True)
         elif not as_json:
-            typer.echo(in_words(done))
+            say(in_words(done))
 
     report = InferenceReport(
         network=str(chosen.network['type']),
@@ -217,7 +215,7 @@ def command(
             for done in run(enlarge, jobs[rank::world], quality=quality, overwrite=overwrite, tell=tell):
                 report.images.append(done)
     except KeyboardInterrupt:
-        typer.echo(
+        say(
             f'effsr infer: stopped after {len(report.images)} of {len(jobs[rank::world])} images; the same command '
             'goes on from there',
             err=True,
@@ -226,9 +224,9 @@ def command(
     counts = {status: report.count(status) for status in ('written', 'skipped', 'failed')}
     if as_json:
         # one line per process, so that the reports of several can be told apart
-        typer.echo(json.dumps(asdict(report) | counts, indent=2 if world == 1 else None))
+        typer.echo(strict_json(asdict(report) | counts, indent=2 if world == 1 else None))
     else:
         words = ', '.join(f'{number} {status}' for status, number in counts.items())
-        typer.echo(words + (f' by process {rank} of {world}' if world > 1 else ''))
+        say(words + (f' by process {rank} of {world}' if world > 1 else ''))
     if counts['failed']:
         raise typer.Exit(2 if len(jobs) == 1 else 1)

@@ -12,6 +12,7 @@ import typer
 import yaml
 
 from basicsr_effsr.options.file import read_option_file
+from basicsr_effsr.utils.console import say
 from basicsr_effsr.utils.errors import UserError, one_line
 from basicsr_effsr.weights.build import build, scale_of
 
@@ -29,7 +30,7 @@ Device = Annotated[str | None, typer.Option(help='cpu, cuda, cuda:1 ...; default
 
 def stop(command: str, error: Exception) -> typer.Exit:
     """Prints the one sentence of ``error`` and gives the exit to raise."""
-    typer.echo(f'effsr {command}: {one_line(error)}', err=True)
+    say(f'effsr {command}: {one_line(error)}', err=True)
     return typer.Exit(2)
 
 

@@ -11,10 +11,22 @@ class UserError(ValueError):
     """Something the user can mend; printed as one sentence, exit code 2."""
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, without line ends; its type if it says nothing."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error  # whose own text has quotes
-    return ' '.join(str(text).split()) or type(error).__name__
+def printable(text: str) -> str:
+    """``text`` with every character that is not to be seen (line ends, escapes, half of a surrogate) escaped."""
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+
+
+def one_line(error: BaseException | str) -> str:
+    """What an error says, printable and without line ends; its type if it says nothing."""
+    text: Any = error
+    if isinstance(error, KeyError) and error.args:
+        text = error.args[0]  # its own text has quotes
+    elif isinstance(error, OSError) and error.filename is not None:
+        text = f'{error.filename}: {error.strerror or "cannot be used"}'
+    words = (
+        [str(text)] if isinstance(error, ValueError | OSError) else str(text).split()
+    )  # line ends in names are shown
+    return ' '.join(map(printable, words)) or type(error).__name__
 
 
 def near(name: Any, known: Iterable[str]) -> str:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from basicsr_effsr.utils.errors import UserError
+
 # what torch puts into a plain RuntimeError: the CPU's allocator on Linux and Windows, C++, cuDNN and cuBLAS, Metal
 SIGNS = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -20,8 +26,22 @@ def out_of_memory(error: BaseException) -> bool:
     On a GPU that is ``torch.OutOfMemoryError``, in Python and numpy ``MemoryError``; torch on a CPU raises a plain
     ``RuntimeError``, which only its words tell from a bug.
     """
-    import torch  # here, as the commands that import this start without it
-
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+    torch = sys.modules.get('torch')  # the commands that import this start without it
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+@contextmanager
+def enough_memory(what: str, advice: str) -> Iterator[None]:
+    """One sentence where memory runs out.
+
+    Raises:
+        UserError: it did.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f'{what} needs more memory than there is; {advice}') from error

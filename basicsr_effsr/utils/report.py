@@ -1,0 +1,100 @@
+"""What commands report, in every format: tables as Markdown and CSV, strict JSON, files that are all there or none."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from basicsr_effsr.utils.errors import printable
+from basicsr_effsr.utils.files import atomic_path, fcntl
+
+_MARKUP = re.compile(r'[\\`*|<>\[\]&~$]|:(?=\w+:)|(?<![^\W_])_|_(?![^\W_])')  # inside a word _ is a letter
+_FORMULA = re.compile(r'[=+\-@\t\r].')
+
+
+def escaped(text: str) -> str:
+    """``text`` as Markdown that shows it as it is, in a cell of a table too."""
+    return _MARKUP.sub(r'\\\g<0>', printable(text))
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, with a line end."""
+    lines = [head, ['---'] * len(head), *([escaped(cell) for cell in row] for row in rows)]
+    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+
+
+def _cell(value: Any) -> Any:
+    """A cell of text that a spreadsheet would take for a formula is marked as text, as it marks it itself."""
+    if not isinstance(value, str) or not _FORMULA.match(value):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def csv_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table for a spreadsheet."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator='\n').writerows([head, *(map(_cell, row) for row in rows)])
+    return out.getvalue()
+
+
+def strict_json(data: Any, *, indent: int | None = 2) -> str:
+    """Strict JSON: numbers that are not finite are null, named in the object's last key ``not_finite``."""
+    lost: dict[str, str] = {}
+
+    def strict(value: Any, where: str) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            value = asdict(value)
+        if isinstance(value, Mapping):
+            return {str(key): strict(v, f'{where}.{key}') for key, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [strict(v, f'{where}.{i}') for i, v in enumerate(value)]
+        if isinstance(value, float) and not math.isfinite(value):
+            lost[where[1:]] = str(value)
+            return None
+        return value
+
+    plain = strict(data, '')
+    if lost and isinstance(plain, dict):
+        plain['not_finite'] = lost
+    return json.dumps(plain, indent=indent, allow_nan=False)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits for other processes that are putting their files into ``folder``; leaves no file of its own."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Puts each text into its file; all of them, or, if one cannot be written, none.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder), ExitStack() as files:
+        for name, text in texts.items():
+            part = files.enter_context(atomic_path(folder / name, sync=True))
+            part.write_bytes(text.encode('utf-8', 'backslashreplace'))
