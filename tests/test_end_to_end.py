@@ -37,7 +37,7 @@ def test_train_resume_and_test_leave_everything_where_the_user_stands(photos, tm
     site_before = {p.name for p in HOST.parent.iterdir()}
     opt = short_run(photos, TINY_HASN, iters=10)
     file = write(opt, tmp_path / 'short.yml')
-    logged('-m', 'basicsr.train', '-opt', file, cwd=tmp_path)
+    logged('-m', 'basicsr.train', '-opt', file, cwd=tmp_path, fresh=True)
     experiment = tmp_path / 'experiments' / 'short'
     assert (experiment / 'training_states' / '10.state').is_file()
     assert list((tmp_path / 'tb_logger' / 'short').iterdir())

@@ -38,7 +38,7 @@ def clone(folder: Path) -> Path:
 
 
 def test_installed_host_finds_us_and_loads_only_what_was_asked_for(tmp_path):
-    where, owner, *rest = succeed('-c', BUILD, cwd=tmp_path).splitlines()[-1].split()
+    where, owner, *rest = succeed('-c', BUILD, cwd=tmp_path, fresh=True).splitlines()[-1].split()
     assert Path(where).parent == HOST
     assert owner == 'basicsr_effsr.archs.hasn_arch'
     assert not rest, 'asking for a network must not load the model classes'
@@ -46,7 +46,7 @@ def test_installed_host_finds_us_and_loads_only_what_was_asked_for(tmp_path):
 
 def test_clone_in_the_current_directory_finds_us(tmp_path):
     folder = clone(tmp_path)
-    where, owner, *_ = succeed('-c', BUILD, cwd=tmp_path).splitlines()[-1].split()
+    where, owner, *_ = succeed('-c', BUILD, cwd=tmp_path, fresh=True).splitlines()[-1].split()
     assert Path(where).parent == folder
     assert owner == 'basicsr_effsr.archs.hasn_arch'
 
@@ -138,15 +138,15 @@ def test_spawned_workers_find_us(tmp_path):
         '    loader = DataLoader(Nets(), num_workers=1, multiprocessing_context="spawn")\n'
         '    print([int(n) for n in loader])\n'
     )
-    sizes = eval(succeed('work.py', cwd=tmp_path).splitlines()[-1])
+    sizes = eval(succeed('work.py', cwd=tmp_path, fresh=True).splitlines()[-1])
     assert len(sizes) == 2
     assert sizes[0] == sizes[1] > 0
 
 
 def test_python_and_torch_load_nothing_but_the_hook(tmp_path):
     show = 'import sys; print(sorted(m for m in sys.modules if m.startswith(("basicsr", "datasets_prep"))))'
-    assert eval(succeed('-c', show, cwd=tmp_path)) == []
-    loaded = eval(succeed('-c', 'import torch\n' + show, cwd=tmp_path))
+    assert eval(succeed('-c', show, cwd=tmp_path, fresh=True)) == []
+    loaded = eval(succeed('-c', 'import torch\n' + show, cwd=tmp_path, fresh=True))
     ours = {'basicsr_effsr', 'basicsr_effsr._version', 'basicsr_effsr._autoload', 'basicsr_effsr.host'}
     assert set(loaded) <= ours, 'every process that imports torch pays for these'
 
@@ -164,6 +164,7 @@ def test_a_failing_hook_does_not_take_torch_with_it(tmp_path):
         'from basicsr_effsr import _autoload\nsys.meta_path = Bad(sys.meta_path)\n'
         '_autoload.install()\nprint("alive")\n',
         cwd=tmp_path,
+        fresh=True,
     )
     assert done.stdout.split() == ['alive']
     assert 'automatic loading is off in this process' in done.stderr
