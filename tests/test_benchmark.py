@@ -19,8 +19,8 @@ from basicsr_effsr.cli import app
 from basicsr_effsr.tools import benchmark, ntire
 from basicsr_effsr.tools.yardsticks import BASELINES
 from basicsr_effsr.utils import latency
-from basicsr_effsr.utils.complexity import cost
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.latency import cost
 
 TINY = ['--arch', 'DPARN', '--set', 'num_feat=8', '--set', 'num_block=1', '--set', 'esa_channels=4']
 CPU = torch.device('cpu')

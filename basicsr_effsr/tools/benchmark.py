@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from basicsr_effsr.utils.complexity import Cost
-
 OUTPUTS = {'720p': (720, 1280), '1080p': (1080, 1920), '4k': (2160, 3840)}  # height and width of the output
 
 
@@ -35,7 +33,7 @@ class BenchmarkReport:
 
     environment: dict[str, Any]
     scale: int
-    costs: list[Cost] = field(default_factory=list)
+    costs: list[latency.Cost] = field(default_factory=list)
     latencies: list[latency.Latency] = field(default_factory=list)
     ntire: dict[str, Any] | None = None
 
@@ -102,7 +100,6 @@ def run(
         ValueError: a network cannot be counted.
     """
     from basicsr_effsr.tools.yardsticks import YARDSTICKS
-    from basicsr_effsr.utils.complexity import cost
 
     taken, given = channels
     built = {name: make(upscale=scale, num_in_ch=taken, num_out_ch=given) for name, make in YARDSTICKS.items()}
@@ -110,8 +107,8 @@ def run(
     report = BenchmarkReport(latency.environment(device) | {'warm-up': warmup, 'runs': runs}, scale)
     for size in sizes:
         for form, net in forms.items():
-            report.costs.append(cost(net, model, form, size, taken))
-        report.costs += [cost(net, name, 'yardstick', size, taken) for name, net in references.items()]
+            report.costs.append(latency.cost(net, model, form, size, taken))
+        report.costs += [latency.cost(net, name, 'yardstick', size, taken) for name, net in references.items()]
     nets = {model: list(forms.values())[-1], **references}
     grid = product(sizes, dtypes, (False, True)[: 1 + channels_last], (False, True)[: 1 + compiled])
     for size, dtype, last, fast in grid:
@@ -132,7 +129,7 @@ def run(
     return report
 
 
-COST_COLUMNS: dict[str, Callable[[Cost], str]] = {
+COST_COLUMNS: dict[str, Callable[[latency.Cost], str]] = {
     'model': lambda c: c.model,
     'form': lambda c: c.form,
     'input': lambda c: '{}x{}'.format(*c.lr_size),

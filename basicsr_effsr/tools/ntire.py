@@ -132,10 +132,9 @@ def ntire(
     import torch
 
     from basicsr_effsr.tools.yardsticks import BASELINES
-    from basicsr_effsr.utils.complexity import cost
 
     protocol = challenge_of(year)
-    found = cost(net, model, 'fused', NTIRE_SIZE)
+    found = latency.cost(net, model, 'fused', NTIRE_SIZE)
     beside = other_than(model, protocol['baseline'])
     nets = {model: net}
     if protocol['baseline'] in BASELINES:

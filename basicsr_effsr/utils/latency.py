@@ -1,4 +1,4 @@
-"""Latency in turns, memory at its peak, and the state of the machine that they depend on."""
+"""What networks cost: counted; measured in turns, with memory at its peak; the state of the machine meanwhile."""
 
 from __future__ import annotations
 
@@ -25,6 +25,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Counted cost of a network in one form at one LR size; multiply-adds count as one."""
+
+    model: str
+    form: str
+    lr_size: tuple[int, int]
+    params: int
+    multi_adds: int
+    fvcore: int
+    activations: int
+    convolutions: int
+    memory: int
+    uncounted: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Latency:
     """Measured latency of one network in one setting, milliseconds per image."""
 
@@ -41,6 +57,29 @@ class Latency:
     first: float
     peak_mib: float | None
     ratio: float
+
+
+def cost(net: nn.Module, model: str, form: str, lr_size: tuple[int, int], num_in_ch: int = 3) -> Cost:
+    """Counts one network.
+
+    Raises:
+        ValueError: it cannot be counted, or does not take such an input.
+    """
+    from basicsr_effsr.utils.complexity import count_macs, count_params, peak_memory
+
+    macs = count_macs(net, lr_size, num_in_ch=num_in_ch)
+    return Cost(
+        model,
+        form,
+        lr_size,
+        count_params(net),
+        macs.total,
+        macs.fvcore,
+        macs.activations,
+        macs.convolutions,
+        peak_memory(net, lr_size, num_in_ch=num_in_ch),
+        macs.uncounted,
+    )
 
 
 def once(net: Callable, image: Tensor) -> float:
