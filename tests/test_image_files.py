@@ -14,7 +14,6 @@ import tifffile
 from PIL import Image, ImageCms
 
 from basicsr_effsr.imaging import picture as pictures
-from basicsr_effsr.imaging import tiff
 from basicsr_effsr.imaging.picture import Picture, read
 from basicsr_effsr.utils.errors import UserError
 
@@ -154,7 +153,7 @@ class TestDeepTiff:
         picture.exif = Image.Exif()
         picture.exif[0x010F] = 'Maker'
         picture.exif.get_ifd(0x8825)[2] = (47.0, 3.0, 8.5)
-        pictures.write(picture, file, 'tiff', 95)
+        file.write_bytes(pictures.encode(picture, 'tiff', 95))
         found = read(file)
         assert np.array_equal(found.pixels, picture.pixels)
         assert np.array_equal(found.alpha, picture.alpha) if alpha else found.alpha is None
@@ -272,8 +271,6 @@ class TestDeepTiff:
 
     def test_eight_bits_are_left_to_pillow(self, file, planes):
         store(file, (planes >> 8).astype(np.uint8), photometric='rgb', extrasamples=['unassalpha'])
-        assert tiff.read_deep_tiff(file.read_bytes()) is None
-        assert tiff.read_deep_tiff(b'\x89PNG') is None
         assert read(file).bits == 8
 
 
@@ -314,7 +311,7 @@ class TestProfiles:
         planes = planes if bits == 16 else (planes >> 8).astype(np.uint8)
         picture = Picture(planes[..., :1], planes[..., 1] if alpha else None, None, GRAY)
         file = tmp_path / f'a{pictures.ENDINGS[kind]}'
-        pictures.write(picture, file, kind, 95)
+        file.write_bytes(pictures.encode(picture, kind, 95))
         assert read(file).icc == (None if lost else GRAY)
         assert pictures.fitting(picture, kind).lost == ('colour profile of gray' if lost else '')
 
@@ -322,6 +319,6 @@ class TestProfiles:
     def test_one_of_colours_stays_in_every_format(self, tmp_path, planes, kind):
         picture = Picture((planes[..., :3] >> 8).astype(np.uint8), None, None, SRGB)
         file = tmp_path / f'a{pictures.ENDINGS[kind]}'
-        pictures.write(picture, file, kind, 95)
+        file.write_bytes(pictures.encode(picture, kind, 95))
         assert read(file).icc == SRGB
-        assert pictures.fitting(picture, kind) is picture
+        assert pictures.fitting(picture, kind).lost == ''

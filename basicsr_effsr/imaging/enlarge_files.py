@@ -12,9 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from basicsr_effsr.imaging.enlarger import Alpha, Enlarger
-from basicsr_effsr.imaging.header import SUFFIXES
-from basicsr_effsr.imaging.picture import DEEP, ENDINGS, Picture, check_size, fitting, read, write
+from basicsr_effsr.imaging.header import SUFFIXES, UnfitError, check_memory
+from basicsr_effsr.imaging.picture import DEEP, ENDINGS, check_size, encode, fitting, read
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.files import write_atomic
+
+LONGEST_NAME = 255  # bytes, of the usual file systems
 
 
 class Format(str, Enum):
@@ -59,7 +62,7 @@ class Done:
 def _expand(text: str, recursive: bool, out: Path) -> list[tuple[Path, Path]]:
     """(image, its path below the folder or glob it came from) of one argument."""
     given = Path(text).expanduser()
-    if given.is_file():
+    if given.exists() and not given.is_dir():
         return [(given, Path(given.name))]
     if given.is_dir():
         base, found = given, sorted(given.rglob('*') if recursive else given.iterdir())
@@ -73,7 +76,7 @@ def _expand(text: str, recursive: bool, out: Path) -> list[tuple[Path, Path]]:
         what = f'{text} matches no file'
     else:
         raise UserError(f'{text} does not exist; give a file, a folder or a pattern in quotes')
-    found = [path for path in found if path.is_file()]
+    found = [path for path in found if not path.is_dir()]  # what is no file either is named when it is read
     home = out.resolve()
     if home != base.resolve() and home.is_relative_to(base.resolve()):
         found = [path for path in found if not path.resolve().is_relative_to(home)]
@@ -110,9 +113,9 @@ def plan(
     jobs = []
     for path, below in found.values():
         if one_file:
+            wanted = SUFFIXES[out.suffix.lower()]
             if len(found) > 1:
                 raise UserError(f'--out {out} is one file for {len(found)} images; give a folder')
-            wanted = SUFFIXES[out.suffix.lower()]
             if kind is not Format.same and kind.value != wanted:
                 raise UserError(f'--out {out} and --format {kind.value} contradict each other; give one of the two')
             if wanted == 'png' and out.suffix.lower() != '.png':
@@ -120,9 +123,8 @@ def plan(
             jobs.append(Enlargement(path, out, wanted))
             continue
         chosen = SUFFIXES.get(path.suffix.lower(), 'png') if kind is Format.same else kind.value
-        ending = path.suffix if SUFFIXES.get(path.suffix.lower()) == chosen else ENDINGS[chosen]
-        if chosen == 'png':
-            ending = '.png'
+        kept = chosen != 'png' and SUFFIXES.get(path.suffix.lower()) == chosen and path.suffix.lower() != '.mpo'
+        ending = path.suffix if kept else ENDINGS[chosen]
         jobs.append(Enlargement(path, out / below.with_name(f'{below.stem}{suffix}{ending}'), chosen))
     _check_targets(jobs)
     return jobs
@@ -151,6 +153,8 @@ def _check_targets(jobs: list[Enlargement]) -> None:
             raise UserError(f'{job.target} would overwrite the input {sources[same]}; give another --out or --suffix')
         if job.target.is_dir():
             raise UserError(f'{job.target} is a folder; give another --out or --suffix')
+        if len(os.fsencode(job.target.name)) > LONGEST_NAME:
+            raise UserError(f'the name of {job.target} is longer than {LONGEST_NAME} bytes; give another --suffix')
 
 
 def enlarge_file(
@@ -159,26 +163,26 @@ def enlarge_file(
     """One image from file to file; the result appears under its name only when it is complete.
 
     Raises:
-        UserError: the image cannot be read, the network fails on it, or its result cannot be held by the format.
-        OSError: the result cannot be written.
+        UserError: the image cannot be read, the network fails on it, or its result cannot be held by the format or
+            the memory.
+        WriteError: the result cannot be written.
     """
-    from basicsr_effsr.utils.files import write_atomic
-
     picture = read(job.source)
-    height, width = picture.pixels.shape[:2]
-    check_size(job.kind, enlarge.scale * height, enlarge.scale * width)
-    if job.kind == 'jpeg' and picture.alpha is not None and enlarge.alpha is not Alpha.drop:
-        raise UserError(f'{job.source} is transparent, which jpeg cannot be; give --alpha drop or another --format')
-    start = time.perf_counter()
-    try:
-        result, tile = enlarge(picture, deep=job.kind in DEEP, progress=progress)
-    except UserError as error:
-        raise UserError(f'{job.source} failed: {error}') from error
-    seconds = time.perf_counter() - start
-    result = fitting(result, job.kind)
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(job.target, partial(_write, result, job.kind, quality))
+    height, width, channels = picture.pixels.shape
     size = (enlarge.scale * height, enlarge.scale * width)
+    try:
+        check_size(job.kind, *size)
+        if job.kind == 'jpeg' and picture.alpha is not None and enlarge.alpha is not Alpha.drop:
+            raise UserError('it is transparent, which jpeg cannot be; give --alpha drop or another --format')
+        wanted = 12 * height * width + 2 * size[0] * size[1] * channels * picture.bits // 8
+        check_memory(wanted, f'the result of {size[1]}x{size[0]} pixels')
+        start = time.perf_counter()
+        result, tile = enlarge(picture, deep=job.kind in DEEP, progress=progress)
+        seconds = time.perf_counter() - start
+    except (UserError, UnfitError) as error:
+        raise UserError(f'{job.source} failed: {error}') from error
+    content = encode(result, job.kind, quality)
+    write_atomic(job.target, partial(_fill, content))
     return Done(
         str(job.source),
         str(job.target),
@@ -188,9 +192,9 @@ def enlarge_file(
         bits=result.bits,
         tile=tile,
         seconds=round(seconds, 4),
-        lost=result.lost,
+        lost=fitting(result, job.kind).lost,
     )
 
 
-def _write(picture: Picture, kind: str, quality: int, file: Path) -> None:
-    write(picture, file, kind, quality)
+def _fill(content: bytes, file: Path) -> None:
+    file.write_bytes(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,8 @@ from basicsr_effsr.utils.memory import out_of_memory
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-AUTO_PIXELS = (
-    512 * 512
-)  # larger images go in tiles; in float32, x4, HASN takes 0.9 GiB and AGDN 1.2 GiB (one CPU thread)
+# larger images go in tiles; in float32, x4, HASN takes 0.9 GiB and AGDN 1.2 GiB (one CPU thread)
+AUTO_PIXELS = 512 * 512
 AUTO_TILE = 512
 LEAST_TILE = 64  # --tile auto does not go below it when the GPU's memory runs out
 FEATHER = 32  # LR pixels that blended tiles share
@@ -52,6 +52,24 @@ def at_least(image: Tensor, side: int) -> Tensor:
     mirrored = F.pad(image, (0, min(right, width - 1), 0, min(down, height - 1)), mode='reflect')
     rest = (0, right - min(right, width - 1), 0, down - min(down, height - 1))
     return F.pad(mirrored, rest, mode='replicate') if any(rest) else mirrored
+
+
+def spread_colours(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """(H, W, C) where what nobody sees (alpha 0) has the colour of the nearest visible pixel.
+
+    Otherwise networks, which see colours only, let the hidden ones bleed into the rims of what is visible.
+    """
+    import cv2
+
+    hidden = alpha == 0
+    if not hidden.any() or hidden.all():
+        return pixels
+    _, nearest = cv2.distanceTransformWithLabels(
+        hidden.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    colours = np.empty((int(nearest.max()) + 1, pixels.shape[2]), pixels.dtype)
+    colours[nearest[~hidden]] = pixels[~hidden]
+    return colours[nearest]
 
 
 class Enlarger:
@@ -199,9 +217,12 @@ class Enlarger:
 
         dtype = picture.pixels.dtype if deep else np.dtype(np.uint8)
         tile = self.tile_for(*picture.pixels.shape[:2])
+        given = picture.pixels
+        if picture.alpha is not None and self.alpha is not Alpha.drop:
+            given = spread_colours(given, picture.alpha)
         while True:
             try:
-                pixels = self._plane(picture.pixels, dtype, tile, progress)
+                pixels = self._plane(given, dtype, tile, progress)
                 alpha = self._alpha(picture.alpha, dtype, tile)
                 break
             except RuntimeError as error:  # MemoryError comes from numpy, which tiles do not help
@@ -216,7 +237,7 @@ class Enlarger:
                     raise UserError(f'the memory of {self.device} is too small; give a {fix}') from error
                 tile = smaller
                 torch.cuda.empty_cache()
-        return Picture(pixels, alpha, picture.exif, picture.icc, picture.lost), tile
+        return replace(picture, pixels=pixels, alpha=alpha), tile
 
     def _alpha(self, alpha: np.ndarray | None, dtype: np.dtype[Any], tile: int) -> np.ndarray | None:
         if alpha is None or self.alpha is Alpha.drop:

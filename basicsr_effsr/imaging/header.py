@@ -1,9 +1,10 @@
-"""What the header of an image file announces, and whether the file is whole, without decoding its pixels."""
+"""What an image file announces, whether it is whole, and whether it can be true, before its pixels are decoded."""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -12,22 +13,34 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from basicsr_effsr.imaging import tiff
+from basicsr_effsr.imaging.tiff import UnfitError
 from basicsr_effsr.utils.errors import UserError, one_line
+from basicsr_effsr.utils.files import open_regular
+from basicsr_effsr.utils.memory import available_memory
 
 SUFFIXES = {  # of files taken from a folder -> format they are written in
-    **dict.fromkeys(('.png', '.bmp', '.gif', '.ppm', '.pgm'), 'png'),
-    **dict.fromkeys(('.jpg', '.jpeg', '.jpe', '.jfif'), 'jpeg'),
+    **dict.fromkeys(('.png', '.bmp', '.gif', '.ppm', '.pgm', '.pbm', '.pnm'), 'png'),
+    **dict.fromkeys(('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo'), 'jpeg'),
     **dict.fromkeys(('.tif', '.tiff'), 'tiff'),
     '.webp': 'webp',
 }
 ORIENTATION = 0x0112
-TAIL = 2**16  # bytes at the end of a file, where its end is looked for
+PNG = b'\x89PNG\r\n\x1a\n'
 _EXIF_MARK = b'Exif\0\0'
-_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of JPEG that announce a size
-_ALONE = {0x01, *range(0xD0, 0xD9)}  # markers of JPEG without content
+_SEGMENTS = {0xC4, 0xCC, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # markers of JPEG with content
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # those that announce a size
 _GRAY = ('1', 'L', 'LA', 'La', 'I;16', 'I;16B', 'I;16L', 'I', 'F')
+_PLANES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type of PNG -> channels
+# raw bytes that a byte of the file can stand for at most; None: any number
+_DEFLATE, _LZW, _HUFFMAN = 1032, 2731, 512  # a JPEG has at least a bit for every 8 x 8 pixels of a channel
+_SMALLEST = {'PNG': _DEFLATE, 'JPEG': _HUFFMAN, 'GIF': _LZW, 'PPM': 1, 'BMP': 1}
+_SMALLEST_TIFF = {1: 1, 5: _LZW, 7: _HUFFMAN, 8: _DEFLATE, 32946: _DEFLATE, 32773: 64}
+_MUCH = 2**28  # bytes that are asked for without looking at what is free
+_PPM = re.compile(rb'P([56])' + 3 * rb'(?:\s|#[^\n]*\n)+(\d+)' + rb'\s')
 
 
 class ImageError(UserError):
@@ -64,17 +77,40 @@ class Header:
 
 @contextmanager
 def any_size() -> Iterator[None]:
-    """Lifts Pillow's limit of pixels: the images are the user's own."""
+    """Lifts Pillow's limit of pixels, as sizes are judged here, and silences its warnings."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
 
 
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Makes one sentence of whatever a decoder raises within the block; sizes are free there, see ``any_size``.
+
+    Raises:
+        ImageError: it was no image, damaged, or unfit.
+        MemoryError: the memory ran out.
+    """
+    try:
+        with any_size():
+            yield
+    except (ImageError, MemoryError):
+        raise
+    except UnfitError as error:
+        raise ImageError(f'{name} cannot be read as an image: {error}') from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f'{name} cannot be read as an image: it is of no known kind; replace it') from error
+    except Exception as error:  # decoders raise what they like on damaged files, SyntaxError among them
+        raise ImageError(f'{name} cannot be read as an image: it is damaged ({one_line(error)}); replace it') from error
+
+
 def read_header(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Header:
-    """The header of an image.
+    """The header of an image; of bytes also all checksums that the format has.
 
     Args:
         source: a file, or what it holds.
@@ -82,137 +118,204 @@ def read_header(source: str | os.PathLike[str] | bytes, name: str | None = None)
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImageError: it is no image, or its end is missing.
+        OSError: it is no regular file.
+        ImageError: it is no image, its end is missing, or it is smaller than an image of its size can be.
     """
-    if isinstance(source, bytes):
-        return _read(io.BytesIO(source), len(source), name or 'the image')
-    with open(source, 'rb') as stream:
-        return _read(stream, os.fstat(stream.fileno()).st_size, name or os.fspath(source))
-
-
-def _read(stream: BinaryIO, size: int, name: str) -> Header:
-    try:
+    with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
         magic = stream.read(8)
         stream.seek(0)
-        if magic == b'\x89PNG\r\n\x1a\n':
-            found, whole = _png(stream, size)
-        elif magic[:3] == b'\xff\xd8\xff':
-            found, whole = _jpeg(stream, size)
-        else:
-            found, whole = _other(stream, size)
-    except UnidentifiedImageError as error:
-        raise ImageError(f'{name} cannot be read as an image: it is of no known kind; replace it') from error
-    except Exception as error:  # decoders raise what they like on damaged headers, SyntaxError among them
-        raise ImageError(f'{name} cannot be read as an image ({one_line(error)}); replace it') from error
-    if not whole:
-        raise ImageError(f'{name} is cut off: the end of its {found.kind} is missing; replace it')
+        with reading(name or ('the image' if isinstance(source, bytes) else os.fspath(source))):
+            if magic == PNG:
+                found = _png(stream, isinstance(source, bytes))
+            elif magic[:3] == b'\xff\xd8\xff':
+                found = _jpeg(stream.read())
+            elif magic[:4] in tiff.MAGIC:
+                found = _tiff(stream, size)
+            else:
+                found = _other(stream, size)
     turned = found.orientation > 4
     return replace(found, height=found.width, width=found.height) if turned else found
 
 
-def _orientation(exif: bytes) -> int:
-    """1 for EXIF that is damaged, which no loader heeds."""
-    told: Any = 1
-    with suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+def check_memory(wanted: int, what: str) -> None:
+    """Refuses what the machine has no memory for, before it is asked for.
+
+    Args:
+        wanted: bytes.
+        what: the sentence begins with it.
+
+    Raises:
+        UnfitError: less is free.
+    """
+    free = available_memory() if wanted > _MUCH else None
+    if free is not None and wanted > free:
+        raise UnfitError(f'{what} needs about {wanted / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; crop it')
+
+
+def _check_claim(raw: int, stored: int, ratio: int | None, height: int, width: int) -> None:
+    """Compares the bytes of an image when unpacked with those it is packed in."""
+    if height < 1 or width < 1:
+        raise UnfitError(f'its header says {width}x{height} pixels; replace it')
+    if ratio is not None and raw > ratio * stored:
+        raise UnfitError(f'its header says {width}x{height} pixels, far more than its {stored} bytes hold; replace it')
+
+
+def orientation_in(exif: bytes) -> int:
+    """The orientation that EXIF asks for; 1 for EXIF that is damaged, which no loader heeds."""
+    found: Any = 1
+    with suppress(*EXIF_FAULTS):
         content = Image.Exif()
         content.load(_EXIF_MARK + exif.removeprefix(_EXIF_MARK))
-        told = content.get(ORIENTATION, 1)
-    return told if told in range(1, 9) else 1
+        found = content.get(ORIENTATION, 1)
+    return found if found in range(1, 9) else 1
 
 
-def _png(stream: BinaryIO, size: int) -> tuple[Header, bool]:
-    stream.seek(8)
-    kind, alpha, orientation = b'', False, 1
-    width = height = depth = colour = 0
-    while kind != b'IDAT':
+# what Pillow raises on damaged EXIF, according to where the damage is
+EXIF_FAULTS = (struct.error, SyntaxError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, OSError)
+
+
+# ---------------------------------------------------------------------- formats
+
+
+def png_chunks(stream: BinaryIO, whole: bool = True) -> Iterator[tuple[bytes, bytes]]:
+    """(kind, content) of every chunk of a PNG.
+
+    Args:
+        stream: of the file.
+        whole: read the pixels, too; without that their chunks are empty.
+
+    Raises:
+        UnfitError: a checksum does not fit, or the end is missing.
+    """
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(len(PNG))
+    kind = b''
+    while kind != b'IEND':
         begin = stream.read(8)
-        if len(begin) < 8:
-            raise ValueError('it ends before its pixels')
-        length, kind = struct.unpack('>I4s', begin)
-        if kind in (b'IHDR', b'eXIf'):
-            content = stream.read(length)
-            if kind == b'IHDR':
-                width, height, depth, colour = struct.unpack('>IIBB', content[:10])
-            else:
-                orientation = _orientation(content)
-            stream.seek(4, os.SEEK_CUR)
-        elif kind != b'IDAT':
-            alpha = alpha or kind == b'tRNS'
+        length, kind = struct.unpack('>I4s', begin) if len(begin) == 8 else (size, b'')
+        if stream.tell() + length + 4 > size:
+            raise UnfitError('it is cut off, the end of its PNG is missing; replace it')
+        if kind == b'IDAT' and not whole:
             stream.seek(length + 4, os.SEEK_CUR)
-    end = _rest(stream, size, b'IEND\xaeB`\x82')
-    behind = end.rfind(b'eXIf')  # some programs put it behind the pixels
-    if behind >= 4:
-        length = int.from_bytes(end[behind - 4 : behind], 'big')
-        chunk = end[behind : behind + 4 + length]
-        if zlib.crc32(chunk).to_bytes(4, 'big') == end[behind + 4 + length : behind + 8 + length]:
-            orientation = _orientation(chunk[4:])
-    alpha = alpha or colour in (4, 6)
-    return Header('PNG', height, width, colour in (0, 4), alpha, max(depth, 8), orientation), bool(end)
-
-
-def _jpeg(stream: BinaryIO, size: int) -> tuple[Header, bool]:
-    stream.seek(2)
-    found, orientation = None, 0
-    while True:
-        marker = stream.read(2)
-        while marker[1:] == b'\xff':
-            marker = b'\xff' + stream.read(1)
-        if len(marker) < 2 or marker[0] != 0xFF:
-            raise ValueError('its markers are damaged')
-        kind = marker[1]
-        if kind in _ALONE:
+            yield kind, b''
             continue
-        (length,) = struct.unpack('>H', stream.read(2))
-        if kind in _FRAMES or kind == 0xE1:
-            content = stream.read(length - 2)
-            if kind == 0xE1:
-                if content.startswith(_EXIF_MARK) and not orientation:
-                    orientation = _orientation(content)
-            else:
-                bits, height, width, planes = struct.unpack('>BHHB', content[:6])
-                found = Header('JPEG', height, width, planes == 1, False, bits)
-        else:
-            stream.seek(length - 2, os.SEEK_CUR)
-        if kind == 0xDA:
+        content = stream.read(length)
+        if zlib.crc32(content, zlib.crc32(kind)) != int.from_bytes(stream.read(4), 'big'):
+            raise UnfitError(
+                f'it is damaged, its part {kind.decode("latin-1")!r} does not fit its checksum; replace it'
+            )
+        yield kind, content
+
+
+def _png(stream: BinaryIO, whole: bool) -> Header:
+    transparent, orientation = False, 1
+    width = height = depth = colour = 0
+    for kind, content in png_chunks(stream, whole):
+        if kind == b'IHDR':
+            width, height, depth, colour = struct.unpack('>IIBB', content[:10])
+        elif kind == b'eXIf':
+            orientation = orientation_in(content)
+        elif kind == b'acTL' and int.from_bytes(content[:4], 'big') > 1:
+            raise UnfitError(f'it has {int.from_bytes(content[:4], "big")} frames; split it into images')
+        transparent = transparent or kind == b'tRNS'
+    raw = height * -(-width * depth * _PLANES[colour] // 8)
+    _check_claim(raw, stream.tell(), _DEFLATE, height, width)
+    return Header('PNG', height, width, colour in (0, 4), transparent or colour in (4, 6), max(depth, 8), orientation)
+
+
+def _jpeg(content: bytes) -> Header:
+    """Follows the markers to the end; what lies between them has no checksum."""
+    data = np.frombuffer(content, np.uint8)
+    marks = np.flatnonzero((data[:-1] == 0xFF) & (data[1:] != 0) & (data[1:] != 0xFF))
+    is_restart = (data[marks + 1] & 0xF8) == 0xD0
+    ends, restarts = marks[~is_restart], marks[is_restart]
+    found, orientation, at, kind = None, 0, 2, 0
+    while True:
+        while content[at : at + 2] == b'\xff\xff':
+            at += 1
+        if at + 4 > len(content) and not content.startswith(b'\xff\xd9', at):
+            raise UnfitError('it is cut off, the end of its JPEG is missing; replace it')
+        if content[at] != 0xFF or content[at + 1] not in _SEGMENTS | _FRAMES | {0x01, 0xD9}:
+            raise UnfitError('it is damaged, its JPEG markers do not follow each other; replace it')
+        kind = content[at + 1]
+        if kind == 0xD9:
             break
-    if found is None or not found.height * found.width:
-        raise ValueError('its header is damaged')
-    return replace(found, orientation=orientation or 1), bool(_rest(stream, size, b'\xff\xd9'))
+        at += 2
+        if kind == 0x01:
+            continue
+        length = int.from_bytes(content[at : at + 2], 'big')
+        segment = content[at + 2 : at + length]
+        at += length
+        if kind in _FRAMES:
+            bits, height, width, planes = struct.unpack('>BHHB', segment[:6])
+            found = Header('JPEG', height, width, planes == 1, False, bits)
+        elif kind == 0xE1 and segment.startswith(_EXIF_MARK) and not orientation:
+            orientation = orientation_in(segment)
+        elif kind == 0xDA:
+            end = ends[np.searchsorted(ends, at) :][:1].tolist() or [len(content)]
+            inside = data[restarts[slice(*np.searchsorted(restarts, [at, end[0]]))] + 1] & 7
+            if not np.array_equal(inside, np.arange(len(inside)) % 8):
+                raise UnfitError('it is damaged, parts of its JPEG are missing; replace it')
+            at = end[0]
+    if found is None:
+        raise UnfitError('it is damaged, its JPEG has no size; replace it')
+    _check_claim(found.height * found.width, len(content), _HUFFMAN, *found.size)
+    return replace(found, orientation=orientation or 1)
 
 
-def _other(stream: BinaryIO, size: int) -> tuple[Header, bool]:
-    with any_size(), warnings.catch_warnings(), Image.open(stream) as image:
-        warnings.simplefilter('ignore')
-        kind, mode = str(image.format), image.mode
+def _tiff(stream: BinaryIO, size: int) -> Header:
+    found = tiff.read_facts(stream)
+    if any(begin + length > size for begin, length in found.strips):
+        raise UnfitError('it is cut off, the end of its TIFF is missing; replace it')
+    if found.frames > 1:
+        raise UnfitError(f'it has {found.frames} frames; split it into images')
+    if not all(length for _, length in found.strips):
+        raise UnfitError('it is damaged, parts of its TIFF are missing; replace it')
+    raw = found.height * -(-found.width * found.depth * found.channels // 8)
+    stored, ratio = sum(length for _, length in found.strips), _SMALLEST_TIFF.get(found.compression)
+    _check_claim(raw, stored, ratio, found.height, found.width)
+    orientation = found.orientation if found.orientation in range(1, 9) else 1
+    bits = max(found.depth, 8)
+    return Header('TIFF', found.height, found.width, found.gray, found.alpha, bits, orientation)
+
+
+def _other(stream: BinaryIO, size: int) -> Header:
+    with Image.open(stream) as image:
+        kind, mode, (width, height) = str(image.format), image.mode, image.size
         frames = getattr(image, 'n_frames', 1)
         if frames > 1:
-            raise ValueError(f'it has {frames} frames; split it into images')
-        alpha = 'transparency' in image.info or mode in ('LA', 'La', 'PA', 'RGBA', 'RGBa')
+            raise UnfitError(f'it has {frames} frames; split it into images')
         bits = 16 if mode.startswith('I;16') else 32 if mode in ('I', 'F') else 8
-        width, height = image.size
         orientation: Any = 1
-        if kind == 'TIFF':
-            tags = image.tag_v2  # type: ignore[attr-defined]
-            bits = max(tags.get(258, (1,))) if bits == 8 else bits
-            width, height = tags.get(256, width), tags.get(257, height)  # Pillow turns the size in some versions
-        if kind in ('TIFF', 'WEBP', 'AVIF', 'MPO'):
-            with suppress(Exception):
+        if kind in ('WEBP', 'AVIF'):
+            with suppress(*EXIF_FAULTS):
                 orientation = image.getexif().get(ORIENTATION, 1)
-        whole = True
-        if kind == 'WEBP':
-            stream.seek(4)
-            whole = int.from_bytes(stream.read(4), 'little') + 8 <= size
+        alpha = 'transparency' in image.info or mode in ('LA', 'La', 'PA', 'RGBA', 'RGBa')
+    stream.seek(0)
+    head = stream.read(2**16)
+    ratio, depth = _SMALLEST.get(kind), 1 if mode == '1' else 8 * Image.getmodebands(mode)
+    if kind == 'PPM':
+        layout = ppm_layout(head)
+        bits = 8 if layout is None else layout[3]
+        depth *= bits // 8
+    elif kind == 'BMP':
+        short = head[14] == 12  # the header of OS/2
+        depth = int.from_bytes(head[24:26] if short else head[28:30], 'little')
+        if not short and int.from_bytes(head[30:34], 'little') in (1, 2):
+            ratio = 2**14  # run lengths, which may skip pixels
+    elif kind == 'WEBP' and int.from_bytes(head[4:8], 'little') + 8 > size:
+        raise UnfitError('it is cut off, the end of its WEBP is missing; replace it')
+    _check_claim(height * -(-width * depth // 8), size, ratio, height, width)
     orientation = orientation if orientation in range(1, 9) else 1
-    return Header(kind, height, width, mode in _GRAY, alpha, max(bits, 8), orientation), whole
+    return Header(kind, height, width, mode in _GRAY, alpha, bits, orientation)
 
 
-def _rest(stream: BinaryIO, size: int, end: bytes) -> bytes:
-    """What stands at the end of a file, behind where the stream is now; nothing where ``end`` does not stand there."""
-    start = stream.tell()
-    for first in dict.fromkeys((max(size - TAIL, start), start)):
-        stream.seek(first)
-        rest = stream.read()
-        if rest.endswith(end) or end in rest:
-            return rest
-    return b''
+def ppm_layout(content: bytes) -> tuple[int, int, int, int] | None:
+    """(where the pixels of a binary PGM or PPM begin, channels, largest value, bits), None for other kinds."""
+    found = _PPM.match(content)
+    if found is None:
+        return None
+    largest = int(found[4])
+    return found.end(), 1 if found[1] == b'5' else 3, largest, 16 if largest > 255 else 8

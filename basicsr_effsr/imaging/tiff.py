@@ -1,13 +1,16 @@
-"""TIFFs of 16 bits per channel as arrays; Pillow rounds their colours to 8 bits, OpenCV passes over what they mean."""
+"""TIFFs of 16 bits per channel as arrays; Pillow rounds their colours to 8 bits, OpenCV ignores what they mean."""
 
 from __future__ import annotations
 
 import io
 import logging
+import math
+import os
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -22,82 +25,110 @@ SEPARATE = 2
 UNKNOWN_CHANNEL = 'channel of unknown meaning'
 
 
-@dataclass
-class DeepTiff:
-    """What a TIFF of 16 bits holds.
+_screen = threading.Lock()
 
-    Attributes:
-        pixels: (H, W, 1 to 4) uint16: gray, gray with alpha, RGB or RGB with alpha, which is straight; not turned.
-        orientation: how to turn it, as in EXIF; any integer.
-        icc: colour profile, None without.
-        lost: what is left out; empty if nothing.
-    """
 
-    pixels: np.ndarray
+class UnfitError(ValueError):
+    """What is wrong with an image, and what to do; ``header.reading`` puts the name before it."""
+
+
+@dataclass(frozen=True)
+class TiffFacts:
+    """What the directory of a TIFF says; ``strips`` are (offset, bytes) of its strips or tiles, sizes not turned."""
+
+    height: int
+    width: int
+    gray: bool
+    alpha: bool
+    depth: int
+    channels: int
     orientation: int
-    icc: bytes | None
-    lost: str
+    frames: int
+    compression: int
+    strips: list[tuple[int, int]]
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Keeps tifffile's log of a damaged file off the screen; what matters of it is raised."""
+def quiet() -> Iterator[None]:
+    """Keeps libtiff, in Pillow or in OpenCV, from printing what it thinks of a damaged file; damage is raised."""
+    with _screen, open(os.devnull, 'wb') as nowhere:
+        kept = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+@contextmanager
+def _opened(stream: BinaryIO) -> Iterator[Any]:
+    """tifffile's view of a file, with its log of damage kept off the screen; what matters of it is raised."""
+    import tifffile
+
     log = logging.getLogger('tifffile')
     before, log.disabled = log.disabled, True
     try:
-        yield
+        with tifffile.TiffFile(stream) as opened:
+            yield opened
     finally:
         log.disabled = before
 
 
-def read_deep_tiff(data: bytes) -> DeepTiff | None:
-    """The image of a TIFF, None if it is no TIFF or not of 16 bits.
+def read_facts(stream: BinaryIO) -> TiffFacts:
+    """The directory of a TIFF; damaged ones raise what tifffile raises."""
+    with _opened(stream) as opened:
+        page = opened.pages.first
+        colours = {RGB: 3, CMYK: 4}.get(int(page.photometric), 1)
+        strips = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+        if len(strips) < math.prod(page.chunked):
+            raise ValueError(f'{len(strips)} of {math.prod(page.chunked)} strips are there')
+        return TiffFacts(
+            height=page.imagelength,
+            width=page.imagewidth,
+            gray=int(page.photometric) in (WHITE_IS_ZERO, BLACK_IS_ZERO),
+            alpha=not {PREMULTIPLIED, STRAIGHT}.isdisjoint(page.extrasamples)
+            or (not page.extrasamples and page.samplesperpixel > colours),
+            depth=int(np.max(page.tags.valueof(BITS, default=1))),
+            channels=page.samplesperpixel,
+            orientation=page.tags.valueof(ORIENTATION, default=1),
+            frames=len(opened.pages),
+            compression=int(page.compression),
+            strips=strips,
+        )
+
+
+def read_deep_tiff(data: bytes) -> tuple[np.ndarray, bytes | None, str]:
+    """A TIFF of 16 bits: (H, W, 1 to 4) uint16, not turned, with straight alpha; its colour profile; what is lost.
 
     Planes may be separate, tiles and every byte order are read, uncompressed, deflate, PackBits and LZMA; LZW where
     planes are together; everything else with the package imagecodecs. An extra channel is alpha if the file says so or
     says nothing of it.
 
     Raises:
-        ValueError: several pages; pixels that are not unsigned; colours that are not gray or RGB.
+        ValueError: pixels that are not unsigned; colours that are not gray or RGB; what tifffile raises on damage.
     """
-    if data[:4] not in MAGIC:
-        return None
-    import tifffile
-
-    with ExitStack() as stack:
-        stack.enter_context(_silent())
-        try:
-            tiff = stack.enter_context(tifffile.TiffFile(io.BytesIO(data)))
-            page = tiff.pages.first
-            depths = np.atleast_1d(page.tags.valueof(BITS, default=1))
-        except Exception:  # of a damaged file; Pillow is stricter with 16 bits and more lenient with 8
-            return None
-        if depths.max() != 16:
-            return None
-        if len(tiff.pages) > 1:
-            raise ValueError(f'it has {len(tiff.pages)} frames; split it into images')
-        _check_kind(page, depths)
+    with _opened(io.BytesIO(data)) as opened:
+        page = opened.pages.first
+        _check_kind(page)
         pixels, lost = _meaning(page, _samples(page, data))
         icc = page.tags.valueof(ICC)
-        orientation = page.tags.valueof(ORIENTATION, default=1)
-    return DeepTiff(pixels, orientation, None if icc is None else bytes(icc), lost)
+    return pixels, None if icc is None else bytes(icc), lost
 
 
-def _check_kind(page: TiffPage, depths: np.ndarray) -> None:
+def _check_kind(page: TiffPage) -> None:
+    depths = np.atleast_1d(page.tags.valueof(BITS, default=1))
     if depths.min() != 16:
-        raise ValueError(f'its channels differ in their bits, {depths.tolist()}; save it with 16 for each')
+        raise UnfitError(f'its channels differ in their bits, {depths.tolist()}; save it with 16 for each')
     if page.dtype != np.uint16 or page.imagedepth != 1:
-        raise ValueError('its pixels are no unsigned integers of a plane; convert it to 8 or 16 bits per channel')
+        raise UnfitError('its pixels are no unsigned integers of a plane; convert it to 8 or 16 bits per channel')
     colours = int(page.photometric)
     wanted = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3}.get(colours)
     if wanted is None or page.samplesperpixel < wanted:
         name = 'CMYK' if colours == CMYK else getattr(page.photometric, 'name', colours)
-        raise ValueError(f'its colours are {name} in 16 bits; convert it to gray or RGB')
+        raise UnfitError(f'its colours are {name} in 16 bits; convert it to gray or RGB')
     if colours == WHITE_IS_ZERO and PREMULTIPLIED in page.extrasamples:
-        raise ValueError('its white is zero and premultiplied with alpha; save it with black as zero')
-
-
-# ---------------------------------------------------------------------- what the file stores
+        raise UnfitError('its white is zero and premultiplied with alpha; save it with black as zero')
 
 
 def _samples(page: TiffPage, data: bytes) -> np.ndarray:
@@ -118,23 +149,16 @@ def _through_opencv(page: TiffPage, data: bytes) -> np.ndarray:
     found = None
     count = page.samplesperpixel
     if count == 1 or (count in (3, 4) and page.planarconfig != SEPARATE):  # others it takes for what they are not
-        log: Any = getattr(cv2.utils, 'logging', cv2)  # OpenCV 5 and 4
-        before = log.setLogLevel(0)
-        try:
+        with quiet():
             found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        finally:
-            log.setLogLevel(before)
     if found is None or found.dtype != np.uint16 or found.size != page.size:
         name = getattr(page.compression, 'name', page.compression)
-        raise ValueError(
+        raise UnfitError(
             f'its compression is {name}, damaged or in a layout that only imagecodecs reads; save it with deflate, or '
             'pip install imagecodecs'
         )
     found = found.reshape(*found.shape[:2], -1)
     return found[..., [2, 1, 0, 3][: found.shape[2]]] if found.shape[2] > 1 else found
-
-
-# ---------------------------------------------------------------------- what it means
 
 
 def _meaning(page: TiffPage, samples: np.ndarray) -> tuple[np.ndarray, str]:

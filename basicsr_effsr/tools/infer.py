@@ -18,6 +18,7 @@ from basicsr_effsr.imaging.enlarger import Alpha, Blend, Enlarger
 from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.console import progress, say
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.files import WriteError, sweep_parts
 from basicsr_effsr.utils.interrupt import sigterm_interrupts
 from basicsr_effsr.utils.memory import out_of_memory
 from basicsr_effsr.utils.report import strict_json
@@ -52,6 +53,8 @@ def run(
 ) -> Iterator[Done]:
     """Works through the jobs; a result that is there is left, an image that fails does not stop the others.
 
+    Temporary files that a killed run left beside the results are removed first.
+
     Args:
         enlarge: the network.
         jobs: what to do.
@@ -61,7 +64,12 @@ def run(
 
     Yields:
         what became of each image.
+
+    Raises:
+        WriteError: a result cannot be written, so that it is of no use to compute the others.
     """
+    for folder in {job.target.parent for job in jobs}:
+        sweep_parts(folder, '')
     with progress(MofNCompleteColumn(), shown=sys.stderr.isatty(), transient=True) as bars:
         whole = bars.add_task('images', total=len(jobs))
         for job in jobs:
@@ -71,6 +79,8 @@ def run(
                 tiles = bars.add_task('tiles', total=None, visible=False)
                 try:
                     done = enlarge_file(enlarge, job, quality, partial(_advance, bars, tiles))
+                except WriteError:
+                    raise
                 except (OSError, ValueError, RuntimeError, MemoryError) as error:
                     if isinstance(error, RuntimeError) and not out_of_memory(error):
                         raise
@@ -214,13 +224,11 @@ def command(
         with sigterm_interrupts():
             for done in run(enlarge, jobs[rank::world], quality=quality, overwrite=overwrite, tell=tell):
                 report.images.append(done)
-    except KeyboardInterrupt:
-        say(
-            f'effsr infer: stopped after {len(report.images)} of {len(jobs[rank::world])} images; the same command '
-            'goes on from there',
-            err=True,
-        )
-        raise typer.Exit(130) from None
+    except (KeyboardInterrupt, WriteError) as stop:
+        why = '' if isinstance(stop, KeyboardInterrupt) else f'{stop}; '
+        done_of = f'{len(report.images)} of {len(jobs[rank::world])}'
+        say(f'effsr infer: {why}stopped after {done_of} images; the same command goes on from there', err=True)
+        raise typer.Exit(1 if why else 130) from None
     counts = {status: report.count(status) for status in ('written', 'skipped', 'failed')}
     if as_json:
         # one line per process, so that the reports of several can be told apart

@@ -49,7 +49,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(f'{os.fspath(path)} is no regular file but a folder, pipe or device; give a file')
-    return os.fdopen(handle, 'rb')
+    return open(path, 'rb', opener=lambda *_: handle)  # which knows its name, unlike what os.fdopen gives
 
 
 def read_regular(path: str | os.PathLike[str]) -> bytes:

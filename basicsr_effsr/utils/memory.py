@@ -1,10 +1,12 @@
-"""Telling that memory ran out from every other error."""
+"""How much memory there is, and telling that it ran out from every other error."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from basicsr_effsr.utils.errors import UserError
 
@@ -45,3 +47,17 @@ def enough_memory(what: str, advice: str) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         raise UserError(f'{what} needs more memory than there is; {advice}') from error
+
+
+def available_memory() -> int | None:
+    """Bytes that can be had, as Linux and the limit of a container (cgroup 2) say; None where neither does."""
+    found = []
+    with suppress(OSError):
+        free = re.search(r'MemAvailable:\s+(\d+)', Path('/proc/meminfo').read_text())
+        found += [int(free[1]) * 1024] if free else []
+    with suppress(OSError, ValueError):  # the limit may be the word max
+        group = Path('/sys/fs/cgroup')
+        limit, used = (int((group / f'memory.{name}').read_text()) for name in ('max', 'current'))
+        cached = re.search(r'^file (\d+)', (group / 'memory.stat').read_text(), re.MULTILINE)
+        found.append(limit - used + (int(cached[1]) if cached else 0))
+    return min(found, default=None)
