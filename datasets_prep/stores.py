@@ -79,17 +79,7 @@ class LmdbStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        meta = path / 'meta_info.txt'
-        if not meta.is_file() or not (path / 'data.mdb').is_file():
-            raise FileNotFoundError(f'{path}: is not an LMDB of BasicSR (data.mdb, meta_info.txt); check the path')
-        self._shapes: dict[str, tuple[int, int, int]] = {}
-        for line in meta.read_text(encoding='utf-8').splitlines():
-            try:
-                name, shape, _ = line.rsplit(' ', 2)
-                height, width, channels = (int(side) for side in shape.strip('()').split(','))
-            except ValueError:
-                raise ValueError(f'{meta}: a line must be "name.png (h,w,c) level", got {line!r}') from None
-            self._shapes[name.split('.')[0]] = (height, width, channels)
+        self._shapes = lmdbs.shapes(path)
         self.names = sorted(self._shapes, key=folder_order)
 
     def shape(self, name: str) -> tuple[int, int, int]:

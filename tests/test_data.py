@@ -14,7 +14,7 @@ from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from basicsr.utils.registry import DATASET_REGISTRY
 
-from basicsr_effsr.data.course import Plan
+from basicsr_effsr.data.course import StagePlan
 from basicsr_effsr.data.draws import SampleIndex, draw
 from basicsr_effsr.data.sampler import PlannedBatches, ResumableSampler, make_loader
 
@@ -144,8 +144,6 @@ class TestPairs:
         item, plain = build(pairs, uint8=True)[index], build(pairs)[index]
         assert item['gt'].dtype == torch.uint8
         assert torch.equal(item['gt'].float() / 255, plain['gt'])
-        with pytest.raises(ValueError, match='uint8 cannot be combined with color'):
-            build(pairs, uint8=True, color='y')
 
     @pytest.mark.parametrize('backend', ['disk', 'lmdb'])
     def test_it_travels_to_another_process_after_use(self, pairs, backend):
@@ -237,7 +235,7 @@ class TestSampler:
     def test_an_epoch_can_be_begun_in_its_middle(self):
         def run(resumed, epochs):
             sampler = ResumableSampler(Length(10), 1, 0, 1, seed=1)
-            batches = PlannedBatches(sampler, Plan(3), resumed)
+            batches = PlannedBatches(sampler, StagePlan(3), resumed)
             seen = []
             for epoch in epochs:
                 sampler.set_epoch(epoch)
@@ -252,7 +250,7 @@ class TestSampler:
 
     def test_a_resumed_run_draws_no_other_random_numbers(self):
         sampler = ResumableSampler(Length(4), 1, 0)
-        loader = make_loader(Length(4), {'num_worker_per_gpu': 0}, sampler, Plan(2))
+        loader = make_loader(Length(4), {'num_worker_per_gpu': 0}, sampler, StagePlan(2))
         torch.manual_seed(0)
         expected = torch.rand(1)
         torch.manual_seed(0)
@@ -262,14 +260,14 @@ class TestSampler:
 
     def test_too_small_an_epoch_names_the_ratio_that_helps(self):
         with pytest.raises(ValueError, match=r'an epoch has 5 samples and a batch needs 16.* at least 4'):
-            PlannedBatches(ResumableSampler(Length(5), 1, 0, 1), Plan(16))
-        PlannedBatches(ResumableSampler(Length(5), 1, 0, 4), Plan(16))
+            PlannedBatches(ResumableSampler(Length(5), 1, 0, 1), StagePlan(16))
+        PlannedBatches(ResumableSampler(Length(5), 1, 0, 4), StagePlan(16))
 
     @pytest.mark.parametrize('workers', [0, 2])
     def test_workers_change_nothing(self, pairs, workers):
         def epoch_of(workers, epoch):
             sampler = ResumableSampler(train, 1, 0, 4, seed=3)
-            loader = make_loader(train, {'num_worker_per_gpu': workers}, sampler, Plan(2))
+            loader = make_loader(train, {'num_worker_per_gpu': workers}, sampler, StagePlan(2))
             sampler.set_epoch(epoch)
             return torch.cat([batch['gt'] for batch in loader])
 
@@ -285,7 +283,7 @@ class TestStages:
     def test_size_and_batch_follow_the_iteration_and_nothing_is_decoded_in_vain(self):
         data = Length(9)
         sampler = ResumableSampler(data, 1, 0, 1)
-        loader = make_loader(data, {'num_worker_per_gpu': 0}, sampler, Plan(4, PROGRESSIVE))
+        loader = make_loader(data, {'num_worker_per_gpu': 0}, sampler, StagePlan(4, PROGRESSIVE))
         shapes = []
         for epoch in range(2):
             sampler.set_epoch(epoch)
@@ -299,7 +297,7 @@ class TestStages:
     def test_a_stage_can_be_begun_in_its_middle(self, done):
         def run(resumed, epochs):
             sampler = ResumableSampler(Length(9), 1, 0, 1)
-            batches = PlannedBatches(sampler, Plan(4, PROGRESSIVE), resumed)
+            batches = PlannedBatches(sampler, StagePlan(4, PROGRESSIVE), resumed)
             seen = []
             for epoch in epochs:
                 sampler.set_epoch(epoch)
@@ -312,19 +310,6 @@ class TestStages:
     def test_patches_have_the_size_of_the_stage(self, pairs):
         train = build(pairs)
         sampler = ResumableSampler(train, 1, 0, 4)
-        loader = make_loader(train, {'num_worker_per_gpu': 2}, sampler, Plan(4, PROGRESSIVE))
+        loader = make_loader(train, {'num_worker_per_gpu': 2}, sampler, StagePlan(4, PROGRESSIVE))
         shapes = [tuple(batch['gt'].shape[i] for i in (0, 2, 3)) for batch in loader][:8]
         assert shapes == [(4, 9, 9)] * 3 + [(2, 15, 15)] * 2 + [(1, 24, 24)] * 3
-
-    @pytest.mark.parametrize(
-        ('progressive', 'words'),
-        [
-            ({'gt_size': [1, 2], 'iters': [1]}, 'must be lists of one length, got 2, 1 and 2'),
-            ({'gt_size': [1, 2], 'iters': [1, 0]}, 'whole numbers of at least 1'),
-            ({'gt_size': [1], 'iters': [2.5]}, 'whole numbers of at least 1'),
-            ({'gt_size': [1], 'iter': [2]}, 'must have gt_size, iters and maybe batch'),
-        ],
-    )
-    def test_plans_that_make_no_sense_are_refused(self, progressive, words):
-        with pytest.raises(ValueError, match=words):
-            Plan(4, progressive)

@@ -178,14 +178,9 @@ def test_pairs_that_do_not_fit_are_refused_at_the_start(pair):
     for scale in (2, 4):
         with pytest.raises(ValueError, match=rf"'0000' of .*HR\.pack \(60x48\) must be {scale} times"):
             packed(pair, scale=scale, phase='val')
-    for half in ({'mean': [0.4, 0.5, 0.6]}, {'std': [0.1, 0.2, 0.3]}):
-        with pytest.raises(ValueError, match='mean and std must be given together'):
-            packed(pair, **half)
     for template in ('{1}', '{name}', '{', 'x', '{}x{scale}'):
         with pytest.raises(ValueError, match='filename_tmpl: '):
             packed(pair, filename_tmpl=template)
-    with pytest.raises(ValueError, match='uint8 cannot be combined'):
-        packed(pair, uint8=True, color='y')
 
 
 @pytest.mark.parametrize('stages', [None, {'gt_size': [24, 39], 'iters': [2, 2]}])

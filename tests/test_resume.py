@@ -21,7 +21,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from host import logged, stopped_while_writing
 from runs import TINY_HASN, short_run, write
 
-from basicsr_effsr.data.course import Plan, enlarge_ratio_for, iterations_that_run
+from basicsr_effsr.data.course import StagePlan, enlarge_ratio_for, iterations_that_run
 from basicsr_effsr.host import dry_run
 from basicsr_effsr.host.adapt import uses_our_classes
 from basicsr_effsr.host.loop import replacements
@@ -537,9 +537,11 @@ class TestEarlyEnd:
             samples = -(-length * ratio // world)
             epochs = -(-total // -(-length * ratio // (batch * world)))
             expected = min(total, (epochs + 1) * (samples // batch))
-            assert iterations_that_run(Plan(batch), length, ratio, world, batch, total) == expected
-        best = enlarge_ratio_for(Plan(batch), length, 1, world, batch, total)
-        runs = [iterations_that_run(Plan(batch), length, ratio, world, batch, total) for ratio in range(1, best + 1)]
+            assert iterations_that_run(StagePlan(batch), length, ratio, world, batch, total) == expected
+        best = enlarge_ratio_for(StagePlan(batch), length, 1, world, batch, total)
+        runs = [
+            iterations_that_run(StagePlan(batch), length, ratio, world, batch, total) for ratio in range(1, best + 1)
+        ]
         assert runs[-1] == total
         assert best == 1 or runs[-2] < total
 
@@ -548,7 +550,7 @@ class TestEarlyEnd:
         for _ in range(300):
             batch, length, total = draw.choice([2, 4, 8, 16]), draw.randint(1, 40), draw.randint(1, 400)
             stages = {'gt_size': [1, 2], 'iters': [20, 20], 'batch': [draw.choice([1, 4, 16]), draw.choice([1, 4, 16])]}
-            plan = Plan(batch, draw.choice([None, stages]))
+            plan = StagePlan(batch, draw.choice([None, stages]))
             world = draw.choice([1, 2])
             fits = [
                 ratio
@@ -563,13 +565,13 @@ class TestEarlyEnd:
 
     def test_where_no_ratio_in_reach_suffices_one_that_does_is_named(self, monkeypatch):
         monkeypatch.setattr('basicsr_effsr.data.course.MOST_RATIOS', 100)
-        plan = Plan(1, {'gt_size': [1, 2], 'iters': [10, 10], 'batch': [1, 64]})
+        plan = StagePlan(1, {'gt_size': [1, 2], 'iters': [10, 10], 'batch': [1, 64]})
         ratio = enlarge_ratio_for(plan, 4, 1, 1, 1, 100_000)
         assert iterations_that_run(plan, 4, ratio, 1, 1, 100_000) == 100_000
 
     @pytest.mark.parametrize('start', [(0, 0), (3, 7), (1, 25), (40, 60)])
     def test_epochs_of_one_stage_are_counted_at_once(self, start):
-        plan = Plan(3, {'gt_size': [1, 2, 3], 'iters': [20, 7, 1], 'batch': [3, 2, 4]})
+        plan = StagePlan(3, {'gt_size': [1, 2, 3], 'iters': [20, 7, 1], 'batch': [3, 2, 4]})
         for ratio in (0.5, 1, 2, 3.7, 9):
             done = start[1]
             for _ in range(start[0], math.ceil(70 / math.ceil(11 * ratio / (3 * 2))) + 1):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
 
 MOST_RATIOS = 100_000  # candidates of dataset_enlarge_ratio, tried in less than a second
 
@@ -23,39 +26,22 @@ class Stage:
     gt_size: int | None = None
 
 
-class Plan:
+class StagePlan:
     """The stages of a run, from ``train.progressive`` or one stage for all of it.
 
     ``train.progressive: {gt_size: [64, 128], iters: [1000, 500], batch: [16, 8]}`` gives the side of the
     HR patch, the iterations and the samples per rank of each stage; after the last, the last goes on.
 
     Raises:
-        ValueError: the lists differ in length or hold something other than positive whole numbers.
+        ValueError: the lists differ in length.
     """
 
-    def __init__(self, batch: int, progressive: dict[str, list[int]] | None = None) -> None:
-        if not progressive:
-            self.stages = [Stage(None, batch)]
-            return
-        known = {'gt_size', 'iters', 'batch'}
-        if set(progressive) - known or 'gt_size' not in progressive or 'iters' not in progressive:
-            raise ValueError(f'train.progressive must have gt_size, iters and maybe batch, got {sorted(progressive)}')
-        sizes, iters = progressive['gt_size'], progressive['iters']
-        batches = progressive.get('batch') or [batch] * len(sizes)
-        values = [*sizes, *iters, *batches]
-        if len({len(sizes), len(iters), len(batches)}) != 1 or not sizes:
-            raise ValueError(
-                f'train.progressive: gt_size, iters and batch must be lists of one length, got {len(sizes)}, '
-                f'{len(iters)} and {len(batches)}'
-            )
-        if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
-            raise ValueError(f'train.progressive must hold whole numbers of at least 1, got {progressive!r}')
-        self.stages = []
-        end = 0
-        for size, count, samples in zip(sizes, iters, batches, strict=True):
-            end += count
-            self.stages.append(Stage(end, samples, size))
-        self.stages[-1] = Stage(None, batches[-1], sizes[-1])
+    def __init__(self, batch: int, progressive: Mapping[str, Any] | None = None) -> None:
+        stages: Mapping[str, Any] = progressive or {'gt_size': [None], 'iters': [0]}
+        sizes, ends = stages['gt_size'], accumulate(stages['iters'])
+        batches = stages.get('batch') or [batch] * len(sizes)
+        self.stages = [Stage(end, samples, side) for end, samples, side in zip(ends, batches, sizes, strict=True)]
+        self.stages[-1] = replace(self.stages[-1], end=None)
 
     def at(self, done: int) -> Stage:
         """The stage of the iteration that follows ``done`` finished ones."""
@@ -76,7 +62,7 @@ class Plan:
 
 
 def iterations_that_run(
-    plan: Plan, length: int, ratio: float, world: int, batch: int, total: int, start: tuple[int, int] = (0, 0)
+    plan: StagePlan, length: int, ratio: float, world: int, batch: int, total: int, start: tuple[int, int] = (0, 0)
 ) -> int:
     """Iterations after which the host's loop stops: it counts epochs rounded up, loaders give them rounded down.
 
@@ -106,8 +92,8 @@ def iterations_that_run(
     return min(done, total)
 
 
-def enlarge_ratio_for(plan: Plan, length: int, ratio: float, world: int, batch: int, total: int) -> int:
-    """The smallest whole ``dataset_enlarge_ratio`` with which a run of ``total`` iterations reaches its end.
+def enlarge_ratio_for(plan: StagePlan, length: int, ratio: float, world: int, batch: int, total: int) -> int:
+    """The smallest integer ``dataset_enlarge_ratio`` with which a run of ``total`` iterations reaches its end.
 
     A larger one may be too small again, so all are tried; where more than ``MOST_RATIOS`` would have to be, one that
     suffices.
@@ -127,7 +113,7 @@ def enlarge_ratio_for(plan: Plan, length: int, ratio: float, world: int, batch: 
     return enough
 
 
-def epoch_at(plan: Plan, samples: int, done: int) -> int:
+def epoch_at(plan: StagePlan, samples: int, done: int) -> int:
     """The epoch in which a run of this plan from its first iteration on would be."""
     epoch = before = 0
     while True:

@@ -13,6 +13,7 @@ Needs numpy only.
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -107,7 +108,8 @@ class Pack:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        PackError: when it is no pack, was cut off, is damaged in its index, or is of a newer version.
+        PackError: when it is no pack, was cut off, is damaged in its index, or is of a newer version; and at the next
+            read when it was changed in place since it was opened.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -133,8 +135,11 @@ class Pack:
             if zlib.crc32(tail) != crc:
                 raise PackError(f'{path}: the index does not match its checksum; the file is damaged, copy it again')
             self.records = np.frombuffer(tail, dtype=RECORD, count=count)
-            self.names = tail[names - index :].decode().split('\n') if count else []
+            self.names = tail[names - index :].decode(errors='replace').split('\n') if count else []
+            self._check_records(index)
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._file = os.dup(file.fileno())
+            self._state = self._stat()
         if hasattr(mmap, 'MADV_RANDOM'):
             self._map.madvise(mmap.MADV_RANDOM)  # crops touch few pages; reading ahead would only waste the disk
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)
@@ -142,8 +147,24 @@ class Pack:
         self._shapes = [(int(r['channels']), int(r['height']), int(r['width'])) for r in self.records]
         self._touched = 0
 
+    def __del__(self) -> None:
+        if hasattr(self, '_file'):
+            os.close(self._file)
+
     def __len__(self) -> int:
         return len(self.records)
+
+    def _check_records(self, end: int) -> None:
+        """Refuses records that lead out of the images, whoever has written them; a checksum shows damage only."""
+        sides = [self.records[key].astype(np.float64) for key in ('height', 'width', 'channels')]  # cannot overflow
+        begin = self.records['offset'].astype(np.float64)
+        inside = (begin >= ALIGNMENT) & (begin + sides[0] * sides[1] * sides[2] <= end) & (sides[0] * sides[1] > 0)
+        if len(self.names) != len(self) or not (inside & np.isin(self.records['channels'], (1, 3))).all():
+            raise PackError(f'{self.path}: its index leads out of its images; make the pack again')
+
+    def _stat(self) -> tuple[int, int]:
+        status = os.fstat(self._file)
+        return status.st_size, status.st_mtime_ns
 
     def shape(self, i: int) -> tuple[int, int, int]:
         """(channels, height, width) of the i-th image."""
@@ -151,19 +172,22 @@ class Pack:
 
     def image(self, i: int) -> np.ndarray:
         """The i-th image, (C, H, W) uint8, RGB or gray, as a read-only view of the file."""
-        channels, height, width = self._shapes[i]
-        offset = self._offsets[i]
-        planes = self._bytes[offset : offset + channels * height * width].reshape(channels, height, width)
+        planes = self._planes(i)
         self._count(planes.nbytes)
         return planes
 
     def crop(self, i: int, top: int, left: int, height: int, width: int) -> np.ndarray:
         """A part of the i-th image, (C, height, width), as a read-only view of the file."""
-        channels, rows, columns = self._shapes[i]
-        offset = self._offsets[i]
-        planes = self._bytes[offset : offset + channels * rows * columns].reshape(channels, rows, columns)
-        self._count(channels * height * max(width, mmap.PAGESIZE // 2))
+        planes = self._planes(i)
+        self._count(len(planes) * height * max(width, mmap.PAGESIZE // 2))
         return planes[:, top : top + height, left : left + width]
+
+    def _planes(self, i: int) -> np.ndarray:
+        if self._stat() != self._state:  # to read behind its new end would end the process
+            raise PackError(f'{self.path}: was overwritten while it is read; start again')
+        channels, height, width = self._shapes[i]
+        offset = self._offsets[i]
+        return self._bytes[offset : offset + channels * height * width].reshape(channels, height, width)
 
     def damaged(self) -> Iterator[str]:
         """Names of the images whose pixels do not match their checksum; reads the whole file."""
@@ -191,7 +215,7 @@ class PackSet:
         ValueError: when one is not a whole pack, or two hold an image of the same name.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str | Path) -> None:
         path = Path(root)
         self.files = sorted(path.glob(f'*{PACK_SUFFIX}')) if path.is_dir() else [path]
         if not self.files:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from basicsr.utils import FileClient
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -14,10 +14,11 @@ from torchvision.transforms.functional import normalize
 
 from basicsr_effsr.archs.effsr_blocks import register_in
 from basicsr_effsr.data import lmdbs
-from basicsr_effsr.data.draws import SampleIndex, cut, draw
+from basicsr_effsr.data.draws import Draw, cut, draw
 from basicsr_effsr.data.pairs import check_patch, check_sizes, list_pairs
 from basicsr_effsr.imaging.decode import decode
 from basicsr_effsr.imaging.metrics import luma
+from basicsr_effsr.utils.files import read_regular
 
 __all__ = ['EffSRPairedDataset']
 
@@ -43,44 +44,57 @@ class EffSRPairedDataset(Dataset):
 
     def __init__(self, opt: dict[str, Any]) -> None:
         super().__init__()
-        if opt.get('uint8') and (opt.get('color') == 'y' or opt.get('mean') is not None or opt.get('std') is not None):
-            raise ValueError('EffSRPairedDataset: uint8 cannot be combined with color, mean or std; drop one')
         self.opt = opt
-        self.client: FileClient | None = None
-        self.backend = dict(opt['io_backend'])
-        self.is_lmdb = self.backend['type'] == 'lmdb'
+        self.training = opt['phase'] == 'train'
+        self.list_pairs(opt)
+
+    def list_pairs(self, opt: dict[str, Any]) -> None:
+        """Finds the pairs; called once."""
+        backend = opt['io_backend']['type']
+        if backend not in ('disk', 'lmdb'):
+            raise ValueError(f'EffSRPairedDataset: io_backend.type must be disk or lmdb, got {backend!r}')
+        self.is_lmdb = backend == 'lmdb'
         pairs = list_pairs('EffSRPairedDataset', {**opt, 'type': 'EffSRPairedDataset'})
         self.paths = [{'lq_path': pair.lq, 'gt_path': pair.gt} for pair in pairs]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, 'client': None}
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def _read(self, path: str, which: str) -> np.ndarray:
         """(H, W, 3) uint8 BGR."""
-        if self.is_lmdb:
-            root = self.opt[f'dataroot_{which}']
-            content = lmdbs.get(root, path)
-            if content is None:
-                raise ValueError(f'{root} has no entry {path!r}; make the LMDB again')
-            return decode(content, f'{path!r} of {root}')
-        if self.client is None:
-            backend = dict(self.backend)
-            self.client = FileClient(backend.pop('type'), **backend)
-        return decode(bytes(self.client.get(path, which)), path)
+        if not self.is_lmdb:
+            return decode(read_regular(path), path)
+        root = self.opt[f'dataroot_{which}']
+        content = lmdbs.get(root, path)
+        if content is None:
+            raise ValueError(f'{root} has no entry {path!r}; make the LMDB again')
+        return decode(content, f'{path!r} of {root}')
 
-    def _tensor(self, image: np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 BGR -> (C, H, W) as the options say."""
+    def draw(self, index: int, lq: str, lq_size: Sequence[int]) -> tuple[Draw, int]:
+        """Crop and flips of a training sample, and the side of its LR patch.
+
+        Args:
+            index: of the sample, which may know the ``gt_size`` of its stage.
+            lq: what messages call the LR image.
+            lq_size: (H, W).
+
+        Raises:
+            ValueError: the LR image is smaller than the patch.
+        """
+        gt_size = getattr(index, 'gt_size', None) or self.opt['gt_size']
+        check_patch(lq, lq_size, gt_size, self.opt['scale'])
+        patch = gt_size // self.opt['scale']
+        hflip, rot = self.opt.get('use_hflip', False), self.opt.get('use_rot', False)
+        return draw(index, (lq_size[0], lq_size[1]), patch, hflip, rot), patch
+
+    def tensor(self, planes: np.ndarray) -> Tensor:
+        """(3, H, W) uint8 RGB -> (3, H, W), or (1, H, W) for y, as the options say."""
         if self.opt.get('uint8'):
-            return torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)))
-        scaled = image.astype(np.float32) / 255.0
+            return torch.from_numpy(np.ascontiguousarray(planes))
+        scaled = planes.astype(np.float32) / 255.0
         if self.opt.get('color') == 'y':
-            scaled = luma(scaled)[..., None]
-        else:
-            scaled = scaled[..., ::-1]
-        out = torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+            scaled = luma(np.ascontiguousarray(scaled[::-1].transpose(1, 2, 0)))[None]
+        out = torch.from_numpy(np.ascontiguousarray(scaled))
         if self.opt.get('mean') is not None or self.opt.get('std') is not None:
             normalize(out, self.opt['mean'], self.opt['std'], inplace=True)
         return out
@@ -88,14 +102,10 @@ class EffSRPairedDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         scale, paths = self.opt['scale'], self.paths[index]
         gt, lq = self._read(paths['gt_path'], 'gt'), self._read(paths['lq_path'], 'lq')
-        training = self.opt['phase'] == 'train'
-        check_sizes(paths['gt_path'], paths['lq_path'], gt.shape[:2], lq.shape[:2], scale, training=training)
-        if training:
-            gt_size = index.gt_size if isinstance(index, SampleIndex) and index.gt_size else self.opt['gt_size']
-            patch = gt_size // scale
-            check_patch(paths['lq_path'], lq.shape[:2], gt_size, scale)
-            drawn = draw(index, lq.shape[:2], patch, self.opt.get('use_hflip', False), self.opt.get('use_rot', False))
+        check_sizes(paths['gt_path'], paths['lq_path'], gt.shape[:2], lq.shape[:2], scale, training=self.training)
+        if self.training:
+            drawn, patch = self.draw(index, paths['lq_path'], lq.shape[:2])
             gt, lq = cut(gt, drawn, patch, scale), cut(lq, drawn, patch)
-        else:
-            gt = gt[: lq.shape[0] * scale, : lq.shape[1] * scale]
-        return {'lq': self._tensor(lq), 'gt': self._tensor(gt), **paths}
+        gt = gt[: lq.shape[0] * scale, : lq.shape[1] * scale]
+        images = {'lq': lq, 'gt': gt}
+        return {key: self.tensor(image[..., ::-1].transpose(2, 0, 1)) for key, image in images.items()} | paths

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from basicsr_effsr.data import lmdbs
 from basicsr_effsr.data.packs import PackSet, folder_order
 from basicsr_effsr.data.templates import check_file_template
 from basicsr_effsr.utils.errors import one_line
+from basicsr_effsr.utils.files import read_regular
 
 Options = Mapping[str, Any]
 Size = tuple[int, int]  # (H, W)
@@ -59,13 +60,12 @@ def undecodable(files: list[str]) -> str:
 
     def fault(path: str) -> str:
         try:
-            decode(Path(path).read_bytes(), path)
+            decode(read_regular(path), path)
         except (OSError, ValueError) as error:
             return one_line(error)
         return ''
 
-    with warnings.catch_warnings(), any_size(), ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
-        warnings.simplefilter('ignore')
+    with any_size(), ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
         return next(filter(None, threads.map(fault, files)), '')
 
 
@@ -133,8 +133,7 @@ def match(gt: Iterable[str], lq: Collection[str], partner: Callable[[str], str])
         lq: of LR.
         partner: name of LR from that of HR.
     """
-    wanted = [(name, partner(name)) for name in gt]
-    there = set(lq)
+    wanted, there = [(name, partner(name)) for name in gt], set(lq)
     return Matched(
         [pair for pair in wanted if pair[1] in there],
         [pair for pair in wanted if pair[1] not in there],
@@ -175,136 +174,126 @@ def list_pairs(where: str, data: Options) -> list[Pair]:
         return pairs_in_packs(where, data, *(open_packs(where, data, key) for key in ROOTS))
     if is_lmdb(data):
         return _pairs_in_lmdbs(where, data)
-    return _pairs_in_folders(where, data)
+    roots = {key: _root(data, key) for key in ROOTS}
+    names = [_names_in(where, folder, key) for key, folder in roots.items()]
+    gt, lq = roots.values()
+    return [Pair(str(gt / name), str(lq / lq_name)) for name, lq_name in _pairs_of_names(where, data, *names)]
 
 
 def _root(data: Options, key: str) -> Path:
     return Path(str(data.get(key))).expanduser()
 
 
-def _partner_of(where: str, data: Options) -> Callable[[str], str]:
-    """Stem of the LR image from that of the HR image."""
+def _pairs_of_names(where: str, data: Options, gt: Collection[str], lq: Collection[str]) -> list[tuple[str, str]]:
+    """Names that belong together, of files with suffix or of entries without: the rule of all three forms.
+
+    Args:
+        where: for messages.
+        data: the options.
+        gt: all names of HR, in their order.
+        lq: all names of LR.
+    """
+    in_folder = not (is_packed(data) or is_lmdb(data))
     template = data.get('filename_tmpl', '{}')
     if template is None and not _is_hosts(data):
         template = '{}'
-    option = f'{where}.filename_tmpl:'
     if not isinstance(template, str):
-        raise ValueError(f'{option} must be a string with {{}} for the HR stem, got {template!r}; or leave it out')
-    check_file_template(option, template)
-    return template.format
+        raise ValueError(f'{where}.filename_tmpl: must be a string with {{}} for the HR stem, got {template!r}')
+    check_file_template(f'{where}.filename_tmpl:', template)
+
+    def partner(name: str) -> str:
+        stem, suffix = os.path.splitext(os.path.basename(name)) if in_folder else (name, '')
+        return f'{template.format(stem)}{suffix}'
+
+    gt_root, lq_root = (_root(data, key) for key in ROOTS)
+    meta = _named(where, data)
+    if meta is not None:
+        gt = _chosen(f'{where}.meta_info_file', meta, gt, gt_root, in_folder)
+    if not gt:
+        raise ValueError(f'{where}.dataroot_gt: {gt_root} holds no image')
+    found = match(gt, lq, partner)
+    if found.lonely:
+        name, lq_name = found.lonely[0]
+        option = 'dataroot_lq' if meta is None else 'meta_info_file'
+        line = '' if meta is None else f' of line {meta[1].get(name) or meta[1].get(f"{name}.png")} of {meta[0]}'
+        raise FileNotFoundError(
+            f'{where}.{option}: {lq_root / lq_name} does not exist, the partner of {gt_root / name}{line} '
+            f'({len(gt)} HR and {len(lq)} LR images); check filename_tmpl, or make the LR images again'
+        )
+    if found.surplus and meta is None:
+        raise ValueError(
+            f'{where}.dataroot_lq: {gt_root} holds {len(gt)} HR and {lq_root} {len(lq)} LR images, '
+            f'{found.surplus[0]} among them without HR; remove what is surplus'
+        )
+    return found.pairs
 
 
-def _lines(where: str, file: Path) -> list[str]:
-    """Lines of a text file, without a byte-order mark."""
-    try:
-        return file.read_text(encoding='utf-8-sig').split('\n')
-    except UnicodeDecodeError as error:
-        raise ValueError(f'{where}: {file} must be a text in UTF-8; save it as such') from error
+# ---------------------------------------------------------------------- meta-info files
 
 
 def _named(where: str, data: Options) -> tuple[Path, dict[str, int]] | None:
     """The meta-info file and the names in it, with the numbers of their lines; None without one."""
-    meta = data.get('meta_info_file')
-    if meta is None or (not meta and not _is_hosts(data)):
+    meta, hosts = data.get('meta_info_file'), _is_hosts(data)
+    if meta is None or (not meta and not hosts):
         return None
     where = f'{where}.meta_info_file'
-    file = Path(str(meta)) if _is_hosts(data) else Path(str(meta)).expanduser()
+    file = Path(str(meta)) if hosts else Path(str(meta)).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f'{where}: {file} does not exist; see effsr prepare meta-info')
+    try:
+        text = file.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{where}: {file} must be in UTF-8; save it as such') from error
     names: dict[str, int] = {}
-    for number, line in enumerate(_lines(where, file), 1):
-        if not line.strip():
-            continue
+    for number, line in enumerate(text.split('\n'), 1):
         name = re.split(r'[ \t]', line.strip(), maxsplit=1)[0]
         if name in names:
             raise ValueError(f'{where}: line {number} of {file} names {name} again, as line {names[name]}; remove one')
-        names[name] = number
+        if name:
+            names[name] = number
     if not names:
         raise ValueError(f'{where}: {file} names no image')
-    if _is_hosts(data):
-        read = [line.strip().split(' ')[0] for line in file.read_text(encoding='utf-8').splitlines()]
-        if read != list(names):
-            raise ValueError(
-                f'{where}: BasicSR takes byte-order marks, tabs and empty lines of {file} for names; save it without '
-                'them, or use EffSRPairedDataset'
-            )
+    if hosts and [line.strip().split(' ')[0] for line in file.read_text(encoding='utf-8').splitlines()] != list(names):
+        raise ValueError(
+            f'{where}: BasicSR takes byte-order marks, tabs and empty lines of {file} for names; save it without them, '
+            'or use EffSRPairedDataset'
+        )
     return file, names
 
 
-def _chosen(where: str, data: Options, there: Collection[str], what: str) -> list[str]:
-    """Those of the names that the meta-info file names by ``name.png``, in its order; all without one."""
-    found = _named(where, data)
-    if found is None:
-        return list(there)
-    file, numbers = found
+def _chosen(
+    where: str, meta: tuple[Path, dict[str, int]], there: Collection[str], root: Path, in_folder: bool
+) -> list[str]:
+    """Those of the names that the meta-info file names, in its order; LMDBs and packs have them without suffix."""
+    file, numbers = meta
     chosen: dict[str, str] = {}
-    for name, number in numbers.items():
-        stem = os.path.splitext(os.path.basename(name))[0]
-        if stem not in there:
-            raise ValueError(
-                f'{where}.meta_info_file: line {number} of {file} names {name}, and {what} has no {stem!r}; correct '
-                'the line, or make the file from these images'
+    for line, number in numbers.items():
+        name = line if in_folder else os.path.splitext(os.path.basename(line))[0]
+        if name not in there and not (in_folder and (root / name).is_file()):  # which may lie in a folder below
+            raise FileNotFoundError(
+                f'{where}: line {number} of {file} names {line}, and {root} has no {name!r}; correct the line, or '
+                'dataroot_gt'
             )
-        if stem in chosen:
-            raise ValueError(f'{where}.meta_info_file: {file} names {chosen[stem]} and {name}, which are one in {what}')
-        chosen[stem] = name
+        if name in chosen:
+            raise ValueError(f'{where}: {file} names {chosen[name]} and {line}, which are one in {root}')
+        chosen[name] = line
     return list(chosen)
 
 
-# ---------------------------------------------------------------------- folders
+# ---------------------------------------------------------------------- folders, LMDBs, packs
 
 
-def _names_in(where: str, data: Options, key: str) -> list[str]:
-    folder = _root(data, key)
+def _names_in(where: str, folder: Path, key: str) -> list[str]:
     if not folder.is_dir():
         raise FileNotFoundError(
             f'{where}.{key}: the folder {folder} does not exist; prepare the data or correct the path'
         )
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if not e.name.startswith('.') and e.is_file())
-
-
-def _pairs_in_folders(where: str, data: Options) -> list[Pair]:
-    stem_of_lq = _partner_of(where, data)
-    gt_folder, lq_folder = (_root(data, key) for key in ROOTS)
-    gt_names, lq_names = (_names_in(where, data, key) for key in ROOTS)
-    meta = _named(where, data)
-    names = gt_names if meta is None else list(meta[1])
-    if not names:
-        raise ValueError(f'{where}.dataroot_gt: {gt_folder} holds no image')
-
-    def partner(name: str) -> str:
-        stem, suffix = os.path.splitext(os.path.basename(name))
-        return f'{stem_of_lq(stem)}{suffix}'
-
-    found, there = match(names, lq_names, partner), set(gt_names)
-    if meta is not None:
-        file, numbers = meta
-        for name, number in numbers.items():
-            if name not in there and not (gt_folder / name).is_file():
-                raise FileNotFoundError(
-                    f'{where}.meta_info_file: line {number} of {file} names {name}, and {gt_folder / name} does not '
-                    'exist; correct the line or dataroot_gt'
-                )
-    if found.lonely:
-        name, lq_name = found.lonely[0]
-        option, line = (
-            ('dataroot_lq', '') if meta is None else ('meta_info_file', f' of line {meta[1][name]} of {meta[0]}')
-        )
-        raise FileNotFoundError(
-            f'{where}.{option}: {lq_folder / lq_name} does not exist, the partner of {gt_folder / name}{line} '
-            f'({len(names)} HR and {len(lq_names)} LR images); check filename_tmpl, or make the LR images again'
-        )
-    if meta is None and len(lq_names) != len(names):
-        surplus = f', {found.surplus[0]} among them without HR' if found.surplus else ''
-        raise ValueError(
-            f'{where}.dataroot_lq: {gt_folder} holds {len(names)} HR and {lq_folder} {len(lq_names)} LR images'
-            f'{surplus}; remove what is surplus'
-        )
-    return [Pair(str(gt_folder / name), str(lq_folder / lq_name)) for name, lq_name in found.pairs]
-
-
-# ---------------------------------------------------------------------- LMDBs and packs
+        found = sorted((e.name, e.is_file()) for e in entries if not e.name.startswith('.') and not e.is_dir())
+    for name, regular in found:
+        if not regular:
+            raise ValueError(f'{where}.{key}: {folder / name} is a pipe, a device or a broken link; remove it')
+    return [name for name, _ in found]
 
 
 def lmdbs_opened_twice(datasets: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -334,28 +323,7 @@ def lmdbs_opened_twice(datasets: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _keys_in_lmdb(where: str, data: Options, key: str) -> dict[str, Size]:
-    folder = _root(data, key)
-    if folder.suffix != '.lmdb':
-        raise ValueError(f'{where}.{key}: the name of an LMDB must end in .lmdb, got {folder}')
-    file = folder / 'meta_info.txt'
-    if not file.is_file() or not (folder / 'data.mdb').is_file():
-        raise FileNotFoundError(f'{where}.{key}: {folder} must hold data.mdb and meta_info.txt; see effsr prepare lmdb')
-    sizes: dict[str, Size] = {}
-    lines = _lines(f'{where}.{key}', file)
-    for number, line in enumerate(lines[:-1] if lines[-1] == '' else lines, 1):
-        told = re.fullmatch(r'([^.]+)\S* \((\d+), ?(\d+)(?:, ?\d+)?\).*', line.rstrip('\r'))
-        if told is None or not int(told[2]) * int(told[3]):
-            raise ValueError(
-                f'{where}.{key}: line {number} of {file} must be like 0001.png (480,480,3) 1, got {line!r}; '
-                'make the LMDB again'
-            )
-        sizes[told[1]] = (int(told[2]), int(told[3]))
-    return sizes
-
-
 def _pairs_in_lmdbs(where: str, data: Options) -> list[Pair]:
-    gt, lq = (_keys_in_lmdb(where, data, key) for key in ROOTS)
     if _is_hosts(data):
         for option, neutral in (('meta_info_file', None), ('filename_tmpl', '{}')):
             if data.get(option) not in (None, neutral):
@@ -363,17 +331,22 @@ def _pairs_in_lmdbs(where: str, data: Options) -> list[Pair]:
                     f'{where}.{option}: PairedImageDataset does not read it of an LMDB; take it out, or use '
                     'EffSRPairedDataset'
                 )
-    partner, what = _partner_of(where, data), f'the LMDB {_root(data, "dataroot_gt")}'
-    everything = match(gt, lq, partner)
-    odd = everything.lonely[0][1] if everything.lonely else next(iter(everything.surplus), None)
-    if odd is not None or not gt:
-        raise ValueError(
-            f'{where}.dataroot_lq: both LMDBs must have the same keys, they hold {len(gt)} and {len(lq)}'
-            + (f', {odd!r} is in one only' if odd is not None else '')
-            + ('; LR keys are made with filename_tmpl, check it' if partner('a') != 'a' else '')
-        )
-    chosen = _chosen(where, data, dict.fromkeys(sorted(gt, key=folder_order)), what)
-    return [Pair(name, partner(name), (gt[name], lq[partner(name)])) for name in chosen]
+    sizes = []
+    for key in ROOTS:
+        if _root(data, key).suffix != '.lmdb':
+            raise ValueError(f'{where}.{key}: the name of an LMDB must end in .lmdb, got {_root(data, key)}')
+        sizes.append(_at(f'{where}.{key}', lmdbs.shapes, _root(data, key)))
+    gt, lq = sizes
+    pairs = _pairs_of_names(where, data, sorted(gt, key=folder_order), lq)
+    return [Pair(name, lq_name, (gt[name][:2], lq[lq_name][:2])) for name, lq_name in pairs]
+
+
+def _at(where: str, read: Callable[[Path], Any], path: Path) -> Any:
+    """``read(path)``, whose errors begin with the place of the option."""
+    try:
+        return read(path)
+    except (OSError, ValueError) as error:
+        raise type(error)(f'{where}: {error}') from error
 
 
 def open_packs(where: str, data: Options, key: str) -> PackSet:
@@ -382,24 +355,10 @@ def open_packs(where: str, data: Options, key: str) -> PackSet:
     Raises:
         OSError, ValueError: there is none, or it is damaged; the message begins with the place of the option.
     """
-    try:
-        return PackSet(str(_root(data, key)))
-    except (OSError, ValueError) as error:
-        raise type(error)(f'{where}.{key}: {error}') from error
+    return _at(f'{where}.{key}', PackSet, _root(data, key))
 
 
 def pairs_in_packs(where: str, data: Options, gt: PackSet, lq: PackSet) -> list[Pair]:
     """:func:`list_pairs` of packs that are open."""
-    partner = _partner_of(where, data)
-    found = match(sorted(gt.where, key=folder_order), lq.where, partner)
-    if not gt.where:
-        raise ValueError(f'{where}.dataroot_gt: {_root(data, "dataroot_gt")} holds no image; make the pack again')
-    if found.lonely or found.surplus:
-        roots = ' and '.join(str(_root(data, key)) for key in ROOTS)
-        missing = f', and no LR image for {found.lonely[0][0]!r}' if found.lonely else ''
-        raise ValueError(
-            f'{where}.dataroot_lq: {roots} must hold pairs, found {len(gt.where)} HR and {len(lq.where)} LR images'
-            f'{missing}; check filename_tmpl, or make the packs again'
-        )
-    chosen = _chosen(where, data, dict(found.pairs), f'the pack {_root(data, "dataroot_gt")}')
-    return [Pair(name, partner(name), (gt.size(name), lq.size(partner(name)))) for name in chosen]
+    pairs = _pairs_of_names(where, data, sorted(gt.where, key=folder_order), lq.where)
+    return [Pair(name, lq_name, (gt.size(name), lq.size(lq_name))) for name, lq_name in pairs]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from basicsr_effsr.data.course import Plan
+from basicsr_effsr.data.course import StagePlan
 from basicsr_effsr.data.draws import SampleIndex
 
 
@@ -68,7 +68,11 @@ class PlannedBatches(Sampler):
     """
 
     def __init__(
-        self, sampler: ResumableSampler, plan: Plan, resumed: tuple[int, int] = (0, 0), anchor: tuple[int, int] = (0, 0)
+        self,
+        sampler: ResumableSampler,
+        plan: StagePlan,
+        resumed: tuple[int, int] = (0, 0),
+        anchor: tuple[int, int] = (0, 0),
     ) -> None:
         largest = max(stage.batch for stage in plan.stages)
         if len(sampler) < largest:
@@ -109,7 +113,7 @@ def make_loader(
     dataset: Dataset,
     dataset_opt: dict[str, Any],
     sampler: ResumableSampler,
-    plan: Plan,
+    plan: StagePlan,
     *,
     multiplier: int = 1,
     resumed: tuple[int, int] = (0, 0),

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from string import Formatter
+
+
+def _filled(template: str, *stems: str, **scale: str) -> str:
+    """The template with its fields filled; empty when it has others."""
+    try:
+        return template.format(*stems, **scale)
+    except (ValueError, LookupError, AttributeError):
+        return ''
 
 
 def check_file_template(option: str, template: str, *, scale: bool = False) -> None:
@@ -17,7 +24,7 @@ def check_file_template(option: str, template: str, *, scale: bool = False) -> N
     Raises:
         ValueError: when it is something else.
     """
-    if _fields(template, {'', '0', *(['scale'] if scale else [])}) & {'', '0'} == set():
+    if '\1stem\2' not in _filled(template, '\1stem\2', **({'scale': '4'} if scale else {})):
         more = ' and may hold {scale}' if scale else ''
         raise ValueError(f'{option} must hold {{}} for the HR stem{more}, got {template!r}')
     if any(sign in template for sign in '/\\\0'):
@@ -35,26 +42,9 @@ def check_folder_template(option: str, template: str, *, several: bool) -> None:
     Raises:
         ValueError: when it is something else, or leads out of the folder it is used in.
     """
-    plain = not several and not any(brace in template for brace in '{}')
-    if not plain and 'scale' not in _fields(template, {'scale'}):
+    filled = _filled(template, scale='\1')
+    if not filled or ('\1' not in filled and several):
         raise ValueError(f'{option} must hold {{scale}}, got {template!r}')
     path = PurePath(template)
     if path.is_absolute() or '..' in path.parts or '\0' in template:
         raise ValueError(f'{option} must stay below the folder of the output, got {template!r}')
-
-
-def _fields(template: str, known: set[str]) -> set[str]:
-    """The fields that stand in a template; none when it cannot be filled from the known ones."""
-    try:
-        found = set()
-        for _, field, spec, conversion in Formatter().parse(template):
-            if field is not None:
-                found.add(field)
-            if field in ('', '0') and (spec or conversion):
-                return set()
-        if not found <= known:
-            return set()
-        template.format('0001', scale=4)
-    except (ValueError, LookupError):
-        return set()
-    return found

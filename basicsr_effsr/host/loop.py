@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from basicsr_effsr._registration import derives_from_ours
-from basicsr_effsr.data.course import Plan, enlarge_ratio_for, epoch_at, iterations_that_run
+from basicsr_effsr.data.course import StagePlan, enlarge_ratio_for, epoch_at, iterations_that_run
 from basicsr_effsr.data.sampler import PlannedBatches, ResumableSampler, make_loader
 from basicsr_effsr.host.resume import load_resume_state, warn
 from basicsr_effsr.models.run_state import RunState, recipe
@@ -22,7 +22,7 @@ from basicsr_effsr.models.run_state import RunState, recipe
 Options = dict[str, Any]
 
 
-def _settle(run: RunState, sampling: Options, plan: Plan, samples: int) -> tuple[int, int]:
+def _settle(run: RunState, sampling: Options, plan: StagePlan, samples: int) -> tuple[int, int]:
     """(epoch, iterations before it) since which samples have been drawn like this; remembered in ``run.sampling``.
 
     Where they were drawn otherwise before, epochs have another length now. The host ends a run after a number of
@@ -100,7 +100,7 @@ def replacements(opt: Options) -> dict[str, Any]:
         stages = opt['train'].get('progressive')
         if stages and stages.get('batch'):
             stages = {**stages, 'batch': [samples * multiplier for samples in stages['batch']]}
-        plan = Plan(batch, stages)
+        plan = StagePlan(batch, stages)
         source = others['sampler']
         world = source.num_replicas
         total = int(opt['train']['total_iter'])

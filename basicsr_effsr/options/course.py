@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from basicsr_effsr.data.course import Plan, enlarge_ratio_for, iterations_that_run
+from basicsr_effsr.data.course import StagePlan, enlarge_ratio_for, iterations_that_run
 from basicsr_effsr.options.context import Context
 
 
@@ -45,7 +45,7 @@ def course_of(context: Context) -> Course | None:
     times, progressive = context.gpus_of_one_process, train.get('progressive')
     if progressive and progressive.get('batch'):
         progressive = {**progressive, 'batch': [samples * times for samples in progressive['batch']]}
-    plan = Plan(batch * times, progressive)
+    plan = StagePlan(batch * times, progressive)
     world = context.opt.get('world_size')
     world = world if isinstance(world, int) and world > 0 else 1
     arguments = (plan, images.count, ratio, world, batch, int(total))
