@@ -52,7 +52,7 @@ def results(opt: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
     model.feed_data({key: value[rank::world] for key, value in bad.items()})
     model.optimize_parameters(4)
     after = model.get_bare_model(model.net_g).state_dict()
-    found['passed_over'] = all(torch.equal(before[name], value) for name, value in after.items())
+    found['skipped'] = all(torch.equal(before[name], value) for name, value in after.items())
     found['net_g'] = before
     return found
 

@@ -182,7 +182,7 @@ FAULTS = [
     ('train.ema_decay', 1, 'train.ema_decay'),
     ('train.ema_decay', -0.1, 'train.ema_decay'),
     ('train.accumulate', 0, 'train.accumulate'),
-    ('train.max_nonfinite', 0, 'train.max_nonfinite'),
+    ('train.max_nonfinite', -1, 'train.max_nonfinite'),
     ('train.warmup_iter', -2, 'train.warmup_iter'),
     ('train.compile', {'moed': 'x'}, 'train.compile.moed'),
     ('train.compile', {'mode': 'fastest'}, 'train.compile.mode'),

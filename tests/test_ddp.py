@@ -67,8 +67,8 @@ def test_two_ranks_compute_what_one_computes_with_the_doubled_batch(photos, tmp_
     pictures = {f.relative_to(tmp_path / 'alone') for f in (tmp_path / 'alone').rglob('*.png')}
     assert len(pictures) == 5 - 1  # training names the file by image, and 2.png is in both data sets
     assert {f.relative_to(tmp_path / 'shared') for f in (tmp_path / 'shared').rglob('*.png')} == pictures
-    assert alone['passed_over']
-    assert all(rank['passed_over'] for rank in ranks), 'a NaN on one rank must make all ranks pass over the iteration'
+    assert alone['skipped']
+    assert all(rank['skipped'] for rank in ranks), 'a NaN on one rank must make all ranks skip the iteration'
 
 
 def test_a_run_on_two_ranks_resumes_bit_identical(photos, tmp_path):
@@ -84,7 +84,7 @@ def test_a_run_on_two_ranks_resumes_bit_identical(photos, tmp_path):
     file = write(opt, tmp_path / 'short.yml')
     command = (*TORCHRUN, '-m', 'basicsr.train', '-opt', file, '--launcher', 'pytorch', '--auto_resume')
     log = logged(*command, cwd=tmp_path)
-    assert log.count('# psnr:') == 3, 'rank 0 alone tells the scores, twice while training and once at the end'
+    assert log.count('# psnr:') == 3, 'rank 0 alone logs the scores, twice while training and once at the end'
     folder = tmp_path / 'experiments' / 'short'
     assert {f.name for f in (folder / 'training_states').iterdir()} == {
         f'{i}{kind}' for i in (3, 6) for kind in ('.state', '.effsr', '.rank1.effsr')

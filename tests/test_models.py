@@ -14,6 +14,7 @@ from runs import TINY_HASN, parsed
 from torch import nn
 from torch.nn import functional as F
 
+from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.feature_tap import FeatureTap, as_map
 from basicsr_effsr.utils.training import random_states, restore_random_states
 
@@ -119,6 +120,14 @@ def trained(opt, data, seed: int = 0):
         model.update_learning_rate(i)
         model.feed_data(batch)
         model.optimize_parameters(i)
+    return model
+
+
+def resumed(opt, state):
+    opt = copy.deepcopy(opt)
+    opt['path']['resume_state'] = str(state)
+    model = build_model(opt)
+    model.resume_training(torch.load(state, weights_only=True))
     return model
 
 
@@ -343,8 +352,7 @@ class TestExtras:
         assert all(p.isfinite().all() for p in model.net_g.parameters())
         model.step.scaler.update(8.0)
         model.save(0, 3)
-        twin = trained(opt, [])
-        twin.resume_training(torch.load(tmp_path / 'states' / '3.state', weights_only=True))
+        twin = resumed(opt, tmp_path / 'states' / '3.state')
         twin.feed_data(batches(1)[0])
         twin.optimize_parameters(4)
         assert twin.step.scaler.get_scale() == 8.0
@@ -367,7 +375,7 @@ class TestExtras:
         assert in_channels_last(other.net_g)
         assert not in_channels_last(plain.net_g)
 
-    def test_nonfinite_iterations_are_passed_over_and_the_nth_in_a_row_stops_the_run(self, opt):
+    def test_nonfinite_iterations_are_skipped_and_the_nth_in_a_row_stops_the_run(self, opt):
         change(opt, max_nonfinite=3)
         good, bad = batches(1)[0], batches(1)[0]
         bad['lq'] = torch.full_like(bad['lq'], float('nan'))
@@ -383,10 +391,10 @@ class TestExtras:
         model.feed_data(bad)
         model.optimize_parameters(5)
         model.optimize_parameters(6)
-        with pytest.raises(FloatingPointError, match=r'iteration 7: loss .* 3 times in a row; lower the learning rate'):
+        with pytest.raises(FloatingPointError, match=r'iteration 7: l_pix .* 3 times in a row'):
             model.optimize_parameters(7)
 
-    def test_what_is_passed_over_leaves_no_trace_in_batch_norms(self, opt):
+    def test_what_is_skipped_leaves_no_trace_in_batch_norms(self, opt):
         opt['network_g'] = {'type': 'BatchNormSR'}
         model = trained(change(opt, max_nonfinite=2), batches(1))
         before = copy.deepcopy(model.net_g.state_dict())
@@ -394,18 +402,18 @@ class TestExtras:
         model.optimize_parameters(2)
         assert all(torch.equal(before[name], value) for name, value in model.net_g.state_dict().items())
 
-    @pytest.mark.parametrize('what', ['loss', 'gradient'])
+    @pytest.mark.parametrize('what', ['l_pix', 'the gradient'])
     def test_loss_and_gradient_are_looked_at_each(self, opt, warned, what):
         """A gradient can be infinite under a finite loss (a root at 0), and the other way round."""
         model = trained(change(opt, max_nonfinite=2), [])
         before = copy.deepcopy(model.net_g.state_dict())
-        if what == 'loss':
+        if what == 'l_pix':
             model.losses['l_pix'] = ShiftedLoss(float('inf'))
         else:
             next(model.net_g.parameters()).register_hook(lambda grad: grad * float('nan'))
         model.feed_data(batches(1)[0])
         model.optimize_parameters(1)
-        assert [line.split(';')[0] for line in warned] == [f'iteration 1: {what} is not finite']
+        assert [line.split(';')[0] for line in warned] == [f'iteration 1: {what} not finite']
         assert all(torch.equal(before[name], value) for name, value in model.net_g.state_dict().items())
 
     def test_an_overflow_of_fp16_halves_the_scale_and_is_no_failure(self, opt, warned):
@@ -419,7 +427,7 @@ class TestExtras:
         assert all(torch.equal(before[name], value) for name, value in model.net_g.state_dict().items())
         assert not warned
         model.losses['l_pix'] = ShiftedLoss(float('nan'))
-        with pytest.raises(FloatingPointError, match=r'iteration 4: loss is not finite, 1 times in a row'):
+        with pytest.raises(FloatingPointError, match=r'iteration 4: l_pix not finite, 1 times in a row'):
             model.optimize_parameters(4)
 
     def test_an_overflow_without_a_scale_counts(self, opt):
@@ -430,7 +438,7 @@ class TestExtras:
         for i in (1, 2):
             model.optimize_parameters(i)
             assert model.step.scaler.get_scale() == 1.0
-        with pytest.raises(FloatingPointError, match=r'iteration 3: gradient is not finite, 2 times in a row'):
+        with pytest.raises(FloatingPointError, match=r'iteration 3: the gradient not finite, 2 times in a row'):
             model.optimize_parameters(3)
 
     @pytest.mark.parametrize('amp', [None, 'bf16', 'fp16'])
@@ -564,11 +572,11 @@ class TestInference:
         seen = []
         model = self.model(change(opt, optim_g={'type': 'Adam', 'lr': 1e-2}), batches(3))
         monkeypatch.setattr(
-            type(model).__mro__[1], 'validation', lambda self, *_: (self.test(), seen.append(self._deployed))
+            type(model).__mro__[1], 'validation', lambda self, *_: (self.test(), seen.append(self._fused))
         )
         model.validation(None, 1, None)
         assert seen[0].deploy
-        assert model._deployed is None
+        assert model._fused is None
         with torch.no_grad():
             torch.testing.assert_close(model.output, model.net_g_ema(model.lq), rtol=0, atol=2e-5)
             assert (model.output - model.net_g.eval()(model.lq)).abs().max() > 1e-2, 'the average is what is validated'
@@ -578,11 +586,11 @@ class TestInference:
         model.validation(None, 1, None)
         assert seen[1] is None
 
-    def test_validation_in_the_deployed_form_draws_nothing(self, opt, monkeypatch):
+    def test_validation_in_the_fused_form_draws_nothing(self, opt, monkeypatch):
         """A run that was killed in a validation resumes before it, and must draw what the other one draws."""
         opt['network_g'] = {'type': 'DPARN', 'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
         model, forms = self.model(opt), []
-        monkeypatch.setattr(type(model).__mro__[1], 'validation', lambda self, *_: forms.append(self._deployed))
+        monkeypatch.setattr(type(model).__mro__[1], 'validation', lambda self, *_: forms.append(self._fused))
         before = torch.get_rng_state()
         model.validation(None, 1, None)
         assert forms[0].deploy
@@ -794,8 +802,7 @@ class TestResume:
         again = copy.deepcopy(opt)
         again['path']['pretrain_network_g'] = str(tmp_path / 'models' / 'net_g_3.pth')
         torch.manual_seed(99)
-        second = build_model(again)
-        second.resume_training(torch.load(tmp_path / 'states' / '3.state', weights_only=True))
+        second = resumed(again, tmp_path / 'states' / '3.state')
         for i, batch in enumerate(data[3:], 4):
             second.update_learning_rate(i)
             second.feed_data(batch)
@@ -811,24 +818,22 @@ class TestResume:
         model.feed_data(bad)
         model.optimize_parameters(1)
         model.save(0, 1)
-        twin = trained(opt, [])
-        twin.resume_training(torch.load(tmp_path / 'states' / '1.state', weights_only=True))
+        twin = resumed(opt, tmp_path / 'states' / '1.state')
         twin.feed_data(bad)
-        with pytest.raises(FloatingPointError, match='iteration 2: loss is not finite, 2 times in a row'):
+        with pytest.raises(FloatingPointError, match='iteration 2: l_pix not finite, 2 times in a row'):
             twin.optimize_parameters(2)
 
     def test_best_scores_are_remembered(self, opt, tmp_path):
         model = trained(opt, batches(1))
         model.best_metric_results = {'Set5': {'psnr': {'better': 'higher', 'val': 31.0, 'iter': 1}}}
         model.save(0, 1)
-        twin = trained(opt, [])
-        twin.resume_training(torch.load(tmp_path / 'states' / '1.state', weights_only=True))
+        twin = resumed(opt, tmp_path / 'states' / '1.state')
         assert twin.best_metric_results == model.best_metric_results
 
     def test_a_run_that_ends_early_is_an_error_but_saves(self, opt, tmp_path):
         model = trained(opt, batches(2))
         with pytest.raises(
-            RuntimeError, match=r'training ended after 2 of 100 iterations, .* raise dataset_enlarge_ratio'
+            UserError, match=r'training ended after 2 of 100 iterations, .* raise dataset_enlarge_ratio'
         ):
             model.save(-1, -1)
         assert (tmp_path / 'models' / 'net_g_latest.pth').is_file()

@@ -68,7 +68,9 @@ def saved(opt: dict) -> Path:
 
 
 def resumed(opt: dict, state: Path):
-    model = build_model(copy.deepcopy(opt))
+    opt = copy.deepcopy(opt)
+    opt['path']['resume_state'] = str(state)
+    model = build_model(opt)
     model.resume_training(torch.load(state, weights_only=True))
     return model
 

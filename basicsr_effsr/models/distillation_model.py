@@ -80,15 +80,9 @@ class DistillationModel(EffSRModel):
         return net.to(dtype=dtype).eval().requires_grad_(False)
 
     def _teacher_weights(self) -> tuple[str, str | None]:
-        """File and key of the teacher; those of the run's start where the loop of another has replaced them."""
+        """File and key of the teacher; the log says where a resumed run had another."""
         path, run = self.opt['path'], self.run
         asked = {'file': str(path['pretrain_network_t']), 'param_key': path.get('param_key_t')}
-        if run.teacher and run.file and 'run_state' not in self.opt:
-            file = Path(asked['file'])
-            if asked['file'] == run.teacher['file'] or (
-                file.name == f'net_t_{run.file.stem}.pth' and not file.is_file()
-            ):
-                asked = run.teacher
         for key, place in (('file', 'path.pretrain_network_t'), ('param_key', 'path.param_key_t')):
             if run.teacher and asked[key] != run.teacher[key]:
                 get_root_logger().warning(f'{place}: {asked[key]} of the option file counts, it was {run.teacher[key]}')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from basicsr.archs import build_network
 from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
-from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,38 +20,23 @@ from basicsr_effsr.archs.effsr_blocks import register_in
 from basicsr_effsr.imaging.self_ensemble import self_ensemble
 from basicsr_effsr.imaging.tiling import tiled_forward
 from basicsr_effsr.models.restore import restore_optimizer, restore_schedule
-from basicsr_effsr.models.run_state import NEW_RUN, RunState, recipe, side_file
+from basicsr_effsr.models.run_state import NEW_RUN, RunState, recipe, side_file, write
 from basicsr_effsr.models.step import TrainingStep
 from basicsr_effsr.options.check import refuse
 from basicsr_effsr.utils import distributed
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.utils.files import sweep_parts
 from basicsr_effsr.utils.training import (
+    all_finite,
     make_optimizer,
     random_states,
     restore_random_states,
     to_float,
     update_average,
 )
-from basicsr_effsr.weights.checkpoint import load_into, mismatch, save_atomic
+from basicsr_effsr.weights.checkpoint import load_into, mismatch
 from basicsr_effsr.weights.fuse import can_be_fused, fused
 
 __all__ = ['EffSRModel']
-
-
-class _Share:
-    """Every ``world``-th item of a validation loader, from ``rank`` on."""
-
-    def __init__(self, loader: Any, rank: int, world: int) -> None:
-        self.loader, self.rank, self.world = loader, rank, world
-        self.dataset = loader.dataset
-
-    def __len__(self) -> int:
-        return len(range(self.rank, len(self.dataset), self.world))
-
-    def __iter__(self) -> Iterator[Any]:
-        subset = torch.utils.data.Subset(self.dataset, range(self.rank, len(self.dataset), self.world))
-        return iter(torch.utils.data.DataLoader(subset, batch_size=1))
 
 
 @register_in(MODEL_REGISTRY)
@@ -63,9 +47,9 @@ class EffSRModel(SRModel):
     ``optim_g.type`` any optimizer of torch that needs no closure; ``amp`` (bf16, fp16); ``channels_last``;
     ``compile`` (true, or options of ``torch.compile``); ``grad_clip`` (largest norm); ``accumulate`` (gradient
     accumulation over so many parts); ``max_nonfinite`` (an iteration with an infinite or NaN loss or gradient is
-    skipped, so many in a row stop the run); ``progressive`` (patch sizes in stages). Under ``val``: ``self_ensemble``;
-    ``tile`` {size, overlap, blend}; ``fuse`` (on unless false: a network that offers ``fuse()`` is validated in its
-    deployed form). ``docs/training.md`` describes each.
+    skipped, so many in a row stop the run: 10 if left out, 0 is off); ``progressive`` (patch sizes in stages). Under
+    ``val``: ``self_ensemble``; ``tile`` {size, overlap, blend}; ``fuse`` (on unless false: a network that offers
+    ``fuse()`` is validated fused). ``docs/training.md`` describes each.
 
     Always: the moving average takes over buffers, logs cost no GPU synchronisation between prints, files are
     written all or nothing, a side file makes a resume exact, validation is shared among ranks, and a run that
@@ -87,13 +71,13 @@ class EffSRModel(SRModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         self.iteration = 0
         self._saved = -1
-        self._deployed: nn.Module | None = None
+        self._fused: nn.Module | None = None
         self._sharing = False
         self._terms: dict[str, Tensor] = {}
         refuse(opt, type(self))
         self.run = RunState.of(opt)
-        if opt.get('is_train'):
-            self._compare(recipe(opt))
+        for line in self.run.compare(recipe(opt)) if opt.get('is_train') else ():
+            get_root_logger().warning(line)
         if opt.get('val'):
             opt['val'].setdefault('suffix', None)  # the host reads it without a default when it saves test images
         super().__init__(opt)
@@ -153,21 +137,16 @@ class EffSRModel(SRModel):
         get_root_logger().info(f'Use Exponential Moving Average with decay: {self.ema_decay}')
         self.net_g_ema = build_network(self.opt['network_g']).to(self.device)
         path = self.opt['path']
-        file = path.get('pretrain_network_g')
-        if file is not None:
+        if path.get('pretrain_network_g') is None:
+            self.net_g_ema.load_state_dict(self.get_bare_model(self.net_g).state_dict())
+        else:
             key = path.get('param_key_g', 'params')
             key = 'params_ema' if key == 'params' else key
-            self.load_network(self.net_g_ema, file, path.get('strict_load_g', True), key)
-        else:
-            self.net_g_ema.load_state_dict(self.get_bare_model(self.net_g).state_dict())
+            self.load_network(self.net_g_ema, path['pretrain_network_g'], path.get('strict_load_g', True), key)
         self.net_g_ema.eval()
 
     def _build_losses(self, train: dict[str, Any]) -> dict[str, nn.Module]:
-        named = {
-            'l_pix': train.get('pixel_opt'),
-            'l_percep': train.get('perceptual_opt'),
-            **(train.get('losses') or {}),
-        }
+        named = {'l_pix': train.get('pixel_opt'), 'l_percep': train.get('perceptual_opt')} | (train.get('losses') or {})
         return {name: build_loss(option) for name, option in named.items() if option}
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
@@ -208,14 +187,12 @@ class EffSRModel(SRModel):
         terms: dict[str, Tensor] = {}
         for name, loss in self.losses.items():
             value = loss(output, gt)
-            if isinstance(value, tuple):  # the host's PerceptualLoss: content and style, either may be None
-                content, style = value
-                if content is not None:
-                    terms[name] = content
-                if style is not None:
-                    terms['l_style'] = terms['l_style'] + style if 'l_style' in terms else style
-            else:
-                terms[name] = value
+            # the host's PerceptualLoss gives content and style, either may be None
+            content, style = value if isinstance(value, tuple) else (value, None)
+            if content is not None:
+                terms[name] = content
+            if style is not None:
+                terms['l_style'] = terms['l_style'] + style if 'l_style' in terms else style
         return terms
 
     def optimize_parameters(self, current_iter: int) -> None:
@@ -249,18 +226,18 @@ class EffSRModel(SRModel):
         try:
             if self.opt['val'].get('fuse', True) and can_be_fused(net):
                 was_training = net.training
-                self._deployed = fused(net)
+                self._fused = fused(net)
                 net.train(was_training)
             super().validation(dataloader, current_iter, tb_logger, save_img)
         finally:
-            self._deployed = None
+            self._fused = None
             restore_random_states(states)  # loaders and new layers draw; a run resumed after this validation does not
         if self.is_train and self._saved == current_iter:
             self._save_run_state(current_iter)  # with the scores of this validation
 
     def test(self) -> None:
         bare = self.get_bare_model(self.net_g)
-        net = self._deployed or getattr(self, 'net_g_ema', None) or bare
+        net = self._fused or getattr(self, 'net_g_ema', None) or bare
         was_training = net.training
         net.eval()
         with torch.no_grad():
@@ -281,11 +258,13 @@ class EffSRModel(SRModel):
 
     def dist_validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool) -> None:
         """Every rank takes its share of the images; scores are averaged over all of them."""
-        share = _Share(dataloader, self.opt['rank'], self.opt['world_size'])
+        dataset = dataloader.dataset
+        share: Any = torch.utils.data.Subset(dataset, range(self.opt['rank'], len(dataset), self.opt['world_size']))
+        share.opt = dataset.opt
         self._sharing = True
         try:
             if len(share):
-                self.nondist_validation(share, current_iter, tb_logger, save_img)
+                self.nondist_validation(torch.utils.data.DataLoader(share), current_iter, tb_logger, save_img)
         finally:
             self._sharing = False
         metrics = self.opt['val'].get('metrics')
@@ -295,7 +274,7 @@ class EffSRModel(SRModel):
         sums = torch.tensor([found.get(name, 0.0) * len(share) for name in metrics] + [len(share)], dtype=torch.float64)
         sums = sums.to(self.device)
         torch.distributed.all_reduce(sums)
-        name = dataloader.dataset.opt['name']
+        name = dataset.opt['name']
         self._initialize_best_metric_results(name)
         self.metric_results = {metric: (sums[i] / sums[-1]).item() for i, metric in enumerate(metrics)}
         for metric, value in self.metric_results.items():
@@ -320,45 +299,55 @@ class EffSRModel(SRModel):
     # ------------------------------------------------------------------ saving and resuming
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """Networks, then the side file, then the state that makes them count.
+        """Networks, then the side files, then the state that makes them count.
 
         Raises:
-            RuntimeError: the run ended before ``total_iter``; what was trained has been saved.
+            UserError: the run ended before ``total_iter``; what was trained has been saved.
+            OSError: a file could not be written; the checkpoint before this one is untouched.
+            FloatingPointError: weights are infinite or NaN.
         """
-        if current_iter != -1:
-            self._save_run_state(current_iter)
-            self._saved = current_iter
-            distributed.wait_for_all()  # the state that rank 0 writes last vouches for the side files of all ranks
         super().save(epoch, current_iter)
         if current_iter == -1 and self.iteration < int(self.opt['train']['total_iter']):
-            raise RuntimeError(
+            raise UserError(
                 f'training ended after {self.iteration} of {self.opt["train"]["total_iter"]} iterations, because the '
                 'last incomplete batch of every epoch is dropped; raise dataset_enlarge_ratio (see effsr check)'
             )
 
-    @master_only
     def save_network(self, net: Any, net_label: str, current_iter: int | str, param_key: Any = 'params') -> None:
         """The host's file, written all or nothing; a failure to write stops the run instead of being ignored."""
+        self.run.networks = sorted({*self.run.networks, net_label.removeprefix('net_')})
+        if self.opt.get('rank', 0):
+            return
         nets = net if isinstance(net, list) else [net]
         keys = param_key if isinstance(param_key, list) else [param_key]
+        bare = {key: self.get_bare_model(one) for one, key in zip(nets, keys, strict=True)}
+        if not all(all_finite(one.parameters()) for one in bare.values()):
+            raise FloatingPointError(
+                f'iteration {self.iteration}: {net_label} has infinite or NaN weights and is not saved, what was saved '
+                'before stays. Begin again with a lower learning rate or train.grad_clip'
+            )
         stored = {
-            key: OrderedDict((name, tensor.cpu()) for name, tensor in self.get_bare_model(one).state_dict().items())
-            for one, key in zip(nets, keys, strict=True)
+            key: OrderedDict((name, tensor.cpu()) for name, tensor in one.state_dict().items())
+            for key, one in bare.items()
         }
         label = 'latest' if current_iter == -1 else current_iter
-        save_atomic(stored, Path(self.opt['path']['models']) / f'{net_label}_{label}.pth')
+        write(stored, Path(self.opt['path']['models']) / f'{net_label}_{label}.pth')
 
-    @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """The host's file, written all or nothing."""
-        if current_iter != -1:
+        """The host's file, written all or nothing, after a side file of every rank."""
+        if current_iter == -1:
+            return
+        self._save_run_state(current_iter)
+        self._saved = current_iter
+        distributed.wait_for_all()  # the state vouches for the side files of all ranks
+        if not self.opt.get('rank', 0):
             state = {
                 'epoch': epoch,
                 'iter': current_iter,
                 'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
                 'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
             }
-            save_atomic(state, self._state_file(current_iter))
+            write(state, self._state_file(current_iter))
 
     def _save_run_state(self, iteration: int) -> None:
         run, scaler = self.run, self.step.scaler
@@ -375,18 +364,13 @@ class EffSRModel(SRModel):
         return Path(self.opt['path']['training_states']) / f'{iteration}.state'
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Goes on from a state; the log says what it overrules, and what the option file does.
+        """Goes on from a state, ``path.resume_state`` of the options; the log says what it overrules.
 
         Raises:
             UserError: the option file describes another run than the state's.
-            CheckpointError: what belongs to the state cannot be read.
         """
-        log, rank = get_root_logger(), self.opt.get('rank', 0)
+        log, run = get_root_logger(), self.run
         self.iteration = resume_state['iter']
-        if self.run.file is None:  # the loop of another, which names no state
-            made_with = self.run.made_with
-            self.run = RunState.load(self._state_file(self.iteration), rank)
-            self._compare(made_with)
         counts = [[len(resume_state[kind]), len(getattr(self, kind))] for kind in ('optimizers', 'schedulers')]
         if any(saved != ours for saved, ours in counts):
             raise UserError(
@@ -399,24 +383,11 @@ class EffSRModel(SRModel):
             lines += restore_optimizer(optimizer, saved)
         for scheduler, saved in zip(self.schedulers, resume_state['schedulers'], strict=True):
             lines += restore_schedule(scheduler, saved, total if self.iteration < total else 0)
+        if not run.known:
+            side = side_file(self._state_file(self.iteration), self.opt.get('rank', 0))
+            lines.append(f'{side} does not exist: the run goes on, but not exactly as uninterrupted')
         for line in lines:
             log.warning(line)
-        if not rank:
-            for folder in ('models', 'training_states'):
-                sweep_parts(Path(self.opt['path'][folder]))
-        self._take_up_run()
-
-    def _compare(self, made_with: dict[str, Any]) -> None:
-        for line in self.run.compare(made_with):
-            get_root_logger().warning(line)
-
-    def _take_up_run(self) -> None:
-        run = self.run
-        if not run.known:
-            get_root_logger().warning(
-                f'{side_file(run.file or Path(), self.opt.get("rank", 0))} does not exist: the run goes on, but not '
-                'exactly as uninterrupted'
-            )
         if self.step.scaler and run.scaler:
             self.step.scaler.load_state_dict(run.scaler)
         if run.best:

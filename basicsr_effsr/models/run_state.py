@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.files import WriteError
 from basicsr_effsr.weights.checkpoint import CheckpointError, save_atomic
 
 NO_EFFECT = {'name', 'num_worker_per_gpu', 'persistent_workers', 'pin_memory', 'prefetch_mode'}  # of the training data
@@ -40,6 +42,7 @@ class RunState:
         best: best scores, by data set and metric.
         nonfinite: iterations skipped in a row.
         teacher: its ``file`` and ``param_key``.
+        networks: labels of the ``net_LABEL_N.pth`` that were saved with the state.
         file: the state that is resumed; None for a new run. Not saved, as all that follows.
         known: False if that state has no file of this class beside it.
         resumed: what BasicSR stored in that state.
@@ -53,6 +56,7 @@ class RunState:
     best: dict[str, Any] = field(default_factory=dict, repr=False)
     nonfinite: int = field(default=0, repr=False)
     teacher: dict[str, Any] = field(default_factory=dict, repr=False)
+    networks: list[str] = field(default_factory=list, repr=False)
     file: Path | None = None
     known: bool = field(default=True, repr=False)
     resumed: dict[str, Any] | None = field(default=None, repr=False)
@@ -79,13 +83,11 @@ class RunState:
             CheckpointError: the file cannot be read.
         """
         shared, own = read_side_file(side_file(state)), read_side_file(side_file(state, rank))
-        stored = {name: value for name, value in shared.items() if name in SAVED}
-        stored['random'] = own.get('random', {})
-        return cls(**stored, file=state, known=bool(own))
+        return cls(**{**shared, 'random': own.get('random', {})}, file=state, known=bool(own))
 
     def save(self, state: Path, rank: int = 0) -> None:
         """Writes, all or nothing, the file that belongs to ``state``."""
-        save_atomic({name: getattr(self, name) for name in SAVED}, side_file(state, rank))
+        write({name: getattr(self, name) for name in SAVED}, side_file(state, rank))
 
     def compare(self, now: dict[str, Any]) -> list[str]:
         """A line for each setting that is taken over from the option file; from here on the run is made with ``now``.
@@ -107,7 +109,28 @@ class RunState:
         return [f'{p}: {now_is} of the option file counts, it was {was}' for p, (was, now_is) in changed.items()]
 
 
-SAVED = ('seed', 'sampling', 'made_with', 'random', 'scaler', 'best', 'nonfinite', 'teacher')
+SAVED = {
+    'seed': int | None,
+    'sampling': dict,
+    'made_with': dict,
+    'random': dict,
+    'scaler': dict,
+    'best': dict,
+    'nonfinite': int,
+    'teacher': dict,
+    'networks': list,
+}
+
+
+def write(content: dict[str, Any], file: Path) -> None:
+    """Writes a file of a run, all or nothing, into its folder, which is not made again if it has vanished.
+
+    Raises:
+        WriteError: the folder is gone, or the file cannot be written; what ``file`` held before is untouched.
+    """
+    if not file.parent.is_dir():
+        raise WriteError.of(file, FileNotFoundError(errno.ENOENT, 'the folder of this run has vanished'))
+    save_atomic(content, file)
 
 
 def side_file(state: Path, rank: int = 0) -> Path:
@@ -127,8 +150,11 @@ def read_side_file(file: Path) -> dict[str, Any]:
         stored = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a truncated file
         raise CheckpointError(f'side file {file} cannot be read ({type(error).__name__}), it is truncated') from error
-    if not isinstance(stored, dict) or 'random' not in stored:
+    if not isinstance(stored, dict) or 'random' not in stored or not stored.keys() <= SAVED.keys():
         raise CheckpointError(f'side file {file} must be what a run wrote beside its state, and is something else')
+    wrong = [name for name, value in stored.items() if not isinstance(value, SAVED[name])]
+    if wrong:
+        raise CheckpointError(f'side file {file} is damaged: {wrong[0]} is {type(stored[wrong[0]]).__name__}')
     return stored
 
 

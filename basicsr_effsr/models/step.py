@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from basicsr.utils import get_root_logger
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from basicsr_effsr.utils import distributed
-from basicsr_effsr.utils.training import gradients_are_finite
+from basicsr_effsr.utils.training import all_finite
 
+MAX_NONFINITE = 10  # iterations in a row; one or two may be a broken batch, ten in a row never end by themselves
 LEAST_SCALE = 1.0  # of the loss under fp16; a gradient that overflows without being scaled up is a real infinity
 HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -37,7 +38,8 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(device.type) if self.dtype is torch.float16 else None
         self.parts: int = train.get('accumulate') or 1
         self.largest_norm: float = train.get('grad_clip') or 0
-        self.max_nonfinite: int = train.get('max_nonfinite') or 0
+        asked = train.get('max_nonfinite')
+        self.max_nonfinite: int = MAX_NONFINITE if asked is None else asked
         self.nonfinite = 0
 
     def autocast(self) -> AbstractContextManager:
@@ -84,10 +86,14 @@ class TrainingStep:
             self.scaler.unscale_(optimizer)
         if self.largest_norm:
             torch.nn.utils.clip_grad_norm_(params, self.largest_norm)
-        failure = self._not_finite(params, terms) if self.max_nonfinite else ''
-        if failure:
-            self._skip(failure, iteration)
-            return False
+        if self.max_nonfinite:
+            loss = [torch.isfinite(value).all() for value in terms.values()]
+            gradient = all_finite(p.grad for p in params if p.grad is not None)
+            *finite, last = distributed.true_everywhere(torch.stack([*loss, gradient]))
+            bad = [name for name, fine in zip(terms, finite, strict=True) if not fine]
+            if bad or not last:
+                self._skip(bad, iteration)
+                return False
         if self.scaler:
             self.scaler.step(optimizer)
             self.scaler.update()
@@ -96,27 +102,22 @@ class TrainingStep:
         self.nonfinite = 0
         return True
 
-    def _not_finite(self, params: list[nn.Parameter], terms: Mapping[str, Tensor]) -> str:
-        """``loss`` or ``gradient``, whichever is infinite or NaN on any rank; empty if neither is."""
-        loss = bool(torch.isfinite(torch.stack(list(terms.values()))).all())
-        if distributed.true_everywhere(loss and gradients_are_finite(params), self.device):
-            return ''
-        return 'gradient' if distributed.true_everywhere(loss, self.device) else 'loss'
-
-    def _skip(self, failure: str, iteration: int) -> None:
-        message = f'iteration {iteration}: {failure} is not finite'
+    def _skip(self, bad: list[str], iteration: int) -> None:
+        """Counts the iteration, in which losses of these names were not finite or, if none, the gradient was not."""
+        message = f'iteration {iteration}: {" and ".join(bad) or "the gradient"} not finite'
         if self.scaler:
             scale = self.scaler.get_scale()
             self.scaler.update()  # halves it if the gradient is not finite
             if self.scaler.get_scale() < LEAST_SCALE:
                 self.scaler.update(LEAST_SCALE)
-            if failure == 'gradient' and scale > LEAST_SCALE:  # how a scaler finds its scale, no sign of divergence
+            if not bad and scale > LEAST_SCALE:  # how a scaler finds its scale, no sign of divergence
                 get_root_logger().info(f'{message} at the loss scale {scale:g}; skipped, with a smaller one next')
                 return
         self.nonfinite += 1
         if self.nonfinite >= self.max_nonfinite:
             raise FloatingPointError(
-                f'{message}, {self.nonfinite} times in a row; lower the learning rate, set train.grad_clip, or '
-                'use amp: bf16 instead of fp16'
+                f'{message}, {self.nonfinite} times in a row (train.max_nonfinite); the checkpoints that were written '
+                'are from before. Go on from them (--auto_resume) with train.grad_clip, or amp: bf16 instead of fp16; '
+                'or begin again with a lower learning rate'
             )
         get_root_logger().warning(f'{message}; skipped ({self.nonfinite} in a row)')

@@ -151,7 +151,7 @@ class Train(Section):
     compile: bool | Compile | None = key('torch.compile the network: true, or options.')
     grad_clip: float | None = key('Largest norm of the gradient; 0 = off.', ge=0)
     accumulate: int | None = key('Gradient accumulation: number of parts of each batch.', ge=1)
-    max_nonfinite: int | None = key('Stop after this many consecutive skipped iterations (infinite or NaN).', ge=1)
+    max_nonfinite: int | None = key('Stop after so many skipped iterations (infinite or NaN) in a row; 0 = off.', ge=0)
     progressive: Progressive | None = key('Progressive training: patch sizes in stages.')
     distill: Distill | None = key('Terms of the teacher.')
 

@@ -298,3 +298,40 @@ def peak_memory(net: nn.Module, lr_size: tuple[int, int], *, num_in_ch: int = 3)
             with _Peak([*empty.parameters(), *empty.buffers(), image]) as found:
                 empty(image)
     return found.peak
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counted cost of a network in one form at one LR size; multiply-adds count as one."""
+
+    model: str
+    form: str
+    lr_size: tuple[int, int]
+    params: int
+    multi_adds: int
+    fvcore: int
+    activations: int
+    convolutions: int
+    memory: int
+    uncounted: dict[str, int]
+
+
+def cost(net: nn.Module, model: str, form: str, lr_size: tuple[int, int], num_in_ch: int = 3) -> Cost:
+    """Counts one network.
+
+    Raises:
+        ValueError: it cannot be counted, or does not take such an input.
+    """
+    macs = count_macs(net, lr_size, num_in_ch=num_in_ch)
+    return Cost(
+        model,
+        form,
+        lr_size,
+        count_params(net),
+        macs.total,
+        macs.fvcore,
+        macs.activations,
+        macs.convolutions,
+        peak_memory(net, lr_size, num_in_ch=num_in_ch),
+        macs.uncounted,
+    )

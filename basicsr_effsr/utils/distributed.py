@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,24 +13,42 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+LAUNCHERS = {
+    'pytorch': (
+        ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
+        'torchrun: torchrun --nproc_per_node=2 -m basicsr.train -opt ... --launcher pytorch',
+    ),
+    'slurm': (
+        ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'),
+        'srun: srun --ntasks=2 python -m basicsr.train -opt ... --launcher slurm',
+    ),
+}
+
 
 def init_dist(launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
-    """BasicSR's ``init_dist``; without a GPU the group runs over gloo.
+    """BasicSR's ``init_dist``; without a GPU the group of ``pytorch`` runs over gloo.
 
     Args:
         launcher: ``pytorch`` (torchrun) or ``slurm``.
         backend: used with GPUs.
         kwargs: as the host's, ``port`` for slurm.
+
+    Raises:
+        SystemExit: the launcher's environment or a GPU is missing; the sentence says which.
     """
     from basicsr.utils import dist_util
 
-    if torch.cuda.is_available() or launcher != 'pytorch':
+    needed, how = LAUNCHERS.get(launcher, ((), ''))
+    missing = [name for name in needed if not os.environ.get(name)]
+    if missing:
+        raise SystemExit(f'--launcher {launcher}: {", ".join(missing)} of the environment not set; start with {how}')
+    if torch.cuda.is_available():
         dist_util.init_dist(launcher, backend, **kwargs)
         return
+    if launcher != 'pytorch':
+        raise SystemExit(f'--launcher {launcher} needs a GPU, and none is visible; on CPUs use --launcher pytorch')
     if mp.get_start_method(allow_none=True) is None:
         mp.set_start_method('spawn')
-    if 'RANK' not in os.environ:
-        raise SystemExit('--launcher pytorch needs torchrun: torchrun --nproc_per_node=2 -m basicsr.train -opt ...')
     dist.init_process_group(backend='gloo')
 
 
@@ -48,8 +67,18 @@ def alone() -> Iterator[None]:
 
 
 def active() -> bool:
-    """True inside a process group."""
-    return not _alone and dist.is_available() and dist.is_initialized()
+    """True inside a process group of more than one."""
+    return not _alone and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def first() -> bool:
+    """True in the one process of a group that speaks for all, and outside a group."""
+    return not active() or dist.get_rank() == 0
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether an error says that another process of the group has ended."""
+    return active() and isinstance(error, RuntimeError) and bool(re.search('gloo|nccl', str(error), re.IGNORECASE))
 
 
 def wait_for_all() -> None:
@@ -60,7 +89,7 @@ def wait_for_all() -> None:
 
 def mean_over_ranks(tensors: list[Tensor]) -> None:
     """Replaces each tensor by its mean over all ranks, in place; does nothing outside a group."""
-    if active() and dist.get_world_size() > 1:
+    if active():
         for tensor in tensors:
             dist.all_reduce(tensor)
             tensor /= dist.get_world_size()
@@ -68,24 +97,22 @@ def mean_over_ranks(tensors: list[Tensor]) -> None:
 
 def from_rank_0(value: Any) -> Any:
     """What rank 0 holds; ``value`` itself outside a group."""
-    if not active() or dist.get_world_size() == 1:
-        return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    if active():
+        dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
 def same_on_all_ranks(module: nn.Module) -> None:
     """Gives every rank the parameters and buffers that rank 0 has."""
-    if active() and dist.get_world_size() > 1:
+    if active():
         for tensor in (*module.parameters(), *module.buffers()):
             dist.broadcast(tensor.data, src=0)
 
 
-def true_everywhere(value: bool, device: torch.device) -> bool:
-    """True if ``value`` is true on every rank; all ranks must call it."""
-    if not active() or dist.get_world_size() == 1:
-        return value
-    flag = torch.tensor(float(value), device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return bool(flag.item())
+def true_everywhere(flags: Tensor) -> list[bool]:
+    """Whether each of the flags is true on every rank; all ranks must call it. The one wait for the device."""
+    flags = flags.float()
+    if active():
+        dist.all_reduce(flags, op=dist.ReduceOp.MIN)
+    return flags.bool().tolist()

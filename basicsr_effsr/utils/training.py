@@ -52,13 +52,11 @@ def update_average(average: nn.Module, current: nn.Module, decay: float) -> None
         buffer.copy_(latest[name])
 
 
-def gradients_are_finite(params: Iterable[nn.Parameter]) -> bool:
-    """True if no gradient holds an infinity or a NaN."""
-    grads = [p.grad for p in params if p.grad is not None]
-    if not grads:
-        return True
-    norms = torch.stack([norm.float() for norm in torch._foreach_norm(grads)])
-    return bool(torch.isfinite(norms).all())
+def all_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """Whether no tensor holds an infinity or a NaN, as a flag that is still on the device."""
+    values = [tensor.detach() for tensor in tensors]
+    norms = [norm.float() for norm in torch._foreach_norm(values)] if values else []
+    return torch.isfinite(torch.stack(norms or [torch.zeros(())])).all()
 
 
 def random_states() -> dict[str, Any]:
