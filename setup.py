@@ -21,6 +21,7 @@ setup(
     package_data={'basicsr_effsr': ['py.typed', '**/*.json', '**/*.html'], 'datasets_prep': ['*.json']},
     python_requires='>=3.10',
     install_requires=[
+        'filelock>=3.32',
         'jinja2',
         'lmdb',
         'numpy',

@@ -54,7 +54,7 @@ def register(registry: str | None = None) -> None:
             if file.name.endswith(ending):
                 module = import_module(f'{package.__name__}.{file.name}')
                 first = getattr(module, f'{kind.upper()}_REGISTRY')
-                if first is not current:  # BasicSR has been loaded anew since
+                if first is not current:  # BasicSR has been loaded again since
                     for cls in {obj for _, obj in first if obj.__module__ == module.__name__}:
                         register_in(current)(cls)
 

@@ -199,8 +199,8 @@ def test_a_direct_import_gives_way_without_the_hook(tmp_path):
         'from basicsr.utils.registry import ARCH_REGISTRY as R\n'
         'print(R.get("HASN").__module__, R.get("HASN_effsr").__module__, R.get("AGDN") is AGDN)\n'
     )
-    told = succeed('-c', code, cwd=tmp_path, BASICSR_EFFSR_AUTOLOAD='0').splitlines()[-1]
-    assert told == 'basicsr.archs.hasn_arch basicsr_effsr.archs.hasn_arch True'
+    said = succeed('-c', code, cwd=tmp_path, BASICSR_EFFSR_AUTOLOAD='0').splitlines()[-1]
+    assert said == 'basicsr.archs.hasn_arch basicsr_effsr.archs.hasn_arch True'
 
 
 def test_arch_files_drop_into_a_pristine_tree(tmp_path):
@@ -247,7 +247,7 @@ def test_a_copied_arch_file_leaves_a_forks_own_class_its_name(tmp_path, first):
     assert out.split() == ['basicsr.archs.hasn_arch', 'basicsr.archs.effsr_hasn_arch']
 
 
-def test_registering_restores_our_classes_after_the_registry_was_loaded_anew(tmp_path):
+def test_registering_restores_our_classes_after_the_registry_was_loaded_again(tmp_path):
     code = (
         'import importlib, basicsr_effsr\nbasicsr_effsr.register()\n'
         'from basicsr.utils import registry\n'

@@ -161,8 +161,9 @@ def _adapt_options(module: ModuleType) -> None:
     * ``init_dist`` falls back to gloo without a GPU. Reason: the host divides by zero GPUs.
     * Without ``manual_seed`` all ranks take the seed of rank 0. Reason: the host lets each rank draw
       its own, and a run could not be resumed with all of them (1.4.2 and head).
-    * If the options name a class of ours they are checked before anything is created, and functions
-      of the training module are replaced by ours (``loop.py`` says which and why).
+    * If the options name a class of ours they are checked before anything is created, functions of the training module
+      are replaced by ours (``loop.py`` says which and why), and the end of a run and what it writes are ours
+      (``ending.py``).
 
     Condition: the module has a ``parse_options(root_path, is_train)``, as every version since 1.3.
     """
@@ -179,10 +180,13 @@ def _adapt_options(module: ModuleType) -> None:
         if root != root_path:
             rooted['root_path'] = root
         if uses_our_classes(rooted):
+            from basicsr_effsr.host.ending import end_in_a_sentence
+            from basicsr_effsr.host.loop import replacements
+
             _stop_on_problems(rooted, is_train)
             _share_seed(rooted)
+            end_in_a_sentence()
             caller = sys._getframe(1).f_globals
-            from basicsr_effsr.host.loop import replacements
 
             for name, ours in replacements(rooted).items():
                 if name in caller:
@@ -203,7 +207,7 @@ def _adapt_options(module: ModuleType) -> None:
 def _stop_on_problems(opt: dict[str, Any], is_train: bool) -> None:
     """Stops where the rules or, if they find nothing, one dry step find what the run would die of.
 
-    One process of a group takes the step, and all hear what came of it.
+    Then, for training, where another process writes the same folder. One process of a group does it for all.
     """
     from basicsr_effsr.host.undisturbed import undisturbed
     from basicsr_effsr.options.check import problems
@@ -215,6 +219,10 @@ def _stop_on_problems(opt: dict[str, Any], is_train: bool) -> None:
         from basicsr_effsr.host.dry_run import dry_step
 
         found += dry_step(opt, is_train)
+        if is_train and not any(problem.fatal for problem in found):
+            from basicsr_effsr.host.resume import take_folder
+
+            found += take_folder(opt)
     found = from_rank_0(found)
     fatal = [problem for problem in found if problem.fatal]
     if fatal:

@@ -5,7 +5,7 @@ The host's loop lives in ``basicsr/train.py`` and takes these names from its own
 
 * ``load_resume_state``: the host needs a GPU to resume (1.4.2 and head), picks the newest state even
   if it is truncated, and looks for a frozen teacher among the run's own checkpoints.
-* ``EnlargedSampler``, ``build_dataloader``: the host starts an epoch anew after a resume, its workers
+* ``EnlargedSampler``, ``build_dataloader``: the host starts an epoch again after a resume, its workers
   repeat their draws in every epoch, and it ends a run early without a word.
 """
 
@@ -31,7 +31,7 @@ def _settle(run: RunState, sampling: Options, plan: StagePlan, samples: int) -> 
 
     Args:
         run: the run, new or resumed.
-        sampling: how samples are drawn; empty for a data set of the host, which draws them anew.
+        sampling: how samples are drawn; empty for a data set of the host, which starts again.
         plan: the stages.
         samples: per epoch and rank.
     """
@@ -50,7 +50,7 @@ def _settle(run: RunState, sampling: Options, plan: StagePlan, samples: int) -> 
         changed = [key for key in sampling if before.get(key) != sampling[key]]
         had, has = ({key: of.get(key) for key in changed} for of in (before, sampling))
         reason = (
-            f'it had {had} and now has {has}' if sampling else 'its data set draws anew, EffSRPairedDataset goes on'
+            f'it had {had} and now has {has}' if sampling else 'its data set starts again, EffSRPairedDataset goes on'
         )
         if state['iter']:
             warn(f'the run goes on with the first sample of epoch {anchor[0]}, not exactly: {reason}')

@@ -1,23 +1,68 @@
-"""The state that a run is resumed from: which file, whether all that belongs to it can be read, what it decides."""
+"""The folder of a run: that nobody else writes it, and the state in it from which the run goes on."""
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
+import platform
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 
 from basicsr_effsr.models.run_state import RunState, read_side_file, side_file
+from basicsr_effsr.options.problem import Problem
+from basicsr_effsr.utils.distributed import first
+from basicsr_effsr.utils.files import sweep_parts
 from basicsr_effsr.weights.checkpoint import CheckpointError, read_state_dict
 
 Options = dict[str, Any]
 
 
 def warn(message: str) -> None:
-    logging.getLogger('basicsr').warning(message)
-    print(f'basicsr_effsr: {message}', flush=True)  # noqa: T201 (the host's logger does not exist yet)
+    """Said once, however many ranks there are."""
+    if first():
+        logging.getLogger('basicsr').warning(message)
+        print(f'basicsr_effsr: {message}', flush=True)  # noqa: T201 (the host's logger does not exist yet)
+
+
+def take_folder(opt: Options) -> list[Problem]:
+    """Makes this process the one that writes the run's folder, and sweeps what a killed one left in it.
+
+    It is so until ``opt`` is dropped or the process ends, however it ends. The lock lies beside the folder, which
+    BasicSR renames when a run begins. Reading is free.
+
+    Args:
+        opt: as BasicSR has parsed it, of a class that can be referred to weakly.
+
+    Returns:
+        a problem if another process writes the folder, or nobody can.
+    """
+    folder = Path(opt['path']['experiments_root']).absolute()
+    lock = FileLock(folder.with_name(f'.{folder.name}.lock'), blocking=False, thread_local=False, is_singleton=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        Path(lock.lock_file).write_text(f'process {os.getpid()} on {platform.node()}', encoding='utf-8')
+    except Timeout:
+        who = Path(lock.lock_file).read_text(encoding='utf-8') or 'another process'
+        return [Problem('name', f'{folder} is being written by {who}; wait for it, stop it, or take another name')]
+    except OSError as error:
+        return [Problem('name', f'{folder} cannot be written: {error}')]
+    atexit.register(weakref.finalize(opt, _leave_folder, lock, os.getpid()))  # before filelock's own end of a process
+    sweep_parts(folder)
+    return []
+
+
+def _leave_folder(lock: BaseFileLock, owner: int) -> None:
+    if os.getpid() == owner:  # and not a loader process, which a fork gave the same objects
+        if lock.lock_counter == 1:
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def _read_state(file: Path) -> dict[str, Any]:
@@ -50,14 +95,12 @@ def _is_state(state: Any) -> bool:
 
 def _check_companions(opt: Options, state: Path, iteration: int) -> None:
     """All that belongs to a state must be readable too: networks, adapters, the side file of every rank."""
-    ignored = opt['path'].get('ignore_resume_networks') or []
-    models = Path(opt['path']['models'])
-    files = {models / f'net_{k.removeprefix("network_")}_{iteration}.pth' for k in opt if k.startswith('network_')}
-    files -= {models / f'net_{k.removeprefix("network_")}_{iteration}.pth' for k in ignored}
-    for file in sorted(files | set(models.glob(f'net_a_{iteration}.pth'))):
-        read_state_dict(file)
+    labels = {key.removeprefix('network_') for key in opt if key.startswith('network_')}
     for side in (side_file(state), *sorted(state.parent.glob(f'{state.stem}.rank*.effsr'))):
-        read_side_file(side)
+        labels |= set(read_side_file(side).get('networks', ()))
+    ignored = {key.removeprefix('network_') for key in opt['path'].get('ignore_resume_networks') or ()}
+    for label in sorted(labels - ignored):
+        read_state_dict(Path(opt['path']['models']) / f'net_{label}_{iteration}.pth')
 
 
 def load_resume_state(opt: Options) -> dict[str, Any] | None:
@@ -95,7 +138,7 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
         asked = {key: value for key, value in opt['path'].items() if key.startswith('param_key_')}
         check_resume(opt, state['iter'])
         _read_what_was_saved(opt, asked)
-        if run.seed is not None and run.seed != opt['manual_seed']:  # without manual_seed BasicSR draws one anew
+        if run.seed is not None and run.seed != opt['manual_seed']:  # without manual_seed BasicSR draws another
             warn(f'manual_seed: {run.seed} of the resumed state counts, and not {opt["manual_seed"]}')
             opt['manual_seed'] = run.seed
         run.seed = opt['manual_seed']
@@ -103,7 +146,7 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
         opt['run_state'] = run
         return state
     if files:
-        raise CheckpointError(f'no state in {files[0].parent} can be read; move the folder away to start anew')
+        raise CheckpointError(f'no state in {files[0].parent} can be read; move the folder away to begin again')
     return None
 
 

@@ -1,0 +1,187 @@
+"""Faults that a training meets: a folder that another run writes, full disks, vanished folders, NaN, missing files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from host import Command, logged, run, stopped_while_writing
+from runs import TINY_HASN, short_run, write
+
+pytestmark = pytest.mark.slow
+TRAIN = ('-m', 'basicsr.train', '-opt')
+# A training in which ``action`` is executed once the file ``name`` has been written.
+AFTER = """
+import os, resource, runpy, shutil, signal, sys, time
+replace = os.replace
+
+def noticed(source, target, **options):
+    replace(source, target, **options)
+    if os.path.basename(target) == {name!r}:
+        {action}
+
+os.replace, sys.argv = noticed, ['train', *{argv!r}]
+runpy.run_module('basicsr.train', run_name='__main__', alter_sys=True)
+"""
+
+
+@pytest.fixture
+def opt(photos):
+    """Six iterations, a checkpoint after every second."""
+    opt = short_run(photos, TINY_HASN, scale=2, iters=6)
+    opt['datasets']['train'] |= {'gt_size': 32, 'dataset_enlarge_ratio': 2}
+    opt['logger'] |= {'save_checkpoint_freq': 2, 'use_tb_logger': False}
+    return opt
+
+
+def after(name: str, action: str, file: str, *flags: str) -> tuple[str, str]:
+    return '-c', AFTER.format(name=name, action=action, argv=['-opt', file, *flags])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything a run saves, its log apart."""
+    found = [file for kind in ('models', 'training_states') for file in (folder / kind).rglob('*')]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in found}
+
+
+def in_a_sentence(done, *words: str) -> None:
+    """That a run ended by itself, and said so in a line that holds ``words``."""
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert 'Traceback' not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith('basicsr_effsr: ')
+    for word in words:
+        assert word in last
+
+
+LIMIT = 'resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))'
+FULL_LOG = (
+    "[os.dup2(os.open('/dev/full', os.O_WRONLY), handler.stream.fileno()) "
+    "for handler in __import__('logging').getLogger('basicsr').handlers if hasattr(handler, 'baseFilename')]"
+)
+FAULTS = {  # what happens after the first checkpoint -> what is named
+    'full, networks': ({'num_feat': 48}, {}, LIMIT.format(size=60_000), 'net_g_4.pth'),
+    'full, log': ({}, {}, FULL_LOG, '.log'),
+    'full, images': ({}, {'val_freq': 3, 'save_img': True}, LIMIT.format(size=30_000), '.png'),
+    'models vanish': ({}, {}, "shutil.rmtree('experiments/short/models')", 'models'),
+    'states vanish': ({}, {}, "shutil.rmtree('experiments/short/training_states')", 'training_states'),
+}
+
+
+@pytest.mark.parametrize('kind', FAULTS)
+def test_what_cannot_be_written_ends_the_run_and_leaves_the_checkpoint_before(opt, tmp_path, kind):
+    net, val, action, named = FAULTS[kind]
+    opt['network_g'] |= net
+    opt['val'] |= val
+    file, folder = write(opt, tmp_path / 'short.yml'), tmp_path / 'experiments' / 'short'
+    done = run(*after('2.state', action, file), cwd=tmp_path)
+    in_a_sentence(done, named)
+    left = files(folder)
+    assert not [name for name in left if name.endswith('.part') or '4.state' in name]
+    if kind.startswith('full'):
+        assert {'models/net_g_2.pth', 'training_states/2.state', 'training_states/2.effsr'} <= left.keys()
+        logged(*TRAIN, file, '--auto_resume', cwd=tmp_path)
+        other = tmp_path / 'other'
+        other.mkdir()
+        logged(*TRAIN, file, cwd=other)
+        assert files(folder) == files(other / 'experiments' / 'short')
+
+
+def test_a_folder_has_one_writer(opt, tmp_path):
+    """A second run of its name ends at once; killed, the first blocks nobody, loader processes or not."""
+    opt['datasets']['train']['num_worker_per_gpu'] = 2
+    file, folder = write(opt, tmp_path / 'short.yml'), tmp_path / 'experiments' / 'short'
+    with Command(*after('2.state', 'time.sleep(1200)', file), cwd=tmp_path) as first:
+        while not (folder / 'training_states' / '2.state').is_file():
+            time.sleep(0.1)
+        before = files(folder)
+        for flags in ((), ('--auto_resume',)):
+            second = run(*TRAIN, file, *flags, cwd=tmp_path)
+            in_a_sentence(second, 'name: ', str(folder), str(first.pid))
+        assert files(folder) == before
+        assert run('-m', 'basicsr_effsr.cli', 'check', '-opt', file, cwd=tmp_path).returncode == 0, 'reading is free'
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        logged(*TRAIN, file, '--auto_resume', cwd=tmp_path)
+    assert [entry.name for entry in (tmp_path / 'experiments').iterdir()] == ['short']
+
+
+def test_equal_runs_give_equal_bytes(opt, tmp_path):
+    for name in ('one', 'other'):
+        (tmp_path / name).mkdir()
+        logged(*TRAIN, write(opt, tmp_path / name / 'short.yml'), cwd=tmp_path / name)
+    one, other = (files(tmp_path / name / 'experiments' / 'short') for name in ('one', 'other'))
+    assert len(one) == 3 * 3 + 1
+    assert one == other
+
+
+@pytest.mark.parametrize('resume', ['--auto_resume', 'by name'])
+@pytest.mark.parametrize('fault', ['missing network', 'cut side file', 'side file of another kind'])
+def test_a_checkpoint_that_is_not_whole(opt, tmp_path, fault, resume):
+    """By --auto_resume the one before it counts, by its name it is refused."""
+    file, folder = write(opt, tmp_path / 'short.yml'), tmp_path / 'experiments' / 'short'
+    logged(*TRAIN, file, cwd=tmp_path)
+    whole, side = files(folder), folder / 'training_states' / '6.effsr'
+    if fault == 'missing network':
+        (folder / 'models' / 'net_g_6.pth').unlink()
+    elif fault == 'cut side file':
+        side.write_bytes(side.read_bytes()[:-100])
+    else:
+        torch.save({'random': 1, 'sampling': 5}, side)
+    if resume == '--auto_resume':
+        said = logged(*TRAIN, file, resume, cwd=tmp_path)
+        assert 'going back' in said
+        assert files(folder) == whole
+    else:
+        opt['path']['resume_state'] = str(folder / 'training_states' / '6.state')
+        done = run(*TRAIN, write(opt, tmp_path / 'named.yml'), cwd=tmp_path)
+        in_a_sentence(done, 'path.resume_state', 'net_g_6.pth' if 'network' in fault else '6.effsr')
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_at_once_and_the_next_start_sweeps(opt, tmp_path, number):
+    file, folder = write(opt, tmp_path / 'short.yml'), tmp_path / 'experiments' / 'short'
+    done = stopped_while_writing('4.state', number, 'basicsr.train', '-opt', file, cwd=tmp_path)
+    assert done.returncode in (-number, 1)
+    assert not (folder / 'training_states' / '4.state').exists()
+    assert 'Traceback' not in done.stderr
+    logged(*TRAIN, file, '--auto_resume', cwd=tmp_path)
+    assert not [name for name in files(folder) if name.endswith('.part')]
+
+
+@pytest.mark.parametrize(
+    ('flags', 'environment', 'named'),
+    [
+        ('slurm', {}, 'SLURM_PROCID'),
+        ('slurm', {'SLURM_PROCID': '0', 'SLURM_NTASKS': '1', 'SLURM_NODELIST': 'here'}, 'GPU'),
+        ('pytorch', {}, 'torchrun'),
+        ('pytorch', {'RANK': '0'}, 'MASTER_ADDR'),
+    ],
+)
+def test_a_launcher_that_is_not_there_is_named(opt, tmp_path, flags, environment, named):
+    if named == 'GPU' and torch.cuda.is_available():
+        pytest.skip('with a GPU it starts')
+    file = write(opt, tmp_path / 'short.yml')
+    done = run(*TRAIN, file, '--launcher', flags, cwd=tmp_path, **environment)
+    assert done.returncode == 1
+    assert 'Traceback' not in done.stderr
+    assert named in done.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ['short.yml']
+
+
+def test_a_run_of_nan_ends_and_what_was_good_stays(opt, tmp_path):
+    """The rate explodes after four iterations; the weights that were saved before are the last."""
+    opt['train'] |= {'total_iter': 40, 'optim_g': {'type': 'SGD', 'lr': 1e-2}, 'ema_decay': 0}
+    opt['train']['scheduler'] = {'type': 'MultiStepLR', 'milestones': [3], 'gamma': 1e30}
+    folder = tmp_path / 'experiments' / 'short'
+    done = run(*TRAIN, write(opt, tmp_path / 'short.yml'), cwd=tmp_path)
+    in_a_sentence(done, 'iteration ')
+    for saved in (folder / 'models').iterdir():
+        for state in torch.load(saved, weights_only=True).values():
+            assert all(torch.isfinite(value).all() for value in state.values()), saved
+    assert 'net_g_2.pth' in os.listdir(folder / 'models')
+    assert 'net_g_latest.pth' not in os.listdir(folder / 'models')
