@@ -45,7 +45,7 @@ def sentence(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     if text and text[0].startswith('Caught '):  # of a loader process, with its whole traceback
         return text[-1].partition(': ')[2] or text[-1]
-    return one_line(error)  # type: ignore[arg-type]
+    return one_line(error)
 
 
 class _Sentence:
