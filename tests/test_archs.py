@@ -49,13 +49,13 @@ def test_smallest_image_works_and_a_smaller_one_is_refused(case):
     side = net.min_size
     assert net(image(1, (side, side + 3))).shape[-2:] == (net.upscale * side, net.upscale * (side + 3))
     if side > 1:
-        with pytest.raises(ValueError, match=f'at least {side} pixels'):
+        with pytest.raises(ValueError, match=rf'{case.type}: .*\b{side}\b'):
             net(image(1, (side - 1, side + 3)))
 
 
 @every_net
-def test_wrong_channels_are_refused_in_words(case):
-    with pytest.raises(ValueError, match=r'the input must be \(N, 3, H, W\)'):
+def test_wrong_channels_are_refused(case):
+    with pytest.raises(ValueError, match=rf'{case.type}: .*\(N, 3, H, W\)'):
         build(case)(image(1, case.size, channels=4))
 
 

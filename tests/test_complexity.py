@@ -127,9 +127,7 @@ def test_a_pass_that_needs_values_is_refused_in_words():
         def forward(self, x: Tensor) -> Tensor:
             return x * x.sum().item()
 
-    with pytest.raises(
-        ValueError, match='Peeks: its cost cannot be counted, because its forward pass depends on values'
-    ):
+    with pytest.raises(ValueError, match=r'Peeks: .*cost'):
         count_macs(Peeks(), (2, 2))
 
 
@@ -162,10 +160,10 @@ def test_a_net_that_does_not_take_the_input_is_refused_in_one_sentence(capfd):
 
     net = nn.Conv2d(3, 3, 1)
     for count in (count_macs, peak_memory):
-        with pytest.raises(ValueError, match=r'Conv2d: its cost cannot be counted: .*channels') as caught:
+        with pytest.raises(ValueError, match=r'Conv2d: .*channels') as caught:
             count(net, (4, 4), num_in_ch=2)
         assert len(str(caught.value).splitlines()) == 1
-        with pytest.raises(ValueError, match='Asks: its cost cannot be counted: AssertionError; see'):
+        with pytest.raises(ValueError, match=r'Asks: .*AssertionError'):
             count(Asks(), (4, 4))
     assert capfd.readouterr().err == ''
 

@@ -84,7 +84,7 @@ def test_an_lmdb_that_was_made_again_is_read_anew(root):
 def test_what_another_has_open_is_named(root):
     other = lmdb.open(str(root / 'HR.lmdb'), readonly=True, lock=False)
     try:
-        with pytest.raises(ValueError, match=r'HR\.lmdb cannot be opened .*EffSRPairedDataset'):
+        with pytest.raises(ValueError, match=r'HR\.lmdb .*EffSRPairedDataset'):
             build(root)[0]
     finally:
         other.close()
@@ -95,7 +95,7 @@ def test_a_missing_entry_is_named(root):
     text = (root / 'HR.lmdb' / 'meta_info.txt').read_text()
     for kind in ('HR', 'LR'):
         (root / f'{kind}.lmdb' / 'meta_info.txt').write_text(text.replace('c.png', 'z.png'))
-    with pytest.raises(ValueError, match=r"HR\.lmdb has no entry 'z'"):
+    with pytest.raises(ValueError, match=r"HR\.lmdb .*'z'"):
         build(root)[2]
 
 

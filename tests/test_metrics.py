@@ -43,10 +43,10 @@ def test_luma_by_hand():
 
 
 def test_too_little_left_is_refused():
-    with pytest.raises(ValueError, match='at least 11 x 11 pixels must be left'):
+    with pytest.raises(ValueError, match='11 x 11'):
         ssim(np.zeros((16, 30)), np.zeros((16, 30)), 4)
 
 
 def test_unequal_sizes_are_refused():
-    with pytest.raises(ValueError, match='both images must have one size'):
+    with pytest.raises(ValueError, match=r'20.*20.*20.*21'):
         score_y(np.zeros((20, 20, 3), np.uint8), np.zeros((20, 21, 3), np.uint8), 0)

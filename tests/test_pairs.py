@@ -158,13 +158,13 @@ def test_hr_may_be_larger_by_less_than_a_pixel_of_lr_outside_training_only():
     check_sizes('a', 'b', (31, 29), (10, 9), 3, training=False)
     check_sizes('a', 'b', (30, 27), (10, 9), 3, training=True)
     for size, training in (((31, 27), True), ((33, 27), False), ((29, 27), False)):
-        with pytest.raises(ValueError, match=r'^a .*must be 3 times the size of b '):
+        with pytest.raises(ValueError, match=r'^a .*\b3\b.* b '):
             check_sizes('a', 'b', size, (10, 9), 3, training=training)
 
 
 @pytest.mark.parametrize('form', FORMS)
 def test_a_pair_of_another_scale_is_named_in_validation(root, form):
-    with pytest.raises(ValueError, match=r'must be 3 times the size of '):
+    with pytest.raises(ValueError, match=r'\b3\b'):
         built(options(root, form, scale=3))
 
 

@@ -91,9 +91,7 @@ def test_multiply_adds_are_those_at_720p_whatever_else_was_counted(made, written
         (point,) = plots.points_of_files(files, 4, 'Set5', against)
         assert (point.method, point.x, point.measured, point.size) == ('HASN', x, True, 435_272)
         assert point.psnr == made['HASN evaluation']['means']['Set5']['psnr']
-    with pytest.raises(
-        UserError, match=r'no latency in fp32, .* at the input of 720p, 180x320; run .* --size 720p and without'
-    ):
+    with pytest.raises(UserError, match=r'fp32.*--size 720p'):
         plots.points_of_files(files, 4, 'Set5', 'latency')
 
 
@@ -141,21 +139,21 @@ def test_networks_of_one_class_are_told_apart_by_their_parameters(made, written)
     files = written(*HASN) + written(*HASN, change=larger)
     points = plots.points_of_files(files, 4, 'Set5', 'params')
     assert [(p.method, p.x) for p in points] == [('HASN', 435.272), ('HASN-L', 436.272)]
-    with pytest.raises(UserError, match=r'no benchmark of HASN with the 436,272 parameters of .*\.json'):
+    with pytest.raises(UserError, match=rf'HASN.*436,272.*{files[3]}'):
         plots.points_of_files([files[0], files[3]], 4, 'Set5', 'params')
 
 
 def test_every_file_that_adds_nothing_is_named(written):
     benchmark, evaluation = written(*HASN)
     other = written('DPARN benchmark')
-    for files, sentence in (
-        ([benchmark], f'no evaluation of the HASN of {benchmark}'),
-        ([evaluation], f'no benchmark of HASN with the 435,272 parameters of {evaluation}'),
-        ([benchmark, evaluation, *other], f'no evaluation of the DPARN of {other[0]}'),
+    for files, named in (
+        ([benchmark], f'HASN of {benchmark}'),
+        ([evaluation], f'435,272 parameters of {evaluation}'),
+        ([benchmark, evaluation, *other], f'DPARN of {other[0]}'),
     ):
-        with pytest.raises(UserError, match=re.escape(sentence)):
+        with pytest.raises(UserError, match=re.escape(named)):
             plots.points_of_files(files, 4, 'Set5', 'params')
-    with pytest.raises(UserError, match='has no scores on Urban100, only on Set5; give --set'):
+    with pytest.raises(UserError, match=r'Urban100.*Set5.*--set'):
         plots.points_of_files([benchmark, evaluation], 4, 'Urban100', 'params')
 
 
@@ -163,7 +161,7 @@ def test_every_file_that_adds_nothing_is_named(written):
 def test_reports_of_another_scale_are_not_drawn(written, name):
     files = written(*(each for each in HASN if each != name))
     files += written(name, change=lambda report: report.update(scale=2))
-    with pytest.raises(UserError, match=re.escape(f'{files[1]} is of x2, the figure of x4; give --scale')):
+    with pytest.raises(UserError, match=f'{re.escape(str(files[1]))}.*--scale'):
         plots.points_of_files(files, 4, 'Set5', 'params')
 
 
@@ -176,7 +174,7 @@ def test_two_benchmarks_of_one_network_must_agree(written):
     assert len(plots.points_of_files(files, 4, 'Set5', 'latency')) == 1
     files[-1:] = written('DPARN benchmark', change=slower)
     assert len(plots.points_of_files(files, 4, 'Set5', 'multi-adds')) == 1
-    with pytest.raises(UserError, match=r'differ in latency of the network of .*; give one of them'):
+    with pytest.raises(UserError, match=r'\.json.*latency'):
         plots.points_of_files(files, 4, 'Set5', 'latency')
 
 

@@ -103,12 +103,12 @@ def test_progress_counts_every_tile():
 
 @pytest.mark.parametrize('options', [{'tile': 0, 'overlap': 0}, {'tile': 8, 'overlap': 8}, {'tile': 8, 'overlap': -1}])
 def test_impossible_tiles_are_refused(options):
-    with pytest.raises(ValueError, match='tiled_forward: tile must be at least 1'):
+    with pytest.raises(ValueError, match='tiled_forward: tile'):
         tiled_forward(lambda t: t, image(1, 1, 20, 20), upscale=1, **options)
 
 
 def test_unknown_blend_is_refused():
-    with pytest.raises(ValueError, match=r"blend must be one of \['mean', 'feather', 'halo'\], got 'sum'"):
+    with pytest.raises(ValueError, match=r"blend .*'sum'"):
         tiled_forward(lambda t: t, image(1, 1, 20, 20), upscale=1, tile=8, overlap=0, blend='sum')
 
 
