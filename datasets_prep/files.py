@@ -13,7 +13,7 @@ import numpy as np
 
 from basicsr_effsr.imaging.decode import ImageError, decode_stored, read_header
 from basicsr_effsr.imaging.header import SUFFIXES
-from basicsr_effsr.utils.files import fcntl, write_bytes
+from basicsr_effsr.utils.files import fcntl, read_regular, write_bytes
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -22,7 +22,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         ImageError: when the file is damaged, cut off or of other pixels.
     """
-    return decode_stored(path.read_bytes(), str(path))
+    return decode_stored(read_regular(path), str(path))
 
 
 def image_size(path: Path) -> tuple[int, int]:

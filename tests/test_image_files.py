@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -247,19 +249,6 @@ class TestDeepTiff:
             read(file)
         assert capfd.readouterr() == ('', '')
 
-    @pytest.mark.parametrize('compression', [None, 'zlib', 'lzw'])
-    @pytest.mark.parametrize('kept', [4, 8, 40, 0.5, 0.95])
-    def test_cut_files_are_refused(self, file, planes, compression, kept, capfd):
-        if compression == 'lzw':
-            store_lzw(file, planes[..., :3], separate=False, order='<', tile=0, predictor=1)
-        else:
-            store(file, planes[..., :3], photometric='rgb', compression=compression)
-        data = file.read_bytes()
-        file.write_bytes(data[: kept if kept > 1 else int(kept * len(data))])
-        with pytest.raises(UserError, match=r'a\.tif cannot be read as an image'):
-            read(file)
-        assert capfd.readouterr() == ('', '')
-
     def test_lzw_whose_data_is_damaged_is_refused(self, file, planes):
         store_lzw(file, planes[..., :3], separate=False, order='<', tile=0, predictor=1)
         data = bytearray(file.read_bytes())
@@ -322,3 +311,45 @@ class TestProfiles:
         file.write_bytes(pictures.encode(picture, kind, 95))
         assert read(file).icc == SRGB
         assert pictures.fitting(picture, kind).lost == ''
+
+
+class TestWhatIsCarried:
+    CHUNKS: ClassVar = {b'cHRM': bytes(range(32)), b'gAMA': b'\0\0\xb1\x8f', b'sRGB': b'\0', b'cICP': b'\1\r\0\1'}
+
+    @pytest.mark.parametrize('bits', [8, 16])
+    @pytest.mark.parametrize('kind', ['png', 'jpeg', 'tiff', 'webp'])
+    def test_what_the_colours_of_a_png_mean_is_carried_or_named(self, planes, bits, kind):
+        planes = planes[..., :3] if bits == 16 else (planes[..., :3] >> 8).astype(np.uint8)
+        read = pictures.picture_of(pictures.encode(Picture(planes, colour=self.CHUNKS), 'png', 95), 'a')
+        assert read.colour == self.CHUNKS
+        assert pictures.fitting(read, kind).lost == ('' if kind == 'png' else 'cHRM, gAMA, cICP')
+        read.pixels = read.pixels if bits == 16 and kind in ('png', 'tiff') else (planes >> (bits - 8)).astype(np.uint8)
+        again = pictures.picture_of(pictures.encode(read, kind, 95), 'a')
+        assert again.colour == (self.CHUNKS if kind == 'png' else {})
+
+    @pytest.mark.parametrize('source', ['PNG', 'JPEG', 'BMP', 'TIFF'])
+    @pytest.mark.parametrize('kind', ['png', 'jpeg', 'tiff', 'webp'])
+    def test_the_resolution_is_carried_or_named(self, planes, source, kind):
+        out = io.BytesIO()
+        Image.fromarray((planes[..., :3] >> 8).astype(np.uint8)).save(out, source, dpi=(300, 150))
+        read = pictures.picture_of(out.getvalue(), 'a')
+        assert read.resolution == pytest.approx((300, 150), abs=0.02)
+        again = pictures.picture_of(pictures.encode(read, kind, 95), 'a')
+        if kind != 'webp':
+            assert again.resolution == pytest.approx((300, 150), abs=0.02)
+        elif source != 'TIFF':  # which has it in its EXIF, too
+            assert pictures.fitting(read, kind).lost == 'resolution'
+
+    def test_pixels_that_are_not_square_are_named(self, planes):
+        data = pictures.encode(Picture(planes[..., :3]), 'png', 95)
+        shape = struct.pack('>I', 9) + b'pHYs' + struct.pack('>IIB', 2, 1, 0)
+        data = data[:33] + shape + struct.pack('>I', zlib.crc32(shape[4:])) + data[33:]
+        assert pictures.picture_of(data, 'a').lost == 'shape of its pixels'
+
+    @pytest.mark.parametrize(('kind', 'channels'), [('P5', 1), ('P6', 3)])
+    @pytest.mark.parametrize('largest', [65535, 1023])
+    def test_pgm_and_ppm_of_sixteen_bits_are_read_in_their_range(self, planes, kind, channels, largest):
+        values = planes[..., :channels].astype(int) % (largest + 1)
+        head = f'{kind} # made here\n45 37\n{largest}\n'.encode()
+        found = pictures.picture_of(head + values.astype('>u2').tobytes(), 'a')
+        assert np.abs(found.pixels - values * (65535 / largest)).max() <= 0.5

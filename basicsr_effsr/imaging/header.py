@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import struct
@@ -169,7 +170,11 @@ def orientation_in(exif: bytes) -> int:
         content = Image.Exif()
         content.load(_EXIF_MARK + exif.removeprefix(_EXIF_MARK))
         found = content.get(ORIENTATION, 1)
-    return found if found in range(1, 9) else 1
+    return _valid(found)
+
+
+def _valid(orientation: Any) -> int:
+    return orientation if orientation in range(1, 9) else 1
 
 
 # what Pillow raises on damaged EXIF, according to where the damage is
@@ -266,19 +271,26 @@ def _jpeg(content: bytes) -> Header:
 
 
 def _tiff(stream: BinaryIO, size: int) -> Header:
-    found = tiff.read_facts(stream)
-    if any(begin + length > size for begin, length in found.strips):
+    with tiff.opened(stream) as file:
+        page, frames = file.pages.first, len(file.pages)
+        height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
+        depth = int(np.max(page.tags.valueof(tiff.BITS, default=1)))
+        orientation = page.tags.valueof(ORIENTATION, default=1)
+        kind, extra = int(page.photometric), page.extrasamples
+        strips = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+        expected, ratio = math.prod(page.chunked), _SMALLEST_TIFF.get(int(page.compression))
+    if any(begin + length > size for begin, length in strips):
         raise UnfitError('it is cut off, the end of its TIFF is missing; replace it')
-    if found.frames > 1:
-        raise UnfitError(f'it has {found.frames} frames; split it into images')
-    if not all(length for _, length in found.strips):
+    if frames > 1:
+        raise UnfitError(f'it has {frames} frames; split it into images')
+    if len(strips) < expected or not all(length for _, length in strips):
         raise UnfitError('it is damaged, parts of its TIFF are missing; replace it')
-    raw = found.height * -(-found.width * found.depth * found.channels // 8)
-    stored, ratio = sum(length for _, length in found.strips), _SMALLEST_TIFF.get(found.compression)
-    _check_claim(raw, stored, ratio, found.height, found.width)
-    orientation = found.orientation if found.orientation in range(1, 9) else 1
-    bits = max(found.depth, 8)
-    return Header('TIFF', found.height, found.width, found.gray, found.alpha, bits, orientation)
+    stored = sum(length for _, length in strips)
+    _check_claim(height * -(-width * depth * channels // 8), stored, ratio, height, width)
+    colours = {tiff.RGB: 3, tiff.CMYK: 4}.get(kind, 1)
+    alpha = not {tiff.PREMULTIPLIED, tiff.STRAIGHT}.isdisjoint(extra) or (not extra and channels > colours)
+    gray = kind in (tiff.WHITE_IS_ZERO, tiff.BLACK_IS_ZERO)
+    return Header('TIFF', height, width, gray, alpha, max(depth, 8), _valid(orientation))
 
 
 def _other(stream: BinaryIO, size: int) -> Header:
@@ -308,8 +320,7 @@ def _other(stream: BinaryIO, size: int) -> Header:
     elif kind == 'WEBP' and int.from_bytes(head[4:8], 'little') + 8 > size:
         raise UnfitError('it is cut off, the end of its WEBP is missing; replace it')
     _check_claim(height * -(-width * depth // 8), size, ratio, height, width)
-    orientation = orientation if orientation in range(1, 9) else 1
-    return Header(kind, height, width, mode in _GRAY, alpha, bits, orientation)
+    return Header(kind, height, width, mode in _GRAY, alpha, bits, _valid(orientation))
 
 
 def ppm_layout(content: bytes) -> tuple[int, int, int, int] | None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 MAGIC = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 BITS, ORIENTATION, ICC = 258, 274, 34675
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, CMYK = 0, 1, 2, 5
-UNNAMED, PREMULTIPLIED, STRAIGHT = 0, 1, 2
+UNNAMED, PREMULTIPLIED, STRAIGHT = 0, 1, 2  # what an extra channel is
 SEPARATE = 2
 UNKNOWN_CHANNEL = 'channel of unknown meaning'
 
@@ -30,22 +28,6 @@ _screen = threading.Lock()
 
 class UnfitError(ValueError):
     """What is wrong with an image, and what to do; ``header.reading`` puts the name before it."""
-
-
-@dataclass(frozen=True)
-class TiffFacts:
-    """What the directory of a TIFF says; ``strips`` are (offset, bytes) of its strips or tiles, sizes not turned."""
-
-    height: int
-    width: int
-    gray: bool
-    alpha: bool
-    depth: int
-    channels: int
-    orientation: int
-    frames: int
-    compression: int
-    strips: list[tuple[int, int]]
 
 
 @contextmanager
@@ -62,40 +44,17 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(stream: BinaryIO) -> Iterator[Any]:
+def opened(stream: BinaryIO) -> Iterator[Any]:
     """tifffile's view of a file, with its log of damage kept off the screen; what matters of it is raised."""
     import tifffile
 
     log = logging.getLogger('tifffile')
     before, log.disabled = log.disabled, True
     try:
-        with tifffile.TiffFile(stream) as opened:
-            yield opened
+        with tifffile.TiffFile(stream) as file:
+            yield file
     finally:
         log.disabled = before
-
-
-def read_facts(stream: BinaryIO) -> TiffFacts:
-    """The directory of a TIFF; damaged ones raise what tifffile raises."""
-    with _opened(stream) as opened:
-        page = opened.pages.first
-        colours = {RGB: 3, CMYK: 4}.get(int(page.photometric), 1)
-        strips = list(zip(page.dataoffsets, page.databytecounts, strict=True))
-        if len(strips) < math.prod(page.chunked):
-            raise ValueError(f'{len(strips)} of {math.prod(page.chunked)} strips are there')
-        return TiffFacts(
-            height=page.imagelength,
-            width=page.imagewidth,
-            gray=int(page.photometric) in (WHITE_IS_ZERO, BLACK_IS_ZERO),
-            alpha=not {PREMULTIPLIED, STRAIGHT}.isdisjoint(page.extrasamples)
-            or (not page.extrasamples and page.samplesperpixel > colours),
-            depth=int(np.max(page.tags.valueof(BITS, default=1))),
-            channels=page.samplesperpixel,
-            orientation=page.tags.valueof(ORIENTATION, default=1),
-            frames=len(opened.pages),
-            compression=int(page.compression),
-            strips=strips,
-        )
 
 
 def read_deep_tiff(data: bytes) -> tuple[np.ndarray, bytes | None, str]:
@@ -108,8 +67,8 @@ def read_deep_tiff(data: bytes) -> tuple[np.ndarray, bytes | None, str]:
     Raises:
         ValueError: pixels that are not unsigned; colours that are not gray or RGB; what tifffile raises on damage.
     """
-    with _opened(io.BytesIO(data)) as opened:
-        page = opened.pages.first
+    with opened(io.BytesIO(data)) as file:
+        page = file.pages.first
         _check_kind(page)
         pixels, lost = _meaning(page, _samples(page, data))
         icc = page.tags.valueof(ICC)

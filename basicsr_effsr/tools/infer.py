@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,30 +26,7 @@ from basicsr_effsr.weights.fuse import fused
 DTYPES = {'fp32': 'float32', 'fp16': 'float16', 'bf16': 'bfloat16'}
 
 
-@dataclass
-class InferenceReport:
-    """How a run was made, and every image of it."""
-
-    network: str
-    scale: int
-    weights: str
-    dtype: str
-    device: str
-    blend: str
-    overlap: int
-    self_ensemble: bool
-    rank: int
-    world_size: int
-    images: list[Done] = field(default_factory=list)
-
-    def count(self, status: str) -> int:
-        """Number of images of a status."""
-        return sum(image.status == status for image in self.images)
-
-
-def run(
-    enlarge: Enlarger, jobs: list[Enlargement], *, quality: int, overwrite: bool, tell: Callable[[Done], None]
-) -> Iterator[Done]:
+def run(enlarge: Enlarger, jobs: list[Enlargement], *, quality: int, overwrite: bool) -> Iterator[Done]:
     """Works through the jobs; a result that is there is left, an image that fails does not stop the others.
 
     Temporary files that a killed run left beside the results are removed first.
@@ -60,7 +36,6 @@ def run(
         jobs: what to do.
         quality: of JPEG and WebP.
         overwrite: overwrite results that exist.
-        tell: called with what became of each image.
 
     Yields:
         what became of each image.
@@ -77,8 +52,12 @@ def run(
                 done = Done(str(job.source), str(job.target), 'skipped')
             else:
                 tiles = bars.add_task('tiles', total=None, visible=False)
+
+                def advance(done: int, total: int, tiles: Any = tiles) -> None:
+                    bars.update(tiles, completed=done, total=total, visible=True)
+
                 try:
-                    done = enlarge_file(enlarge, job, quality, partial(_advance, bars, tiles))
+                    done = enlarge_file(enlarge, job, quality, advance)
                 except WriteError:
                     raise
                 except (OSError, ValueError, RuntimeError, MemoryError) as error:
@@ -90,13 +69,8 @@ def run(
                     done = Done(str(job.source), str(job.target), 'failed', error=reason)
                 finally:
                     bars.remove_task(tiles)
-            tell(done)
-            bars.advance(whole)
             yield done
-
-
-def _advance(bars: Any, task: Any, done: int, total: int) -> None:
-    bars.update(task, completed=done, total=total, visible=True)
+            bars.advance(whole)
 
 
 def share_of_this_process() -> tuple[int, int, int]:
@@ -185,13 +159,12 @@ def command(
         if suffix is not None and ('/' in suffix or os.sep in suffix):
             raise UserError(f'--suffix must be part of a file name, got {suffix!r}')
         rank, world, local_rank = share_of_this_process()
-        side = _tile(tile)
         chosen = networks.choose(opt, arch, scale, weights, settings, param_key)
         enlarge = Enlarger(
             fused(chosen.net),
             device=_device(device, local_rank),
             dtype=getattr(torch, DTYPES[dtype]),
-            tile=side,
+            tile=_tile(tile),
             overlap=overlap,
             blend=blend,
             self_ensemble=self_ensemble,
@@ -202,37 +175,38 @@ def command(
     except (OSError, ValueError, KeyError) as error:
         raise networks.stop('infer', error) from error
 
-    def tell(done: Done) -> None:
-        if done.status == 'failed':
-            say(f'effsr infer: {done.error}', err=True)
-        elif not as_json:
-            say(in_words(done))
-
-    report = InferenceReport(
-        network=str(chosen.network['type']),
-        scale=enlarge.scale,
-        weights=str(chosen.weights),
-        dtype=dtype,
-        device=str(enlarge.device),
-        blend=enlarge.blend.value,
-        overlap=enlarge.overlap,
-        self_ensemble=self_ensemble,
-        rank=rank,
-        world_size=world,
-    )
+    images: list[Done] = []
+    mine = jobs[rank::world]
     try:
         with sigterm_interrupts():
-            for done in run(enlarge, jobs[rank::world], quality=quality, overwrite=overwrite, tell=tell):
-                report.images.append(done)
+            for done in run(enlarge, mine, quality=quality, overwrite=overwrite):
+                images.append(done)
+                if done.status == 'failed':
+                    say(f'effsr infer: {done.error}', err=True)
+                elif not as_json:
+                    say(in_words(done))
     except (KeyboardInterrupt, WriteError) as stop:
         why = '' if isinstance(stop, KeyboardInterrupt) else f'{stop}; '
-        done_of = f'{len(report.images)} of {len(jobs[rank::world])}'
+        done_of = f'{len(images)} of {len(mine)}'
         say(f'effsr infer: {why}stopped after {done_of} images; the same command goes on from there', err=True)
         raise typer.Exit(1 if why else 130) from None
-    counts = {status: report.count(status) for status in ('written', 'skipped', 'failed')}
+    counts = {name: sum(image.status == name for image in images) for name in ('written', 'skipped', 'failed')}
     if as_json:
+        report = {
+            'network': str(chosen.network['type']),
+            'scale': enlarge.scale,
+            'weights': str(chosen.weights),
+            'dtype': dtype,
+            'device': str(enlarge.device),
+            'blend': enlarge.blend.value,
+            'overlap': enlarge.overlap,
+            'self_ensemble': self_ensemble,
+            'rank': rank,
+            'world_size': world,
+            'images': [asdict(image) for image in images],
+        }
         # one line per process, so that the reports of several can be told apart
-        typer.echo(strict_json(asdict(report) | counts, indent=2 if world == 1 else None))
+        typer.echo(strict_json(report | counts, indent=2 if world == 1 else None))
     else:
         words = ', '.join(f'{number} {status}' for status, number in counts.items())
         say(words + (f' by process {rank} of {world}' if world > 1 else ''))
