@@ -18,7 +18,6 @@ from basicsr_effsr.utils.errors import printable
 from basicsr_effsr.utils.files import atomic_path, fcntl
 
 _MARKUP = re.compile(r'[\\`*|<>\[\]&~$]|:(?=\w+:)|(?<![^\W_])_|_(?![^\W_])')  # inside a word _ is a letter
-_FORMULA = re.compile(r'[=+\-@\t\r].')
 
 
 def escaped(text: str) -> str:
@@ -34,13 +33,14 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _cell(value: Any) -> Any:
     """A cell of text that a spreadsheet would take for a formula is marked as text, as it marks it itself."""
-    if not isinstance(value, str) or not _FORMULA.match(value):
+    if not isinstance(value, str):
         return value
+    text = printable(value)
     try:
-        float(value)
+        float(text)
     except ValueError:
-        return f"'{value}"
-    return value
+        return f"'{text}" if len(text) > 1 and text[0] in '=+-@' else text
+    return text
 
 
 def csv_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
