@@ -24,7 +24,7 @@ from basicsr_effsr.losses.edge_loss import EdgeLoss, edge, laplacian, laplacian_
 from basicsr_effsr.losses.fakd_loss import FAKDLoss, feature_affinity
 from basicsr_effsr.losses.kl_loss import PixelKLLoss, pixel_kl
 from basicsr_effsr.losses.perceptual_loss import VGGFeatureLoss, VGGFeatures, feature_distance, vgg_weights
-from basicsr_effsr.utils.adapters import semi_orthogonal_conv1x1
+from basicsr_effsr.utils.feature_tap import semi_orthogonal_conv1x1
 
 IMAGE_LOSSES = {
     'PixelKLLoss': {},

@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from basicsr_effsr.archs.effsr_blocks import register_in
 from basicsr_effsr.models.effsr_model import EffSRModel
 from basicsr_effsr.utils import distributed
-from basicsr_effsr.utils.adapters import semi_orthogonal_conv1x1
-from basicsr_effsr.utils.feature_tap import FeatureTap, as_map
+from basicsr_effsr.utils.feature_tap import FeatureTap, as_map, semi_orthogonal_conv1x1
 
 __all__ = ['DistillationModel']
 

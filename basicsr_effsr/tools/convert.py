@@ -12,8 +12,7 @@ import typer
 
 from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.console import say
-from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.utils.extras import needs
+from basicsr_effsr.utils.errors import UserError, needs
 from basicsr_effsr.utils.report import strict_json
 from basicsr_effsr.weights.metadata import metadata_of
 from basicsr_effsr.weights.recognise import as_yaml, described, recognise

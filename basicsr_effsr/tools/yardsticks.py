@@ -18,15 +18,15 @@ from basicsr_effsr.archs.effsr_blocks import ESA, pixelshuffle_upsampler, rgb_me
 
 
 class RLFB(nn.Module):
-    """Three 3x3 convolutions with a residual, then 1x1 and spatial attention.  (N, C, H, W) -> same."""
+    """Three 3x3 convolutions with a residual, then 1x1 and spatial attention.  (N, 46, H, W) -> same."""
 
-    def __init__(self, num_feat: int, hidden: int, esa_channels: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.c1_r = nn.Conv2d(num_feat, hidden, 3, padding=1)
-        self.c2_r = nn.Conv2d(hidden, hidden, 3, padding=1)
-        self.c3_r = nn.Conv2d(hidden, num_feat, 3, padding=1)
-        self.c5 = nn.Conv2d(num_feat, num_feat, 1)
-        self.esa = ESA(num_feat, esa_channels)
+        self.c1_r = nn.Conv2d(46, 48, 3, padding=1)
+        self.c2_r = nn.Conv2d(48, 48, 3, padding=1)
+        self.c3_r = nn.Conv2d(48, 46, 3, padding=1)
+        self.c5 = nn.Conv2d(46, 46, 1)
+        self.esa = ESA(46, 16)
 
     def forward(self, x: Tensor) -> Tensor:
         out = x
@@ -44,31 +44,17 @@ class RLFN(nn.Module):
         upscale: scale factor r.
         num_in_ch: channels of the input, to stand beside a network that has other than 3.
         num_out_ch: channels of the output.
-        num_feat: channels of the trunk.
-        hidden: channels inside a block.
-        num_block: number of blocks.
-        esa_channels: channels of the attention's mask branch.
     """
 
     min_size = ESA.min_size
 
-    def __init__(
-        self,
-        *,
-        upscale: int = 4,
-        num_in_ch: int = 3,
-        num_out_ch: int = 3,
-        num_feat: int = 46,
-        hidden: int = 48,
-        num_block: int = 4,
-        esa_channels: int = 16,
-    ) -> None:
+    def __init__(self, *, upscale: int = 4, num_in_ch: int = 3, num_out_ch: int = 3) -> None:
         super().__init__()
         self.upscale = upscale
-        self.conv_1 = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
-        self.blocks = nn.Sequential(*(RLFB(num_feat, hidden, esa_channels) for _ in range(num_block)))
-        self.conv_2 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
-        self.upsampler = pixelshuffle_upsampler(num_feat, num_out_ch, upscale)
+        self.conv_1 = nn.Conv2d(num_in_ch, 46, 3, padding=1)
+        self.blocks = nn.Sequential(*(RLFB() for _ in range(4)))
+        self.conv_2 = nn.Conv2d(46, 46, 3, padding=1)
+        self.upsampler = pixelshuffle_upsampler(46, num_out_ch, upscale)
 
     def forward(self, x: Tensor) -> Tensor:
         shallow = self.conv_1(x)
@@ -100,20 +86,17 @@ class SPAN(nn.Module):
         num_in_ch: channels of the input, to stand beside a network that has other than 3.
         num_out_ch: channels of the output.
         num_feat: channels of the trunk.
-        num_block: number of blocks.
     """
 
     min_size = 1
     mean: Tensor
 
-    def __init__(
-        self, *, upscale: int = 4, num_in_ch: int = 3, num_out_ch: int = 3, num_feat: int = 52, num_block: int = 6
-    ) -> None:
+    def __init__(self, *, upscale: int = 4, num_in_ch: int = 3, num_out_ch: int = 3, num_feat: int = 52) -> None:
         super().__init__()
         self.upscale = upscale
         self.register_buffer('mean', rgb_mean(num_in_ch), persistent=False)
         self.conv_1 = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
-        self.blocks = nn.ModuleList(SPAB(num_feat) for _ in range(num_block))
+        self.blocks = nn.ModuleList(SPAB(num_feat) for _ in range(6))
         self.conv_2 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
         self.conv_cat = nn.Conv2d(4 * num_feat, num_feat, 1)
         self.upsampler = pixelshuffle_upsampler(num_feat, num_out_ch, upscale)

@@ -105,17 +105,23 @@ def without_content(net: nn.Module, mode: FakeTensorMode) -> nn.Module:
 
 
 @contextmanager
-def _counting(net: nn.Module) -> Iterator[None]:
-    """One sentence for every way in which a foreign network can fail on tensors without content.
+def _passing(
+    net: nn.Module, lr_size: tuple[int, int], num_in_ch: int, batch: int = 1
+) -> Iterator[tuple[nn.Module, Tensor]]:
+    """A copy of ``net`` and an input, both without content, for one pass in the block.
 
     Raises:
-        ValueError: it cannot be counted; the message says why.
+        ValueError: the pass of a foreign network fails on them in whatever way; the message says why.
     """
     logger = logging.getLogger('torch._subclasses.fake_tensor')  # writes a traceback before torch raises
     before, logger.disabled = logger.disabled, True
     refused = f'{type(net).__name__}: its cost cannot be counted'
+    mode = fake_mode()
+    dtype = next((p.dtype for p in net.parameters()), torch.float32)
     try:
-        yield
+        empty = without_content(net, mode)
+        with torch.no_grad(), mode:
+            yield empty, torch.empty(batch, num_in_ch, *lr_size, dtype=dtype)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise ValueError(f'{refused}, because its forward pass depends on values ({error})') from error
     except ValueError:
@@ -140,17 +146,10 @@ def count_macs(net: nn.Module, lr_size: tuple[int, int], *, num_in_ch: int = 3, 
         ValueError: the forward pass needs values, which tensors without content do not have, or does not take
             such an input.
     """
-    mode, counter = fake_mode(), _Counter()
-    dtype = next((p.dtype for p in net.parameters()), torch.float32)
-    with _counting(net):
-        empty = without_content(net, mode)
-        with torch.no_grad(), mode, counter:
-            empty(torch.empty(batch, num_in_ch, *lr_size, dtype=dtype))
-    return Macs(
-        lr_size=lr_size,
-        **{name: counter.sums[name] for name in _KINDS},
-        uncounted=dict(sorted(counter.uncounted.items())),
-    )
+    with _passing(net, lr_size, num_in_ch, batch) as (empty, image), _Counter() as counter:
+        empty(image)
+    uncounted = dict(sorted(counter.uncounted.items()))
+    return Macs(lr_size=lr_size, **{name: counter.sums[name] for name in _KINDS}, uncounted=uncounted)
 
 
 def saved_for_backward(
@@ -289,14 +288,10 @@ def peak_memory(net: nn.Module, lr_size: tuple[int, int], *, num_in_ch: int = 3)
     Raises:
         ValueError: as ``count_macs``.
     """
-    mode = fake_mode()
-    dtype = next((p.dtype for p in net.parameters()), torch.float32)
-    with _counting(net):
-        empty = without_content(net, mode)
-        with torch.no_grad(), mode:
-            image = torch.empty(1, num_in_ch, *lr_size, dtype=dtype)
-            with _Peak([*empty.parameters(), *empty.buffers(), image]) as found:
-                empty(image)
+    with _passing(net, lr_size, num_in_ch) as (empty, image):
+        held = [*empty.parameters(), *empty.buffers(), image]
+        with _Peak(held) as found:
+            empty(image)
     return found.peak
 
 

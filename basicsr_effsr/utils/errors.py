@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any
 
 
@@ -38,3 +39,15 @@ def near(name: Any, known: Iterable[str]) -> str:
         return f'did you mean {likely[match[0]]!r}?'
     shown = sorted(n for n in names if not n.endswith('_effsr'))
     return f'known are {", ".join(shown[:12])}{" ..." if len(shown) > 12 else ""}'
+
+
+def needs(module: str) -> Any:
+    """A module of the extra ``export``.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(f'this needs {module.partition(".")[0]}: pip install basicsr_effsr[export]') from error

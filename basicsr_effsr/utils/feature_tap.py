@@ -1,4 +1,4 @@
-"""Reading intermediate features by name, without touching the network that makes them."""
+"""Intermediate features: read by name, without touching the network that makes them; bridges between two nets'."""
 
 from __future__ import annotations
 
@@ -68,3 +68,21 @@ def as_map(features: Tensor, grid: tuple[int, int]) -> Tensor:
     if features.ndim == 3 and features.shape[1] == grid[0] * grid[1]:
         return features.transpose(1, 2).unflatten(2, grid)
     return features
+
+
+def semi_orthogonal_conv1x1(c_in: int, c_out: int) -> nn.Conv2d:
+    """A 1 x 1 convolution without bias whose matrix starts with orthonormal columns (rows if ``c_out < c_in``).
+
+    With ``c_out >= c_in`` it keeps every length and angle, so affinities after it are those before it, and training
+    starts at plain FAKD (DPARN, Eq. 7: the convolution that widens the student's features).
+
+    Args:
+        c_in: channels of the student's features.
+        c_out: channels of the teacher's features.
+
+    Returns:
+        The convolution, (N, c_in, H, W) -> (N, c_out, H, W), in float32 on the CPU.
+    """
+    conv = nn.Conv2d(c_in, c_out, 1, bias=False)
+    nn.init.orthogonal_(conv.weight)
+    return conv

@@ -11,8 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basicsr_effsr.utils.errors import one_line
-from basicsr_effsr.utils.extras import needs
+from basicsr_effsr.utils.errors import needs, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

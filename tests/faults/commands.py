@@ -13,15 +13,64 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
+import torch
 import typer
+import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
+from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.cli import COMMANDS, app
 
-HANGS = 300  # seconds; only what hangs takes them, on the busiest machine too
+TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 4}
+HANGS = 40  # seconds; only what hangs takes them, on the busiest machine too
 MORE = (
     3 * 2**30
 )  # bytes that a command may ask for beside what this process has: an endless file must not fill the machine
+
+
+def make_room(folder: Path) -> Path:
+    """``folder`` with two small networks, an option file of the first, and a set of one image."""
+    for name, side in (('GTmod12', 96), ('LRbicx4', 24)):
+        (folder / 'Set5' / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(folder / 'Set5' / name / '0.png')
+    for seed, name in enumerate(('net.pth', 'other.pth')):
+        torch.manual_seed(seed)
+        torch.save({'params': HASN(**TINY).state_dict()}, folder / name)
+    data = {'type': 'PairedImageDataset', 'name': 'it', 'io_backend': {'type': 'disk'}}
+    data |= {f'dataroot_{key}': str(folder / 'Set5' / name) for key, name in (('gt', 'GTmod12'), ('lq', 'LRbicx4'))}
+    opt = {'name': 'it', 'model_type': 'EffSRModel', 'scale': 4, 'num_gpu': 0, 'datasets': {'test': data}}
+    opt |= {'network_g': {'type': 'HASN', **TINY}, 'path': {'pretrain_network_g': str(folder / 'net.pth')}}
+    (folder / 'opt.yml').write_text(yaml.safe_dump(opt))
+    return folder
+
+
+def usual(words: tuple[str, ...], room: Path, out: Path) -> tuple[dict[str, Path], list[str]]:
+    """Paths and words with which a command does its work, as far as it needs them to come to the path under test."""
+    sets, lr = room / 'Set5', room / 'Set5' / 'LRbicx4'
+    paths, extra = {
+        'check': ({'opt': room / 'opt.yml'}, []),
+        'evaluate': ({'opt': room / 'opt.yml', 'data': sets, 'out': out}, ['--sets', 'Set5']),
+        'compare': ({'opt': room / 'opt.yml', 'out': out / 'a.png'}, []),
+        'benchmark': (
+            {'opt': room / 'opt.yml', 'out': out},
+            ['--no-latency', '--protocol', 'ntire2024', '--size', '16x16'],
+        ),
+        'plot': ({'out': out / 'a.png'}, []),
+        'infer': ({'weights': room / 'net.pth', 'out': out, 'inputs': lr}, []),
+        'export': ({'weights': room / 'net.pth', 'out': out / 'a.safetensors'}, ['--form', 'safetensors']),
+        'convert': ({'source': room / 'net.pth', 'out': out / 'a.pth'}, []),
+        'prepare download': ({'root': out, 'archives': lr}, ['--dry-run', 'Set5']),
+        'prepare lr': ({'hr': sets / 'GTmod12', 'out': out}, ['-j', '0', '--scales', '2']),
+        'prepare subimages': ({'folder': lr, 'out': out}, ['-j', '0', '--crop', '12', '--step', '12']),
+        'prepare meta-info': ({'folder': lr, 'out': out / 'm.txt'}, []),
+        'prepare lmdb': ({'folder': lr, 'out': out / 'a.lmdb'}, ['-j', '0']),
+        'prepare pack': ({'source': lr, 'out': out / 'a.pack'}, ['-j', '0']),
+        'prepare verify': ({'hr': sets / 'GTmod12', 'lr': lr}, ['-j', '0', '--scale', '4']),
+        'prepare sample': ({'out': out}, ['--dry-run']),
+    }.get(' '.join(words), ({}, []))
+    return dict(paths), list(extra)
 
 
 def commands() -> Iterator[tuple[tuple[str, ...], Callable]]:
