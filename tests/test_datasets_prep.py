@@ -1144,7 +1144,9 @@ class TestCommandLine:
         (tmp_path / 'out').write_text('a file')
         result = self.run('subimages', hr, tmp_path / 'out' / 'sub', '--crop', 24, '--step', 12, '-j', 0)
         assert result.exit_code == 2
-        assert result.output == f'datasets_prep: {tmp_path / "out" / "sub"}: Not a directory\n'
+        assert str(tmp_path / 'out' / 'sub') in result.output
+        assert 'Not a directory' in result.output
+        assert 'Errno' not in result.output
 
     @pytest.mark.parametrize(
         ('name', 'encoding', 'shown'),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from basicsr_effsr.utils.memory import SIGNS, out_of_memory
+from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.memory import SIGNS, enough_memory, out_of_memory
 
 
 def raised(function) -> Exception:
@@ -31,3 +32,13 @@ def test_bugs_are_not_taken_for_it():
     assert not out_of_memory(RuntimeError('CUDA error: an illegal memory access was encountered'))
     assert not out_of_memory(ValueError(f'{SIGNS[0]} 8 bytes'))
     assert not out_of_memory(KeyboardInterrupt())
+
+
+def test_errors_that_are_not_of_memory_stay_what_they_are():
+    with pytest.raises(RuntimeError, match='a bug'), enough_memory('it', 'take less'):
+        raise RuntimeError('a bug')
+    with (
+        pytest.raises(UserError, match='it needs more memory than there is; take less'),
+        enough_memory('it', 'take less'),
+    ):
+        raise torch.OutOfMemoryError('CUDA out of memory')

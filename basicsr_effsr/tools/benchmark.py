@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import inspect
-import io
-import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from basicsr_effsr.tools import networks
-from basicsr_effsr.tools.ntire import GATE, challenge_of, images_of, ntire, other_than
+from basicsr_effsr.tools.ntire import GATE, images_of, ntire, other_than
+from basicsr_effsr.tools.papers import challenge_of
 from basicsr_effsr.utils import latency
+from basicsr_effsr.utils.console import Console, say
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.memory import enough_memory
+from basicsr_effsr.utils.report import csv_table, escaped, markdown_table, strict_json, write_texts
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-    from basicsr_effsr.utils.complexity import Cost
 
 OUTPUTS = {'720p': (720, 1280), '1080p': (1080, 1920), '4k': (2160, 3840)}  # height and width of the output
 
@@ -34,7 +33,7 @@ class BenchmarkReport:
 
     environment: dict[str, Any]
     scale: int
-    costs: list[Cost] = field(default_factory=list)
+    costs: list[latency.Cost] = field(default_factory=list)
     latencies: list[latency.Latency] = field(default_factory=list)
     ntire: dict[str, Any] | None = None
 
@@ -46,18 +45,10 @@ def channels_of(net: nn.Module, network: Mapping[str, Any]) -> tuple[int, int]:
         net: the network.
         network: its options.
     """
-    parameters = inspect.signature(type(net)).parameters
-
-    def told(*names: str) -> int | None:
-        for name in names:
-            default = parameters[name].default if name in parameters else None
-            for value in (getattr(net, name, None), network.get(name), default):
-                if isinstance(value, int) and not isinstance(value, bool):
-                    return value
-        return None
-
-    taken = told('num_in_ch', 'in_chans', 'in_channels') or 3
-    return taken, told('num_out_ch', 'out_channels') or taken
+    defaults = {name: known.default for name, known in inspect.signature(type(net)).parameters.items()}
+    stated = {k: v for known in (defaults, network, vars(net)) for k, v in known.items() if isinstance(v, int)}
+    taken = next((stated[name] for name in ('num_in_ch', 'in_chans', 'in_channels') if name in stated), 3)
+    return taken, next((stated[name] for name in ('num_out_ch', 'out_channels') if name in stated), taken)
 
 
 def lr_size(text: str, scale: int) -> tuple[int, int]:
@@ -87,7 +78,6 @@ def run(
     compiled: bool = False,
     warmup: int = 3,
     runs: int = 10,
-    yardsticks: Sequence[str] = ('SPAN', 'RLFN'),
     channels: tuple[int, int] = (3, 3),
 ) -> BenchmarkReport:
     """Counts every form and measures the last one against the yardsticks.
@@ -103,7 +93,6 @@ def run(
         compiled: measure with torch.compile too.
         warmup: runs before those that count.
         runs: runs that count.
-        yardsticks: names of ``tools.yardsticks``; ratios are to the last.
         channels: of input and output, also of the yardsticks.
 
     Raises:
@@ -111,92 +100,77 @@ def run(
         ValueError: a network cannot be counted.
     """
     from basicsr_effsr.tools.yardsticks import YARDSTICKS
-    from basicsr_effsr.utils.complexity import cost
 
     taken, given = channels
-    built = {name: YARDSTICKS[name](upscale=scale, num_in_ch=taken, num_out_ch=given) for name in yardsticks}
+    built = {name: make(upscale=scale, num_in_ch=taken, num_out_ch=given) for name, make in YARDSTICKS.items()}
     references = {other_than(model, name): net.eval() for name, net in built.items()}
     report = BenchmarkReport(latency.environment(device) | {'warm-up': warmup, 'runs': runs}, scale)
     for size in sizes:
         for form, net in forms.items():
-            report.costs.append(cost(net, model, form, size, taken))
-        report.costs += [cost(net, name, 'yardstick', size, taken) for name, net in references.items()]
+            report.costs.append(latency.cost(net, model, form, size, taken))
+        report.costs += [latency.cost(net, name, 'yardstick', size, taken) for name, net in references.items()]
     nets = {model: list(forms.values())[-1], **references}
-    for size in sizes:
-        for dtype in dtypes:
-            for last in (False, True)[: 1 + channels_last]:
-                for fast in (False, True)[: 1 + compiled]:
-                    with latency.enough_memory(f'an input of {size[0]}x{size[1]} in {dtype}'):
-                        report.latencies += latency.latencies(
-                            nets,
-                            size,
-                            device,
-                            dtype=dtype,
-                            channels_last=last,
-                            compiled=fast,
-                            warmup=warmup,
-                            runs=runs,
-                            num_in_ch=taken,
-                        )
+    grid = product(sizes, dtypes, (False, True)[: 1 + channels_last], (False, True)[: 1 + compiled])
+    for size, dtype, last, fast in grid:
+        with enough_memory(f'an input of {size[0]}x{size[1]} in {dtype}', 'take smaller images, or --no-latency'):
+            report.latencies += latency.latencies(
+                nets,
+                size,
+                device,
+                dtype=dtype,
+                channels_last=last,
+                compiled=fast,
+                warmup=warmup,
+                runs=runs,
+                num_in_ch=taken,
+            )
     if report.latencies and device.type == 'cuda' and 'SM clock [MHz]' in (state := latency.gpu_state(device)):
         report.environment['SM clock after [MHz]'] = state['SM clock [MHz]']  # an idle GPU lowers its clock
     return report
 
 
-# ---------------------------------------------------------------------- writing
+COST_COLUMNS: dict[str, Callable[[latency.Cost], str]] = {
+    'model': lambda c: c.model,
+    'form': lambda c: c.form,
+    'input': lambda c: '{}x{}'.format(*c.lr_size),
+    'params [K]': lambda c: f'{c.params / 1e3:.3f}',
+    'multiply-adds [G]': lambda c: f'{c.multi_adds / 1e9:.3f}',
+    'fvcore [G]': lambda c: f'{c.fvcore / 1e9:.3f}',
+    'activations [M]': lambda c: f'{c.activations / 1e6:.2f}',
+    'convs': lambda c: str(c.convolutions),
+    'memory [MiB]': lambda c: f'{c.memory / 2**20:.1f}',
+}
+TIME_COLUMNS: dict[str, Callable[[latency.Latency], str]] = {
+    'model': lambda t: t.model,
+    'input': lambda t: '{}x{}'.format(*t.lr_size),
+    'dtype': lambda t: t.dtype,
+    'format': lambda t: t.memory_format,
+    'compiled': lambda t: 'yes' if t.compiled else 'no',
+    'median [ms]': lambda t: f'{t.median:.2f}',
+    'p5': lambda t: f'{t.p5:.2f}',
+    'p95': lambda t: f'{t.p95:.2f}',
+    'mean': lambda t: f'{t.mean:.2f}',
+    'first': lambda t: f'{t.first:.2f}',
+    'ratio': lambda t: f'{t.ratio:.2f}',
+    'peak [MiB]': lambda t: '-' if t.peak_mib is None else f'{t.peak_mib:.0f}',
+}
+Table = tuple[list[str], list[list[str]]]
 
 
-COST_COLUMNS = ('model', 'form', 'input', 'params [K]', 'multiply-adds [G]', 'fvcore [G]', 'activations [M]', 'convs')
-TIME_COLUMNS = ('model', 'input', 'dtype', 'format', 'compiled', 'median [ms]', 'p5', 'p95', 'mean', 'first', 'ratio')
+def _table(columns: Mapping[str, Callable[[Any], str]], rows: Sequence[Any]) -> Table:
+    return list(columns), [[show(row) for show in columns.values()] for row in rows]
 
 
-def cost_rows(report: BenchmarkReport) -> list[list[str]]:
-    """The counted part, as text."""
-    return [
-        [
-            c.model,
-            c.form,
-            f'{c.lr_size[0]}x{c.lr_size[1]}',
-            f'{c.params / 1e3:.3f}',
-            f'{c.multi_adds / 1e9:.3f}',
-            f'{c.fvcore / 1e9:.3f}',
-            f'{c.activations / 1e6:.2f}',
-            str(c.convolutions),
-            f'{c.memory / 2**20:.1f}',
-        ]
-        for c in report.costs
-    ]
-
-
-def time_rows(report: BenchmarkReport) -> list[list[str]]:
-    """The measured part, as text."""
-    return [
-        [
-            t.model,
-            f'{t.lr_size[0]}x{t.lr_size[1]}',
-            t.dtype,
-            t.memory_format,
-            'yes' if t.compiled else 'no',
-            *(f'{v:.2f}' for v in (t.median, t.p5, t.p95, t.mean, t.first)),
-            f'{t.ratio:.2f}',
-            '-' if t.peak_mib is None else f'{t.peak_mib:.0f}',
-        ]
-        for t in report.latencies
-    ]
-
-
-def _tables(report: BenchmarkReport) -> list[tuple[str, list[str], list[list[str]]]]:
-    reference = report.latencies[-1].model if report.latencies else ''
-    tables = [('Counted', [*COST_COLUMNS, 'memory [MiB]'], cost_rows(report))]
+def _tables(report: BenchmarkReport) -> dict[str, Table]:
+    """Title -> head and rows, of what there is."""
+    tables = {'Counted': _table(COST_COLUMNS, report.costs)}
     if report.latencies:
-        title = f'Measured, in turns; ratio of medians to {reference}'
-        tables.append((title, [*TIME_COLUMNS, 'peak [MiB]'], time_rows(report)))
+        title = f'Measured, in turns; ratio of medians to {report.latencies[-1].model}'
+        tables[title] = _table(TIME_COLUMNS, report.latencies)
     if report.ntire:
-        names = [k for k in report.ntire if k not in ('protocol', 'timed')]
-        texts = [
-            f'{v:.3f}' if isinstance(v, float) else '-' if v is None else str(v) for v in map(report.ntire.get, names)
-        ]
-        tables.append((f'{report.ntire["protocol"]}: {report.ntire["timed"]}', names, [texts]))
+        row = {key: value for key, value in report.ntire.items() if key not in ('protocol', 'timed')}
+        shown = [f'{v:.3f}' if isinstance(v, float) else '-' if v is None else str(v) for v in row.values()]
+        tables[f'{report.ntire["protocol"]}: {report.ntire["timed"]}'] = list(row), [shown]
     return tables
 
 
@@ -220,57 +194,24 @@ def notes(report: BenchmarkReport) -> list[str]:
     return lines
 
 
-def markdown(report: BenchmarkReport) -> str:
-    """The report for a README."""
-    lines = ['; '.join(f'{k} {v}' for k, v in report.environment.items()), '']
-    for title, head, rows in _tables(report):
-        lines += [f'**{title}**', '', f'| {" | ".join(head)} |', f'|{" --- |" * len(head)}']
-        lines += [f'| {" | ".join(row)} |' for row in rows]
-        lines.append('')
-    return '\n'.join([*lines, *notes(report), ''])
-
-
-def as_csv(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table for a spreadsheet."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator='\n').writerows([head, *rows])
-    return out.getvalue()
-
-
-def write(report: BenchmarkReport, folder: Path) -> None:
-    """benchmark.md, .json, cost.csv and latency.csv, each all or nothing."""
-    from basicsr_effsr.utils.files import write_atomic
-
-    texts = {
-        'benchmark.md': markdown(report),
-        'benchmark.json': json.dumps(asdict(report), indent=2) + '\n',
-        'cost.csv': as_csv([*COST_COLUMNS, 'memory [MiB]'], cost_rows(report)),
-        'latency.csv': as_csv([*TIME_COLUMNS, 'peak [MiB]'], time_rows(report)),
+def texts(report: BenchmarkReport) -> dict[str, str]:
+    """The report in every format: file name -> text."""
+    parts = [escaped(_machine(report))]
+    parts += [f'**{escaped(title)}**\n\n{markdown_table(*table)}' for title, table in _tables(report).items()]
+    return {
+        'benchmark.md': '\n\n'.join([*parts, *map(escaped, notes(report))]) + '\n',
+        'benchmark.json': strict_json(report) + '\n',
+        'cost.csv': csv_table(*_table(COST_COLUMNS, report.costs)),
+        'latency.csv': csv_table(*_table(TIME_COLUMNS, report.latencies)),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        write_atomic(folder / name, lambda path, text=text: path.write_text(text, encoding='utf-8'))  # type: ignore[misc]
 
 
-def _print(report: BenchmarkReport) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 140  # a file or a pipe has no width to fit in
-    console.print('; '.join(f'{k} {v}' for k, v in report.environment.items()), markup=False, highlight=False)
-    for title, head, rows in _tables(report):
-        table = Table(*head, title=title, title_justify='left')
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    for line in notes(report):
-        console.print(line, markup=False, highlight=False)
+def _machine(report: BenchmarkReport) -> str:
+    return '; '.join(f'{key} {value}' for key, value in report.environment.items())
 
 
 def _refuse_idle(given: Mapping[str, Any], protocol: str | None, no_latency: bool) -> None:
-    """Refuses options that would change nothing, and values out of range.
+    """Refuses options that would change nothing, or contradict each other.
 
     Args:
         given: option without its dashes -> what the command line gave; None, False or empty if nothing.
@@ -284,17 +225,11 @@ def _refuse_idle(given: Mapping[str, Any], protocol: str | None, no_latency: boo
     asked = [f'--{name}' for name in there if name in ('strict', 'data', 'gt', 'psnr', 'baseline-ms')]
     if asked and protocol is None:
         raise UserError(f'{", ".join(asked)} only matter to the row of a challenge; give --protocol')
-    idle = [f'--{name}' for name in there if name not in ('gt', 'psnr', *(('data',) if given['gt'] else ()))]
+    idle = [f'--{name}' for name in there if name not in ('gt', 'psnr', 'data' if given['gt'] else '')]
     if idle and no_latency:
         raise UserError(f'--no-latency measures nothing, so {", ".join(idle)} would not matter; leave one or the other')
-    if given['gt'] is not None and given['data'] is None:
-        raise UserError('--gt needs --data, the LR images')
-    if given['gt'] is not None and given['psnr'] is not None:
-        raise UserError('--gt measures the PSNR that --psnr states; leave one or the other')
-    if given['baseline-ms'] is not None and not 0 < given['baseline-ms'] < math.inf:
-        raise UserError(f'--baseline-ms must be greater than 0, got {given["baseline-ms"]:g}')
-    if given['psnr'] is not None and not 0 < given['psnr'] < math.inf:
-        raise UserError(f'--psnr must be greater than 0, got {given["psnr"]:g}')
+    if given['gt'] is not None and (given['data'] is None or given['psnr'] is not None):
+        raise UserError('--gt needs --data, the LR images, and measures the PSNR that --psnr states')
     if protocol is not None and given['dtype'] and 'fp32' not in given['dtype']:
         raise UserError('--protocol times in fp32, so --dtype must name fp32 too, or be left out')
 
@@ -320,11 +255,17 @@ def command(
         str | None, typer.Option(help='Add the row and score of ntire2024, ntire2025, ntire2026.')
     ] = None,
     strict: Annotated[bool, typer.Option('--strict', help='Time as the challenge does: mean, no warm-up.')] = False,
-    data: Annotated[Path | None, typer.Option(help='LR images for the protocol; default: one random image.')] = None,
-    gt: Annotated[Path | None, typer.Option(help='Their HR images: PSNR and the gate of the protocol.')] = None,
-    psnr: Annotated[float | None, typer.Option(help='PSNR on the validation set, if known already.')] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help='LR images for the protocol; default: one random image.'),
+    ] = None,
+    gt: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help='Their HR images: PSNR and the gate of the protocol.'),
+    ] = None,
+    psnr: Annotated[float | None, typer.Option(min=1, help='PSNR on the validation set, if known already.')] = None,
     baseline_ms: Annotated[
-        float | None, typer.Option(help="Runtime of the protocol's baseline on this machine.")
+        float | None, typer.Option(min=1e-6, help="Runtime of the protocol's baseline on this machine.")
     ] = None,
     device: networks.Device = None,
     out: Annotated[Path | None, typer.Option(help='Folder for benchmark.md, .json and .csv files.')] = None,
@@ -335,79 +276,74 @@ def command(
 
     from basicsr_effsr.weights.fuse import can_be_fused, fused
 
-    try:
-        if out is not None:
-            networks.check_folder(out)
-        unknown = set(dtype or ()) - {'fp32', 'fp16', 'bf16'}
-        if unknown:
-            raise UserError(f'--dtype must be fp32, fp16 or bf16, got {sorted(unknown)[0]!r}')
-        for option, folder in (('--data', data), ('--gt', gt)):
-            if folder is not None and not folder.is_dir():
-                raise UserError(f'{option}: the folder {folder} does not exist')
-        given = {'strict': strict, 'data': data, 'gt': gt, 'psnr': psnr, 'baseline-ms': baseline_ms, 'dtype': dtype}
-        given |= {'channels-last': channels_last, 'compile': compiled, 'runs': runs, 'warmup': warmup}
-        _refuse_idle(given | {'threads': threads}, protocol, no_latency)
-        if data is not None:
-            images_of(data)
-        chosen = networks.choose(opt, arch, scale, weights, settings, param_key, without='missing')
-        net, factor = chosen.net, chosen.scale
-        channels = channels_of(net, chosen.network)
-        if protocol is not None:
-            challenge_of(protocol)
-            if factor != 4:
-                raise UserError(f'--protocol is for x4, the network has upscale {factor}')
-            if channels != (3, 3):
-                raise UserError(f'--protocol is for RGB, the network takes and gives {channels} channels')
-        where = networks.pick_device(device)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        sizes = [lr_size(text, factor) for text in size or ['256x256', '720p']]
-        least = getattr(net, 'min_size', 1)
-        for height, width in sizes:
-            if min(height, width) < least:
-                raise UserError(f'--size {height}x{width}: {type(net).__name__} needs at least {least} pixels a side')
-        forms = {'as trained': net}
-        if can_be_fused(net):
-            forms['fused'] = fused(net)
-        on_gpu = where.type == 'cuda'
-        rounds = runs or (50 if on_gpu else 10)
-        before = warmup if warmup is not None else (10 if on_gpu else 2)
-        report = run(
-            forms,
-            type(net).__name__,
-            factor,
+    if out is not None:
+        networks.check_folder(out)
+    unknown = set(dtype or ()) - {'fp32', 'fp16', 'bf16'}
+    if unknown:
+        raise UserError(f'--dtype must be fp32, fp16 or bf16, got {sorted(unknown)[0]!r}')
+    given = {'strict': strict, 'data': data, 'gt': gt, 'psnr': psnr, 'baseline-ms': baseline_ms, 'dtype': dtype}
+    given |= {'channels-last': channels_last, 'compile': compiled, 'runs': runs, 'warmup': warmup, 'threads': threads}
+    _refuse_idle(given, protocol, no_latency)
+    if data is not None:
+        images_of(data)
+    chosen = networks.choose(opt, arch, scale, weights, settings, param_key, without='missing')
+    net, factor, model = chosen.net, chosen.scale, type(chosen.net).__name__
+    channels = channels_of(net, chosen.network)
+    if protocol is not None:
+        challenge_of(protocol)
+        if factor != 4 or channels != (3, 3):
+            what = f'upscale {factor} and {channels[0]}, {channels[1]} channels'
+            raise UserError(f'--protocol is for x4 and RGB, the network has {what}')
+    where = networks.pick_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    sizes = [lr_size(text, factor) for text in size or ['256x256', '720p']]
+    least = getattr(net, 'min_size', 1)
+    for height, width in sizes:
+        if min(height, width) < least:
+            raise UserError(f'--size {height}x{width}: {model} needs at least {least} pixels a side')
+    forms = {'as trained': net} | ({'fused': fused(net)} if can_be_fused(net) else {})
+    on_gpu = where.type == 'cuda'
+    rounds = runs or (50 if on_gpu else 10)
+    before = warmup if warmup is not None else (10 if on_gpu else 2)
+    report = run(
+        forms,
+        model,
+        factor,
+        where,
+        sizes=sizes,
+        dtypes=() if no_latency else (dtype or ['fp32']),
+        channels_last=channels_last,
+        compiled=compiled,
+        warmup=before,
+        runs=rounds,
+        channels=channels,
+    )
+    if protocol is not None:
+        report.ntire = ntire(
+            list(forms.values())[-1],
+            model,
+            protocol,
             where,
-            sizes=sizes,
-            dtypes=() if no_latency else (dtype or ['fp32']),
-            channels_last=channels_last,
-            compiled=compiled,
+            data=data,
+            gt=gt,
+            psnr=psnr,
+            baseline_ms=baseline_ms,
+            strict=strict,
+            timed=not no_latency,
             warmup=before,
             runs=rounds,
-            channels=channels,
         )
-        if protocol is not None:
-            report.ntire = ntire(
-                list(forms.values())[-1],
-                type(net).__name__,
-                protocol,
-                where,
-                data=data,
-                gt=gt,
-                psnr=psnr,
-                baseline_ms=baseline_ms,
-                strict=strict,
-                timed=not no_latency,
-                warmup=before,
-                runs=rounds,
-            )
-        if out is not None:
-            write(report, out)
-    except (OSError, ValueError, KeyError) as error:
-        raise networks.stop('benchmark', error) from error
+    if out is not None:
+        write_texts(out, texts(report))
     if as_json:
-        typer.echo(json.dumps(asdict(report), indent=2))
+        typer.echo(strict_json(report))
     else:
-        _print(report)
+        say(_machine(report))
+        for title, table in _tables(report).items():
+            Console().table(title, *table)
+        for line in notes(report):
+            say(line)
     if report.ntire and report.ntire['gate passed'] is False:
-        typer.echo(f'effsr benchmark: {report.ntire["Val PSNR"]} dB is below the gate of {GATE:.2f} dB', err=True)
+        say(f'effsr benchmark: {report.ntire["Val PSNR"]} dB is below the gate of {GATE:.2f} dB', err=True)
         raise typer.Exit(1)

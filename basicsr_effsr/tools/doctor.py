@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -15,7 +15,9 @@ import typer
 
 from basicsr_effsr.host import DEAD_TORCHVISION, VERSION, adapt
 from basicsr_effsr.host.absent import HOW_TO_GET_IT
+from basicsr_effsr.utils.console import Console, say
 from basicsr_effsr.utils.errors import one_line
+from basicsr_effsr.utils.report import strict_json
 
 OURS = 'basicsr_effsr'
 OPENCV = ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python', 'opencv-contrib-python-headless')
@@ -38,10 +40,6 @@ def _version(distribution: str) -> str:
         return 'not installed'
 
 
-def _entry_points() -> list[str]:
-    return [e.value for e in metadata.entry_points(group='torch.backends') if e.value.startswith(OURS)]
-
-
 def _inspect_torch(report: DoctorReport) -> bool:
     if importlib.util.find_spec('torch') is None:
         report.problems.append('PyTorch is not installed: pip install torch torchvision')
@@ -54,9 +52,8 @@ def _inspect_torch(report: DoctorReport) -> bool:
             'pip install --force-reinstall torch torchvision, and look for a file or folder torch here'
         )
         return False
-    cuda = torch.version.cuda or 'CPU build'
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    report.facts['torch'] = f'{torch.__version__} ({cuda})'
+    report.facts['torch'] = f'{torch.__version__} ({torch.version.cuda or "CPU build"})'
     report.facts['GPUs'] = ', '.join(devices) or 'none visible'
     try:
         import torchvision
@@ -75,28 +72,29 @@ def _inspect_hook(report: DoctorReport) -> None:
 
     from basicsr_effsr import _autoload
 
-    switched_off = []
-    if _autoload.disabled():
-        switched_off.append('BASICSR_EFFSR_AUTOLOAD=' + os.environ['BASICSR_EFFSR_AUTOLOAD'])
-    if os.environ.get('TORCH_DEVICE_BACKEND_AUTOLOAD') == '0':
-        switched_off.append('TORCH_DEVICE_BACKEND_AUTOLOAD=0')
-    version = tuple(int(part) for part in torch.__version__.split('.')[:2])
     if _autoload.installed():
         report.facts['automatic loading'] = 'active (entry point torch.backends)'
         return
     report.facts['automatic loading'] = 'not active'
-    own = 'python -m basicsr_effsr.train always works'
-    if switched_off:
-        report.problems.append(f'automatic loading is switched off by {" and ".join(switched_off)}: unset it; {own}')
-    elif version < (2, 5):
-        report.problems.append(f'torch {torch.__version__} does not call plugins: upgrade to 2.5 or later; {own}')
-    elif not _entry_points():
-        report.problems.append(
+    off = ['BASICSR_EFFSR_AUTOLOAD=' + os.environ['BASICSR_EFFSR_AUTOLOAD']] if _autoload.disabled() else []
+    if os.environ.get('TORCH_DEVICE_BACKEND_AUTOLOAD') == '0':
+        off.append('TORCH_DEVICE_BACKEND_AUTOLOAD=0')
+    known = any(entry.value.startswith(OURS) for entry in metadata.entry_points(group='torch.backends'))
+    reasons = (
+        (off, f'automatic loading is switched off by {" and ".join(off)}: unset it'),
+        (
+            tuple(int(part) for part in torch.__version__.split('.')[:2]) < (2, 5),
+            f'torch {torch.__version__} does not call plugins: upgrade to 2.5 or later',
+        ),
+        (
+            not known,
             f'{OURS} is importable but not installed (no entry point): pip install it, or pip install -e . in its '
-            f'folder; {own}'
-        )
-    else:
-        report.problems.append(f'the entry point is there but the hook did not start: reinstall {OURS}; {own}')
+            'folder',
+        ),
+        (True, f'the entry point is there but the hook did not start: reinstall {OURS}'),
+    )
+    problem = next(words for holds, words in reasons if holds)
+    report.problems.append(f'{problem}; python -m basicsr_effsr.train always works')
 
 
 def _inspect_basicsr(report: DoctorReport) -> bool:
@@ -114,13 +112,9 @@ def _inspect_basicsr(report: DoctorReport) -> bool:
         report.facts['basicsr version'] = f'{installed} (installed by pip)'
         report.facts['outputs go to'] = f'{os.getcwd()} (the current directory)'
     else:
-        version_file = folder / 'version.py'
-        own = 'clone or fork'
-        if version_file.is_file():
-            for line in version_file.read_text().splitlines():
-                if line.startswith('__version__'):
-                    own += ', version ' + line.partition('=')[2].strip(' \'"')
-        report.facts['basicsr version'] = own
+        file = folder / 'version.py'
+        own = re.findall(r'^__version__ *= *[\'"](.+?)[\'"]', file.read_text() if file.is_file() else '', re.M)
+        report.facts['basicsr version'] = ', version '.join(['clone or fork', *own])
         report.facts['outputs go to'] = f'{folder.parent} (beside the clone)'
         if installed != 'not installed' and folder.parent == Path.cwd():
             report.notes.append(f'the folder basicsr/ here shadows the installed basicsr {installed}')
@@ -133,7 +127,8 @@ def _inspect_basicsr(report: DoctorReport) -> bool:
             fix = 'our automatic loading serves that module, switch it on'
         elif lacking and not lacking.startswith('basicsr'):
             fix = f'a clone comes without what it needs: pip install {lacking}'
-        report.problems.append(f'BasicSR at {folder} does not import: {type(error).__name__}: {error}; {fix}')
+        why = f'{type(error).__name__}: {one_line(error)}'
+        report.problems.append(f'BasicSR at {folder} does not import: {why}; {fix}')
         return False
     return True
 
@@ -148,8 +143,7 @@ def _inspect_names(report: DoctorReport) -> None:
     except Exception as error:  # the finding of this command, not its failure
         report.problems.append(f'the classes of {OURS} do not load: {type(error).__name__}: {error}')
         return
-    kinds = ('ARCH', 'LOSS', 'DATASET', 'MODEL')
-    for kind in kinds:
+    for kind in ('ARCH', 'LOSS', 'DATASET', 'MODEL'):
         found = dict(iter(getattr(registry, f'{kind}_REGISTRY')))
         for alias in sorted(name for name in found if name.endswith('_effsr')):
             name = alias.removesuffix('_effsr')
@@ -166,27 +160,17 @@ def _inspect_shims(report: DoctorReport) -> None:
     report.facts['torchvision shim'] = (
         'serving functional_tensor, which torchvision dropped' if served else 'not needed'
     )
-    wrapped = [
-        label
-        for label, owner, name in (
-            ('Registry.get (missing names load ours)', 'basicsr.utils.registry', 'Registry.get'),
-            ('parse_options (outputs, checks)', 'basicsr.utils.options', 'parse_options'),
-        )
-        if _is_wrapped(owner, name)
-    ]
-    if _is_wrapped('basicsr.utils.options', 'parse_options'):
+    utils: Any = sys.modules.get('basicsr.utils')
+    wrapped = []
+    if getattr(utils.registry.Registry.get, '_effsr', False):
+        wrapped.append('Registry.get (missing names load ours)')
+    if getattr(utils.options.parse_options, '_effsr', False):
         wrapped += [
+            'parse_options (outputs, checks)',
             'init_dist (CPUs)',
             'in runs of ours load_resume_state, EnlargedSampler, build_dataloader (exact resume)',
         ]
     report.facts['wrapped in the host'] = '; '.join(wrapped) or 'nothing'
-
-
-def _is_wrapped(module: str, name: str) -> bool:
-    target: Any = sys.modules.get(module)
-    for part in name.split('.'):
-        target = getattr(target, part, None)
-    return bool(getattr(target, '_effsr', False))
 
 
 def examine() -> DoctorReport:
@@ -218,29 +202,17 @@ def command(
     """Say which BasicSR is used and whether it finds this package; exit code 1 if something is wrong."""
     report = examine()
     if as_json:
-        typer.echo(json.dumps(report.__dict__, indent=2))
+        typer.echo(strict_json(report))
         raise typer.Exit(1 if report.problems else 0)
-    from rich.console import Console
-    from rich.table import Table
-
     console = Console()
-    facts = Table(title='Environment', show_header=False, title_justify='left')
-    facts.add_column()
-    facts.add_column(overflow='fold')
-    for key, value in report.facts.items():
-        facts.add_row(key, value, style=None if 'not active' not in value else 'red')
-    console.print(facts)
+    console.table('Environment', (), list(report.facts.items()))
     if report.names:
-        names = Table('name', 'kind', 'owner', 'always ours as', title='Names', title_justify='left')
-        for column in names.columns:
-            column.overflow = 'fold'  # a name that is cut cannot be copied
-        for name, row in report.names.items():
-            names.add_row(name, row['kind'], row['owner'], row['ours as'])
-        console.print(names)
+        rows = [(name, *row.values()) for name, row in report.names.items()]
+        console.table('Names', ('name', 'kind', 'owner', 'always ours as'), rows)
     for note in report.notes:
-        console.print(f'note: {note}', style='yellow', markup=False, soft_wrap=True)
+        say(f'note: {note}', style='yellow')
     for problem in report.problems:
-        console.print(f'problem: {problem}', style='red', markup=False, soft_wrap=True)
+        say(f'problem: {problem}', style='red')
     if not report.problems:
-        console.print('All is well: python -m basicsr.train finds every name above.', style='green')
+        say('All is well: python -m basicsr.train finds every name above.', style='green')
     raise typer.Exit(1 if report.problems else 0)

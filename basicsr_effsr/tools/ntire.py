@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from basicsr_effsr.data.benchmark_sets import hr_of, images_in
 from basicsr_effsr.data.pairs import check_sizes
 from basicsr_effsr.imaging.decode import read_rgb
+from basicsr_effsr.imaging.metrics import psnr as psnr_of
+from basicsr_effsr.tools.papers import challenge_of
 from basicsr_effsr.utils import latency
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.memory import enough_memory
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
 NTIRE_SIZE = (256, 256)  # the LR size at which the challenges count
 GATE = 26.90  # dB that an entry must reach on the validation set
 BORDER = 4
-PAPERS = Path(__file__).with_name('papers.json')
-
-
-def challenge_of(name: str) -> dict[str, Any]:
-    """Baseline values and weights of a year's challenge, as published.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    years = {f'ntire{row["year"]}': row for row in json.loads(PAPERS.read_text(encoding='utf-8'))['ntire']}
-    if name not in years:
-        raise UserError(f'--protocol must be one of {", ".join(years)}, got {name!r}')
-    return years[name]
 
 
 def ntire_score(protocol: dict[str, Any], *, runtime_ratio: float, flops: float, params: float) -> float:
@@ -45,15 +35,6 @@ def ntire_score(protocol: dict[str, Any], *, runtime_ratio: float, flops: float,
         'params': params / protocol['params'],
     }
     return sum(protocol['weights'][name] * math.exp(2 * ratio) for name, ratio in ratios.items())
-
-
-def baseline_of(protocol: dict[str, Any]) -> nn.Module | None:
-    """The baseline network of a year where it is one of our yardsticks: RLFN, or SPAN at 28 channels; else None."""
-    from basicsr_effsr.tools.yardsticks import RLFN, SPAN
-
-    if protocol['baseline'] == 'RLFN':
-        return RLFN().eval()
-    return SPAN(num_feat=28).eval() if protocol['baseline'] == 'SPAN' else None
 
 
 def images_of(data: Path) -> list[Path]:
@@ -68,13 +49,6 @@ def images_of(data: Path) -> list[Path]:
     return found
 
 
-def psnr_rgb(output: Tensor, gt: Tensor, border: int = BORDER) -> float:
-    """PSNR [dB] on RGB of (3, H, W) tensors of bytes, ``border`` pixels cropped: the challenge's score."""
-    a, b = (t[:, border:-border, border:-border].double() for t in (output, gt))
-    error = (a - b).square().mean().item()
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
-
-
 def other_than(model: str, yardstick: str) -> str:
     """The name of a yardstick beside a network that may be called the same."""
     return yardstick if yardstick != model else f'{yardstick} (yardstick)'
@@ -86,49 +60,42 @@ def over_images(
     """Mean milliseconds per whole image of every network, in turns; PSNR and peak of memory [MiB] of the first one.
 
     Args:
-        nets: by name, the one to be judged first.
+        nets: by name, on ``device``, the one to be judged first.
         files: LR images.
         gt: folder of their HR partners (same name, or with the ending x4 dropped); None scores nothing.
         device: where.
         warmup: run every image once before it counts; False is the challenge's own way.
 
     Returns:
-        Name -> milliseconds; PSNR, None without ``gt``; what tensors held at most over the timed passes, None on a
-        CPU, which does not say.
+        Name -> milliseconds; PSNR on RGB, a border of 4 pixels cropped, None without ``gt``; what tensors held at
+        most on the largest image, None on a CPU, which does not say.
 
     Raises:
         ValueError: an image has no partner, or one of another size.
     """
     import torch
 
-    def read(path: Path) -> Tensor:
-        return torch.from_numpy(read_rgb(path).transpose(2, 0, 1).copy())
-
-    total = dict.fromkeys(nets, 0.0)
-    scores, peaks = [], []
-    first = next(iter(nets))
-    others = latency.place(nets, lambda net: net.to(device), device)[first]
-    with torch.no_grad():
-        for file in files:
-            image = read(file)[None].to(device).float() / 255
-            for name, net in nets.items():
-                if warmup:
-                    net(image)
-                spent, peak = latency.at_most(device, partial(latency.once, net, image))
-                total[name] += spent
-                if name == first and peak is not None:
-                    peaks.append((peak - others) / 2**20)
-            if gt is None:
-                continue
+    times: dict[str, list[float]] = {name: [] for name in nets}
+    scores = []
+    judged = next(iter(nets.values()))
+    largest = torch.empty(0)
+    for file in files:
+        lq = read_rgb(file)
+        image = torch.from_numpy(lq.transpose(2, 0, 1).copy())[None].to(device).float() / 255
+        for name, spent in latency.interleaved(nets, image, int(warmup), 1).items():
+            times[name].append(spent[-1])
+        if image.numel() > largest.numel():
+            largest = image
+        if gt is not None:
             partner = hr_of(file, gt, 4)
-            output = nets[first](image)[0].clamp(0, 1).mul(255).round().to('cpu', torch.uint8)
-            whole = read(partner)
-            check_sizes(str(partner), str(file), whole.shape[1:], image.shape[2:], 4, training=False)
-            scores.append(psnr_rgb(output, whole[:, : output.shape[1], : output.shape[2]]))
-    for net in nets.values():
-        net.to('cpu')
-    psnr = sum(scores) / len(scores) if scores else None
-    return {name: value / len(files) for name, value in total.items()}, psnr, max(peaks, default=None)
+            whole = read_rgb(partner)
+            check_sizes(str(partner), str(file), whole.shape[:2], lq.shape[:2], 4, training=False)
+            with torch.no_grad():
+                out = judged(image)[0].clamp(0, 1).mul(255).round().permute(1, 2, 0).cpu().numpy()
+            whole = whole[: out.shape[0], : out.shape[1]]
+            scores.append(psnr_of(out.astype(np.float64), whole.astype(np.float64), BORDER))
+    mean = {name: statistics.fmean(spent) for name, spent in times.items()}
+    return mean, statistics.fmean(scores) if scores else None, latency.peak_mib(judged, largest)
 
 
 def ntire(
@@ -162,39 +129,39 @@ def ntire(
         warmup: runs before those that count.
         runs: runs that count.
     """
-    from basicsr_effsr.utils.complexity import cost
+    import torch
+
+    from basicsr_effsr.tools.yardsticks import BASELINES
 
     protocol = challenge_of(year)
-    baseline = baseline_of(protocol)
+    found = latency.cost(net, model, 'fused', NTIRE_SIZE)
     beside = other_than(model, protocol['baseline'])
-    nets = {model: net} | ({beside: baseline} if baseline is not None else {})
-    found = cost(net, model, 'fused', NTIRE_SIZE)
+    nets = {model: net}
+    if protocol['baseline'] in BASELINES:
+        nets[beside] = BASELINES[protocol['baseline']]().eval()
     mean: dict[str, float] = {}
     peak: float | None = None
     how = ''
-    if data is not None:
-        with latency.enough_memory(f'--data: an image of {data}'):
-            mean, measured, peak = over_images(nets, images_of(data), gt, device, warmup=not strict)
-        psnr = measured if measured is not None else psnr
-        how = f'mean of {len(images_of(data))} images of {data}'
-    elif timed:
-        import torch
-
-        before = 0 if strict else warmup
-        with latency.enough_memory(f'the random image of --protocol {year}'):
-            others = latency.place(nets, lambda one: one.to(device), device)[model]
-            image = torch.rand(1, 3, *NTIRE_SIZE, device=device)
-            times = latency.interleaved(dict(nets), image, before, runs)
-            peak = latency.measured_peak(net, image, others)
-        mean = {n: statistics.fmean(values[before:]) for n, values in times.items()}
-        how = f'mean of {runs} runs on a random 256x256 image'
-        for one in nets.values():
-            one.to('cpu')
+    before = 0 if strict else warmup
+    if data is not None or timed:
+        what = f'the random image of --protocol {year}' if data is None else f'--data: an image of {data}'
+        with enough_memory(what, 'take smaller images, or --no-latency'):
+            nets = {name: one.to(device) for name, one in nets.items()}
+            if data is None:
+                image = torch.rand(1, 3, *NTIRE_SIZE, device=device)
+                times = latency.interleaved(nets, image, before, runs)
+                mean = {name: statistics.fmean(values[before:]) for name, values in times.items()}
+                peak = latency.peak_mib(net, image)
+                how = f'mean of {runs} runs on a random 256x256 image'
+            else:
+                before = 0 if strict else 1
+                mean, measured, peak = over_images(nets, images_of(data), gt, device, warmup=not strict)
+                psnr = psnr if measured is None else measured
+                how = f'mean of {len(images_of(data))} images of {data}'
     if not timed:
-        mean = {}
-        how = 'counted, not timed'
+        mean, how = {}, 'counted, not timed'
     else:
-        how += ' in fp32, ' + ('no warm-up' if strict or (data is None and not warmup) else 'after warm-up')
+        how += f' in fp32, {"after warm-up" if before else "no warm-up"}'
     reference = mean.get(beside) if baseline_ms is None else baseline_ms
     row: dict[str, Any] = {
         'Model': model,

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
-from basicsr_effsr.tools.benchmark import lr_size
-from basicsr_effsr.tools.networks import check_folder, stop
+from basicsr_effsr.tools.benchmark import BenchmarkReport, lr_size
+from basicsr_effsr.tools.networks import check_folder
+from basicsr_effsr.tools.papers import papers
+from basicsr_effsr.utils.console import say
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.files import read_regular, write_atomic
+from basicsr_effsr.utils.report import strict_json
 
-PAPERS = Path(__file__).with_name('papers.json')
+if TYPE_CHECKING:
+    from basicsr_effsr.tools.evaluate import EvaluationReport
+
 AXES = {
     'params': ('params', 1e-3, 'parameters [K]'),
     'multi-adds': ('multi_adds', 1.0, 'multiply-adds at 1280x720 output [G]'),
@@ -62,7 +67,7 @@ def points_of_papers(scale: int, dataset: str, against: str, sources: Iterable[s
     """
     key, factor, _ = AXES[against]
     found: dict[str, Point] = {}
-    for row in json.loads(PAPERS.read_text(encoding='utf-8'))['rows']:
+    for row in papers()['rows']:
         score, x = row['scores'].get(dataset), row.get(key)
         wanted = not sources or any(row['source'].startswith(f'{source} ') for source in sources)
         if row['scale'] == scale and score and x is not None and wanted and row['method'] not in found:
@@ -70,97 +75,37 @@ def points_of_papers(scale: int, dataset: str, against: str, sources: Iterable[s
     return list(found.values())
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """What a report of ``effsr benchmark`` says about its network.
-
-    Attributes:
-        file: the report.
-        scale: scale factor.
-        device: on which latencies were measured, with the number of threads of a CPU.
-        model: class of the network.
-        multi_adds: parameters of a form (as trained, fused) -> LR size -> multiply-adds.
-        latencies: LR size -> median [ms] of the fused form in float32, contiguous, not compiled.
-    """
-
-    file: Path
-    scale: int
-    device: str
-    model: str
-    multi_adds: dict[int, dict[tuple[int, int], int]]
-    latencies: dict[tuple[int, int], float]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a report of ``effsr evaluate`` says: ``psnr`` is the mean [dB] of each set.
-
-    ``name`` is the paper's where the options are, such as AGDN-S; ``model`` is the class.
-    """
-
-    file: Path
-    scale: int
-    model: str
-    name: str
-    params: int
-    psnr: dict[str, float]
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f'{value!r} is not a string')
-    return value
-
-
-def _finite(value: Any) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f'{value!r} is not finite')
-    return float(value)
-
-
-def _benchmark(file: Path, report: dict[str, Any]) -> Benchmark:
-    model: str | None = None
-    multi_adds: dict[int, dict[tuple[int, int], int]] = {}
-    latencies: dict[tuple[int, int], float] = {}
-    for row in report['costs']:
-        height, width = row['lr_size']
-        if row['form'] != 'yardstick':
-            model = _text(row['model'])
-            multi_adds.setdefault(int(row['params']), {})[height, width] = int(row['multi_adds'])
-    for row in report['latencies']:
-        height, width = row['lr_size']
-        plain = row['dtype'] == 'fp32' and row['memory_format'] == 'contiguous' and not row['compiled']
-        if row['model'] == model and plain:
-            latencies[height, width] = _finite(row['median'])
-    facts = report['environment']
-    device = _text(facts['device']) + ('' if 'CUDA' in facts else f', {int(facts["threads"])} threads')
-    return Benchmark(file, int(report['scale']), device, _text(model), multi_adds, latencies)
-
-
-def _evaluation(file: Path, report: dict[str, Any]) -> Evaluation:
-    model = _text(report['network'])
-    name = _text((report['paper'] or {}).get('method', model))
-    psnr = {key: _finite(mean['psnr']) for key, mean in report['means'].items()}
-    return Evaluation(file, int(report['scale']), model, name, int(report['parameters']), psnr)
-
-
-def read_report(file: Path) -> Benchmark | Evaluation:
+def read_report(file: Path) -> BenchmarkReport | EvaluationReport:
     """A report of ``effsr benchmark`` or of ``effsr evaluate``.
 
     Raises:
         UserError: it is neither.
     """
+    from basicsr_effsr.tools.evaluate import EvaluationReport
+
+    kinds: TypeAdapter[BenchmarkReport | EvaluationReport] = TypeAdapter(BenchmarkReport | EvaluationReport)
     try:
-        report = json.loads(file.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise UserError(f'--measured: {file} cannot be read as JSON ({error})') from error
-    try:
-        return _benchmark(file, report) if 'costs' in report else _evaluation(file, report)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        report = kinds.validate_json(read_regular(file))
+        if isinstance(report, BenchmarkReport):
+            _ = _model(report), _device(report)
+    except OSError as error:
+        raise UserError(f'--measured: {file} cannot be read ({error.strerror or error})') from error
+    except (ValidationError, StopIteration, KeyError) as error:
         raise UserError(f'--measured: {file} must be a report of effsr benchmark or effsr evaluate') from error
+    return report
 
 
-def _value(found: Benchmark, params: int, against: str) -> float:
+def _model(report: BenchmarkReport) -> str:
+    return next(row.model for row in report.costs if row.form != 'yardstick')
+
+
+def _device(report: BenchmarkReport) -> str:
+    """Where latencies were measured, with the number of threads of a CPU."""
+    facts = report.environment
+    return str(facts['device']) + ('' if 'CUDA' in facts else f', {facts["threads"]} threads')
+
+
+def _value(file: Path, found: BenchmarkReport, params: int, against: str) -> float:
     """The value of a network on an axis, at 1280x720 output where the size matters.
 
     Raises:
@@ -169,14 +114,20 @@ def _value(found: Benchmark, params: int, against: str) -> float:
     if against == 'params':
         return params / 1e3
     height, width = size = lr_size('720p', found.scale)
-    values = found.multi_adds[params] if against == 'multi-adds' else found.latencies
-    if size in values:
-        return values[size] / (1e9 if against == 'multi-adds' else 1.0)
-    wanted = 'multiply-adds' if against == 'multi-adds' else 'latency in fp32, contiguous and not compiled,'
-    raise UserError(
-        f'--measured: {found.file} has no {wanted} at the input of 720p, {height}x{width}; '
-        'run effsr benchmark with --size 720p' + ('' if against == 'multi-adds' else ' and without --no-latency')
-    )
+    if against == 'multi-adds':
+        values = [row.multi_adds / 1e9 for row in found.costs if (row.params, row.lr_size) == (params, size)]
+        wanted, fix = 'multiply-adds', ''
+    else:
+        plain = (_model(found), size, 'fp32', 'contiguous', False)
+        rows = ((r.median, (r.model, r.lr_size, r.dtype, r.memory_format, r.compiled)) for r in found.latencies)
+        values = [median for median, setting in rows if setting == plain]
+        wanted, fix = 'latency in fp32, contiguous and not compiled,', ' and without --no-latency'
+    if not values:
+        raise UserError(
+            f'--measured: {file} has no {wanted} at the input of 720p, {height}x{width}; run effsr benchmark with '
+            f'--size 720p{fix}'
+        )
+    return values[0]
 
 
 def points_of_files(files: Iterable[Path], scale: int, dataset: str, against: str) -> list[Point]:
@@ -193,40 +144,44 @@ def points_of_files(files: Iterable[Path], scale: int, dataset: str, against: st
     Raises:
         UserError: a file is no report, of another scale, lacks what the axis needs, or has no partner.
     """
-    reports = [read_report(file) for file in files]
-    for report in reports:
+    benchmarks: dict[Path, BenchmarkReport] = {}
+    evaluations: dict[Path, EvaluationReport] = {}
+    for file in files:
+        report = read_report(file)
         if report.scale != scale:
-            raise UserError(f'--measured: {report.file} is of x{report.scale}, the figure of x{scale}; give --scale')
-    benchmarks = [report for report in reports if isinstance(report, Benchmark)]
+            raise UserError(f'--measured: {file} is of x{report.scale}, the figure of x{scale}; give --scale')
+        (benchmarks if isinstance(report, BenchmarkReport) else evaluations)[file] = report  # type: ignore[assignment]
     points, used = [], set()
-    for report in reports:
-        if isinstance(report, Benchmark):
-            continue
-        if dataset not in report.psnr:
-            raise UserError(
-                f'--measured: {report.file} has no scores on {dataset}, only on {", ".join(report.psnr)}; give --set'
-            )
-        partners = [b for b in benchmarks if b.model == report.model and report.params in b.multi_adds]
+    for file, found in evaluations.items():
+        means, params = found.means(), found.parameters
+        if dataset not in means:
+            raise UserError(f'--measured: {file} has no scores on {dataset}, only on {", ".join(means)}; give --set')
+        partners = [
+            path
+            for path, one in benchmarks.items()
+            if any((row.model, row.params) == (found.network, params) for row in one.costs if row.form != 'yardstick')
+        ]
         if not partners:
             raise UserError(
-                f'--measured: no benchmark of {report.model} with the {report.params:,} parameters of {report.file}; '
+                f'--measured: no benchmark of {found.network} with the {params:,} parameters of {file}; '
                 'give the benchmark.json of the same network'
             )
-        values = {_value(b, report.params, against) for b in partners}
+        values = {_value(path, benchmarks[path], params, against) for path in partners}
         if len(values) > 1:
             raise UserError(
-                f'--measured: {partners[0].file} and {partners[1].file} differ in {against} of the network of '
-                f'{report.file}; give one of them'
+                f'--measured: {partners[0]} and {partners[1]} differ in {against} of the network of {file}; '
+                'give one of them'
             )
-        used |= {b.file for b in partners}
+        used |= set(partners)
         height, width = lr_size('720p', scale)
-        setting = f'{height}x{width} input, fp32, {partners[0].device}' if against == 'latency' else ''
-        score = report.psnr[dataset]
-        points.append(Point(report.name, values.pop(), score, report.params, True, str(report.file), setting))
-    idle = [b for b in benchmarks if b.file not in used]
-    if idle:
+        device = _device(benchmarks[partners[0]])
+        setting = f'{height}x{width} input, fp32, {device}' if against == 'latency' else ''
+        name = (found.paper or {}).get('method', found.network)
+        points.append(Point(name, values.pop(), means[dataset]['psnr'], params, True, str(file), setting))
+    idle = next((path for path in benchmarks if path not in used), None)
+    if idle is not None:
         raise UserError(
-            f'--measured: no evaluation of the {idle[0].model} of {idle[0].file}, with as many parameters; '
+            f'--measured: no evaluation of the {_model(benchmarks[idle])} of {idle}, with as many parameters; '
             'give its report.json, of effsr evaluate'
         )
     return points
@@ -339,33 +294,27 @@ def command(
     as_json: Annotated[bool, typer.Option('--json', help='Print the points instead of drawing them.')] = False,
 ) -> None:
     """Draw PSNR against parameters, multiply-adds or latency, from the papers' tables and from reports made here."""
-    try:
-        if against not in AXES:
-            raise UserError(f'--against must be one of {", ".join(AXES)}, got {against!r}')
-        if not as_json:
-            if out.suffix.lower() not in ('.png', '.pdf', '.svg'):
-                raise UserError(f'--out must end in .png, .pdf or .svg, got {out}')
-            if out.is_dir():
-                raise UserError(f'--out must be a file, {out} is a folder')
-            check_folder(out.parent)
-        points = points_of_papers(scale, dataset, against, source or ())
-        if measured:
-            points += points_of_files(measured, scale, dataset, against)
-        if not points:
-            raise UserError(f'no paper prints {against} and a score on {dataset} for x{scale}')
-        points, left_out = in_view(points, least)
-        if not points:
-            raise UserError(f'--from {least}: every method scores less on {dataset} x{scale}')
-        if as_json:
-            typer.echo(json.dumps([vars(point) for point in points], indent=2, ensure_ascii=False))
-            return
-        sources = 'as printed in the papers' + (', black edge: measured here' if measured else '')
-        title, x_label = f'{dataset} x{scale}, {sources}', axis_label(against, points)
-        figure = draw(points, title, x_label, f'PSNR-Y on {dataset} [dB]')
-        from basicsr_effsr.utils.files import write_atomic
-
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, lambda path: figure.savefig(path, format=out.suffix[1:].lower(), dpi=150))
-    except (OSError, ValueError) as error:
-        raise stop('plot', error) from error
-    typer.echo(f'written: {out}' + (f' (left out, lower PSNR: {", ".join(left_out)})' if left_out else ''))
+    if against not in AXES:
+        raise UserError(f'--against must be one of {", ".join(AXES)}, got {against!r}')
+    if not as_json:
+        if out.suffix.lower() not in ('.png', '.pdf', '.svg'):
+            raise UserError(f'--out must end in .png, .pdf or .svg, got {out}')
+        if out.is_dir():
+            raise UserError(f'--out must be a file, {out} is a folder')
+        check_folder(out.parent)
+    points = points_of_papers(scale, dataset, against, source or ())
+    if measured:
+        points += points_of_files(measured, scale, dataset, against)
+    if not points:
+        raise UserError(f'no paper prints {against} and a score on {dataset} for x{scale}')
+    points, left_out = in_view(points, least)
+    if not points:
+        raise UserError(f'--from {least}: every method scores less on {dataset} x{scale}')
+    if as_json:
+        typer.echo(strict_json(points))
+        return
+    sources = 'as printed in the papers' + (', black edge: measured here' if measured else '')
+    title, x_label = f'{dataset} x{scale}, {sources}', axis_label(against, points)
+    figure = draw(points, title, x_label, f'PSNR-Y on {dataset} [dB]')
+    write_atomic(out, lambda path: figure.savefig(path, format=out.suffix[1:].lower(), dpi=150))
+    say(f'written: {out}' + (f' (left out, lower PSNR: {", ".join(left_out)})' if left_out else ''))

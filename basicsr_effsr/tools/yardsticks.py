@@ -9,6 +9,7 @@ Papers: F. Kong et al., "Residual Local Feature Network for Efficient Super-Reso
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -111,4 +112,5 @@ class SPAN(nn.Module):
         return self.upsampler(self.conv_cat(torch.cat([shallow, self.conv_2(out), outputs[0], inner], dim=1)))
 
 
-YARDSTICKS: dict[str, Callable[..., nn.Module]] = {'RLFN': RLFN, 'SPAN': SPAN}
+YARDSTICKS: dict[str, Callable[..., nn.Module]] = {'SPAN': SPAN, 'RLFN': RLFN}  # ratios are to the last
+BASELINES: dict[str, Callable[[], nn.Module]] = {'RLFN': RLFN, 'SPAN': partial(SPAN, num_feat=28)}  # of challenges

@@ -1,4 +1,4 @@
-"""Latency in turns, memory at its peak, and the state of the machine that they depend on."""
+"""What networks cost: counted; measured in turns, with memory at its peak; the state of the machine meanwhile."""
 
 from __future__ import annotations
 
@@ -8,20 +8,36 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.errors import UserError, one_line
 from basicsr_effsr.utils.memory import out_of_memory
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counted cost of a network in one form at one LR size; multiply-adds count as one."""
+
+    model: str
+    form: str
+    lr_size: tuple[int, int]
+    params: int
+    multi_adds: int
+    fvcore: int
+    activations: int
+    convolutions: int
+    memory: int
+    uncounted: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,29 @@ class Latency:
     ratio: float
 
 
+def cost(net: nn.Module, model: str, form: str, lr_size: tuple[int, int], num_in_ch: int = 3) -> Cost:
+    """Counts one network.
+
+    Raises:
+        ValueError: it cannot be counted, or does not take such an input.
+    """
+    from basicsr_effsr.utils.complexity import count_macs, count_params, peak_memory
+
+    macs = count_macs(net, lr_size, num_in_ch=num_in_ch)
+    return Cost(
+        model,
+        form,
+        lr_size,
+        count_params(net),
+        macs.total,
+        macs.fvcore,
+        macs.activations,
+        macs.convolutions,
+        peak_memory(net, lr_size, num_in_ch=num_in_ch),
+        macs.uncounted,
+    )
+
+
 def once(net: Callable, image: Tensor) -> float:
     """Milliseconds of one forward pass, by CUDA events or by the clock."""
     import torch
@@ -59,7 +98,7 @@ def once(net: Callable, image: Tensor) -> float:
     return (time.perf_counter() - started) * 1000
 
 
-def interleaved(nets: dict[str, Callable], image: Tensor, warmup: int, runs: int) -> dict[str, list[float]]:
+def interleaved(nets: Mapping[str, Callable], image: Tensor, warmup: int, runs: int) -> dict[str, list[float]]:
     """Milliseconds of every run of every network, in turns (A B C, A B C ...), the first of them the cold one.
 
     Args:
@@ -81,68 +120,22 @@ def interleaved(nets: dict[str, Callable], image: Tensor, warmup: int, runs: int
     return found
 
 
-def allocated(device: torch.device) -> int | None:
-    """Bytes that tensors hold on a GPU; None on a CPU, which does not say."""
-    import torch
-
-    return torch.cuda.memory_allocated(device) if device.type == 'cuda' else None
-
-
-def at_most(device: torch.device, work: Callable[[], Any]) -> tuple[Any, int | None]:
-    """What ``work`` returns, and the bytes that tensors held at most on a GPU meanwhile; None on a CPU."""
-    import torch
-
-    if device.type != 'cuda':
-        return work(), None
-    torch.cuda.reset_peak_memory_stats(device)
-    return work(), torch.cuda.max_memory_allocated(device)
-
-
-def place(
-    nets: Mapping[str, nn.Module], move: Callable[[nn.Module], nn.Module], device: torch.device
-) -> dict[str, int]:
-    """Moves every network to ``device``.
-
-    Args:
-        nets: by name.
-        move: brings one there.
-        device: a GPU, or the CPU, of which no memory is known.
+def peak_mib(net: nn.Module, image: Tensor) -> float | None:
+    """MiB that tensors hold at most in a forward pass, weights and image included, whatever else is on the GPU.
 
     Returns:
-        Name -> bytes there of all the other networks, which share the GPU and are no part of what this one needs.
+        None on a CPU, which does not say.
     """
-    own: dict[str, int] = {}
-    for name, net in nets.items():
-        before = allocated(device)
-        move(net)
-        own[name] = (allocated(device) or 0) - (before or 0)
-    return {name: sum(own.values()) - size for name, size in own.items()}
-
-
-def measured_peak(net: Callable, image: Tensor, others: int = 0) -> float | None:
-    """MiB that a forward pass allocates at most, less ``others`` bytes; None on a CPU, which does not say."""
     import torch
 
-    if allocated(image.device) is None:
-        return None  # without a pass that would say nothing
+    if image.device.type != 'cuda':
+        return None
+    own = image.nbytes + sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
+    before = torch.cuda.memory_allocated(image.device)
+    torch.cuda.reset_peak_memory_stats(image.device)
     with torch.no_grad():
-        _, peak = at_most(image.device, lambda: net(image))
-    return None if peak is None else (peak - others) / 2**20
-
-
-@contextmanager
-def enough_memory(what: str) -> Iterator[None]:
-    """One sentence where memory runs out.
-
-    Raises:
-        UserError: it did.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise UserError(f'{what} needs more memory than there is; take smaller images, or --no-latency') from error
+        net(image)
+    return (torch.cuda.max_memory_allocated(image.device) - before + own) / 2**20
 
 
 def latencies(
@@ -170,21 +163,17 @@ def latencies(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     torch.manual_seed(0)
     image = torch.rand(1, num_in_ch, *size).to(device, kind).contiguous(memory_format=layout)
-    placed = {name: copy.deepcopy(net) for name, net in nets.items()}
-    others = place(placed, lambda net: net.to(device, kind).to(memory_format=layout), device)
-    ready: dict[str, Callable] = dict(placed)
+    ready: dict[str, Any] = {n: copy.deepcopy(net).to(device, kind).to(memory_format=layout) for n, net in nets.items()}
     if compiled:
         torch.compiler.reset()  # after a handful of variants of one network torch would go on without compiling
-        ready = {name: torch.compile(net, dynamic=False) for name, net in placed.items()}
+        ready = {name: torch.compile(net, dynamic=False) for name, net in ready.items()}
     try:
         times = interleaved(ready, image, warmup, runs)
     except RuntimeError as error:
         if out_of_memory(error) or (dtype == 'fp32' and not compiled):
             raise
         how = f'{dtype}, compiled,' if compiled else dtype
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f'{next(iter(nets))} does not run in {how} on {device}: {reason}') from error
-    peaks = {name: measured_peak(net, image, others[name]) for name, net in ready.items()}
+        raise UserError(f'{next(iter(nets))} does not run in {how} on {device}: {one_line(error)}') from error
     reference = statistics.median(times[list(nets)[-1]][warmup:])
     rows = []
     for name, values in times.items():
@@ -203,7 +192,7 @@ def latencies(
                 p95=p95,
                 mean=statistics.fmean(counted),
                 first=values[0],
-                peak_mib=peaks[name],
+                peak_mib=peak_mib(ready[name], image),
                 ratio=median / reference,
             )
         )
@@ -211,30 +200,23 @@ def latencies(
 
 
 def gpu_state(device: torch.device) -> dict[str, str | int]:
-    """Driver, load and clock of a GPU at this moment; what nvidia-smi does not tell is left out."""
+    """Driver, load and clock of a GPU at this moment; what nvidia-smi does not say is left out."""
     import torch
 
-    fields = 'uuid,driver_version,utilization.gpu,clocks.sm'
+    # by its identity, since CUDA_VISIBLE_DEVICES gives GPUs other numbers than nvidia-smi has
+    identity = str(getattr(torch.cuda.get_device_properties(device), 'uuid', '')).removeprefix('GPU-')
+    words = ['nvidia-smi', '--query-gpu=driver_version,utilization.gpu,clocks.sm', '--format=csv,noheader,nounits']
     try:
         said = subprocess.run(
-            ['nvidia-smi', f'--query-gpu={fields}', '--format=csv,noheader,nounits'],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
+            [*words, f'--id=GPU-{identity}'], capture_output=True, text=True, timeout=20, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    rows = [row for row in ([cell.strip() for cell in line.split(',')] for line in said.splitlines()) if len(row) == 4]
-    # by its identity, since CUDA_VISIBLE_DEVICES gives GPUs other numbers than nvidia-smi has
-    identity = str(getattr(torch.cuda.get_device_properties(device), 'uuid', '')).removeprefix('GPU-')
-    own = next((row for row in rows if identity and row[0].removeprefix('GPU-') == identity), None)
-    own = rows[0] if own is None and len(rows) == 1 else own
-    state: dict[str, str | int] = {'driver': rows[0][1]} if rows else {}
-    for name, text in zip(('GPU load [%]', 'SM clock [MHz]'), own[2:] if own else (), strict=False):
-        if text.isdigit():  # else it is N/A
-            state[name] = int(text)
-    return state
+    cells = [cell.strip() for cell in said.split(',')]
+    names = ('driver', 'GPU load [%]', 'SM clock [MHz]')
+    if len(cells) != len(names):
+        return {}
+    return {name: int(c) if c.isdigit() else c for name, c in zip(names, cells, strict=True) if c[:1].isdigit()}
 
 
 def environment(device: torch.device) -> dict[str, Any]:
