@@ -100,7 +100,7 @@ def reading(name: str) -> Iterator[None]:
     try:
         with any_size():
             yield
-    except (ImageError, MemoryError):
+    except (ImageError, MemoryError, ImportError):
         raise
     except UnfitError as error:
         raise ImageError(f'{name} cannot be read as an image: {error}') from error
