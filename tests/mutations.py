@@ -23,10 +23,10 @@ from basicsr.archs import build_network
 from nets import CASES
 
 import basicsr_effsr
-from basicsr_effsr.host import adapt
+from basicsr_effsr.host import dry_run
 from basicsr_effsr.host.dry_run import dry_step
 from basicsr_effsr.host.undisturbed import undisturbed
-from basicsr_effsr.options.check import problems
+from basicsr_effsr.options.check import inspected
 from basicsr_effsr.options.problem import Problem
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / 'options' / 'train').glob('*.yml'))
@@ -199,13 +199,21 @@ def is_placed(problem: Problem, opt: dict) -> bool:
     return True
 
 
+def check(opt: dict) -> list[Problem]:
+    """What the rules or, if they find nothing fatal, the dry step find in a training."""
+    context = inspected(opt, True)
+    if not any(problem.fatal for problem in context.found):
+        context.found += dry_step(context.opt, True)
+    return context.found
+
+
 @contextmanager
-def _unchecked():
-    before, adapt._stop_on_problems = adapt._stop_on_problems, lambda *_: None
+def _no_dry_step():
+    before, dry_run.dry_step = dry_run.dry_step, lambda *_: []
     try:
         yield
     finally:
-        adapt._stop_on_problems = before
+        dry_run.dry_step = before
 
 
 def _train(opt: dict, folder: Path) -> None:
@@ -214,7 +222,7 @@ def _train(opt: dict, folder: Path) -> None:
     file = folder / 'run.yml'
     file.write_text(yaml.safe_dump(opt, sort_keys=False))
     names = dict(vars(host))
-    with undisturbed(), _unchecked():
+    with undisturbed(), _no_dry_step():
         sys.argv = ['train', '-opt', str(file)]
         try:
             host.train_pipeline(str(folder))
@@ -244,9 +252,7 @@ def judge(opt: dict, folder: Path) -> tuple[str, str]:
     """(refused, ran or disagreed; why)."""
     kept = copy.deepcopy(opt)
     try:
-        found = problems(opt, True)
-        if not any(problem.fatal for problem in found):
-            found = dry_step(opt, True)
+        found = check(opt)
     except Exception:
         return 'disagreed', f'the check raises: {traceback.format_exc(limit=-3)}'
     if repr(kept) != repr(opt):

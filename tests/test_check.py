@@ -20,16 +20,15 @@ from typer.testing import CliRunner
 
 from basicsr_effsr.cli import app
 from basicsr_effsr.data.pairs import list_pairs
+from basicsr_effsr.host.dry_run import dry_step
 from basicsr_effsr.host.loop import replacements
-from basicsr_effsr.options import data_rules, run_rules, spec
+from basicsr_effsr.options import data_rules, spec
 from basicsr_effsr.options import forecast as forecasts
-from basicsr_effsr.options.check import problems
+from basicsr_effsr.options.check import inspected, problems
 from basicsr_effsr.options.context import Context, Images
-from basicsr_effsr.options.course import course_of
-from basicsr_effsr.options.forecast import forecast
-from basicsr_effsr.options.run_rules import network_on_meta
+from basicsr_effsr.options.forecast import course_of
 from basicsr_effsr.options.schema import option_schema
-from basicsr_effsr.utils.complexity import count_params, peak_memory
+from basicsr_effsr.utils import complexity
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {'type': 'HASN', 'upscale': 4, 'num_feat': 8, 'num_block': 1, 'esa_channels': 4}
@@ -94,19 +93,32 @@ def put(opt, dotted, value):
     return opt
 
 
+def found_by_check(opt, is_train=True):
+    """What the rules or, if they find nothing, the dry step find."""
+    context = inspected(opt, is_train)
+    if not any(problem.fatal for problem in context.found):
+        context.found += dry_step(context.opt, is_train)
+    return context.found
+
+
 def places(opt, is_train=True, fatal=True):
     """The options that errors are about; or warnings."""
-    return [p.where for p in problems(opt, is_train) if p.fatal is fatal]
+    return [p.where for p in found_by_check(opt, is_train) if p.fatal is fatal]
 
 
 def said(opt, where):
-    """What is said of an option, errors and warnings."""
-    return ' '.join(p.message for p in problems(opt, True) if p.where == where)
+    """What is said of an option and what is below it, errors and warnings."""
+    return ' '.join(p.message for p in found_by_check(opt) if f'{p.where}.'.startswith(f'{where}.'))
+
+
+def forecast(opt, is_train):
+    context = inspected(opt, is_train)
+    return context.found, forecasts.forecast(context)
 
 
 def test_a_sound_file_has_no_problem_and_is_left_as_it_was(opt):
     before = copy.deepcopy(opt)
-    assert problems(opt, True) == []
+    assert found_by_check(opt) == []
     assert opt == before
 
 
@@ -136,7 +148,7 @@ FAULTS = [
     ('datasets.train.gt_size', ..., 'datasets.train.gt_size'),
     ('datasets.train.dataset_enlarge_ratio', 1.2, 'datasets.train.dataset_enlarge_ratio'),
     ('datasets.train.batch_size_per_gpu', 50, 'datasets.train.dataset_enlarge_ratio'),
-    ('datasets.val.persistent_workers', True, 'datasets.val.persistent_workers'),
+    ('datasets.val.persistent_workers', True, 'datasets.val'),
     ('datasets.test_1', {}, 'datasets.test_1 datasets.test_1.type'),
     ('path.teacher', 't.pth', 'path.teacher'),
     ('path.pretrain_network_g', 'no.pth', 'path.pretrain_network_g'),
@@ -164,7 +176,7 @@ FAULTS = [
     ('datasets.train.num_worker_per_gpu', -1, 'datasets.train.num_worker_per_gpu'),
     ('datasets.train.gt_size', 0, 'datasets.train.gt_size'),
     ('datasets.train.mean', [0.5, 0.5, 0.5], 'datasets.train.mean'),
-    ('datasets.train.std', [0.5], 'datasets.train.std'),
+    ('datasets.train.std', [0.5], 'datasets.train.mean'),
     ('datasets.train.std', [0], 'datasets.train.std'),
     ('datasets.train.mean', ['x'], 'datasets.train.mean'),
     ('datasets.train', ..., 'datasets.train'),
@@ -191,13 +203,13 @@ FAULTS = [
     ('train.optim_g.lr', float('nan'), 'train.optim_g.lr'),
     ('train.optim_g.betas', [0.9, 1.0], 'train.optim_g.betas'),
     ('train.optim_g.betas', [0.9], 'train.optim_g.betas'),
-    ('train.optim_g.type', ['Adam'], 'train.optim_g.type'),
-    ('train.scheduler.type', [], 'train.scheduler.type'),
+    ('train.optim_g.type', ['Adam'], 'train.optim_g'),
+    ('train.scheduler.type', [], 'train.scheduler'),
     ('train.scheduler.milestones', ['x'], 'train.scheduler.milestones'),
-    ('train.scheduler.restart_weights', [1, 0.5], 'train.scheduler.restart_weights'),
+    ('train.scheduler.restart_weights', [1, 0.5], 'train.scheduler'),
     ('train.scheduler', {'type': 'CosineAnnealingRestartLR', 'periods': [5]}, 'train.scheduler.periods'),
     ('train.scheduler', {'type': 'CosineAnnealingRestartLR', 'periods': [20, 0]}, 'train.scheduler.periods'),
-    ('train.scheduler', {'type': 'CosineAnnealingRestartLR', 'periods': [10, 10]}, 'train.scheduler.restart_weights'),
+    ('train.scheduler', {'type': 'CosineAnnealingRestartLR', 'periods': [10, 10]}, 'train.scheduler'),
     ('train.losses.l_pix.reduction', 'avg', 'train.losses.l_pix'),
     ('train.losses.l_pix.type', [], 'train.losses.l_pix'),
     ('train.losses.l_pix', {'type': 'FAKDLoss', 'block_size': -1}, 'train.losses.l_pix'),
@@ -225,6 +237,13 @@ FAULTS = [
     ('name', '..', 'name'),
     ('name', '', 'name'),
     ('name', ' ', 'name'),
+    ('name', '../datasets', 'name'),
+    ('name', 'x' * 300, 'name'),
+    ('datasets.val.name', '../b', 'datasets.val.name'),
+    ('val.suffix', 'a/../../b', 'val.suffix'),
+    ('train.losses', {'pix': {'type': 'L1Loss'}}, 'train.losses.pix'),
+    ('datasets.train.color', 'y', 'network_g'),
+    ('network_g.num_out_ch', 1, 'network_g'),
     ('train.optim_g.lr', None, 'train.optim_g.lr'),
     ('train.optim_g.lr', ..., 'train.optim_g.lr'),
     ('train.optim_g.eps', None, 'train.optim_g.eps'),
@@ -234,7 +253,7 @@ FAULTS = [
     ('train.total_iter', '2e4', 'train.total_iter'),
     ('train.ema_decay', None, 'train.ema_decay'),
     ('train.losses.l_pix.loss_weight', None, 'train.losses.l_pix.loss_weight'),
-    ('train.losses.l_pix.reduction', 'none', 'train.losses.l_pix.reduction'),
+    ('train.losses.l_pix.reduction', 'none', 'train.losses.l_pix'),
     ('train.optim_g.type', 'SparseAdam', 'train.optim_g'),
     ('train.optim_g.differentiable', True, 'train.optim_g'),
     ('train.optim_g.capturable', True, 'train.optim_g'),
@@ -250,9 +269,10 @@ FAULTS = [
 
 @pytest.mark.parametrize(('dotted', 'value', 'where'), FAULTS, ids=[f'{d}={v}'[:50] for d, v, _ in FAULTS])
 def test_one_fault_is_named_where_it_is(opt, dotted, value, where):
-    named = places(put(opt, dotted, value))
-    assert set(where.split()) <= set(named)
-    assert all('\n' not in str(problem) for problem in problems(opt, True))
+    found = found_by_check(put(opt, dotted, value))
+    named = {problem.where for problem in found if problem.fatal}
+    assert all(any(f'{one}.'.startswith(f'{place}.') for one in named) for place in where.split()), named
+    assert all('\n' not in str(problem) for problem in found)
 
 
 def test_values_at_the_bounds_pass(opt):
@@ -260,11 +280,15 @@ def test_values_at_the_bounds_pass(opt):
         ('train.ema_decay', 0),
         ('train.grad_clip', 0),
         ('train.total_iter', 2e1),
+        ('train.accumulate', 5.0),
+        ('datasets.train.batch_size_per_gpu', 5.0),
+        ('network_g.num_feat', 8.0),
+        ('train.max_nonfinite', 0),
         ('datasets.train.use_hflip', None),
         ('datasets.train.use_rot', None),
         ('logger.use_tb_logger', None),
         ('train.warmup_iter', -1.0),
-        ('train.progressive', {'gt_size': [64, 80], 'iters': [10, 10]}),
+        ('train.progressive', {'gt_size': [64.0, 80], 'iters': [1e1, 10]}),
         ('train.compile', {'mode': 'default', 'dynamic': True}),
         ('val.tile', {'size': 16, 'overlap': 16, 'blend': 'halo'}),
         ('val.metrics.psnr.crop_border', 39),
@@ -290,16 +314,11 @@ def test_one_ill_typed_section_is_reported_once(opt):
     assert places(put(opt, 'train', 5)) == ['train']
 
 
-def test_losses_are_built_without_fetching_and_without_drawing(opt, monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', lambda *a, **k: pytest.fail('weights were fetched'))
+def test_nothing_is_fetched(opt, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda *a, **k: pytest.fail('weights were fetched'))
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     percep = {'type': 'VGGFeatureLoss', 'download': True}
-    put(opt, 'train.losses.l_vgg', percep)
-    put(opt, 'train.perceptual_opt', {'type': 'PerceptualLoss', 'layer_weights': {'conv5_4': 1}})
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    assert not places(opt)
-    assert torch.equal(torch.get_rng_state(), state)
+    assert not places(put(opt, 'train.losses.l_vgg', percep))
     percep['download'] = False
     assert places(opt) == ['train.losses.l_vgg']
     percep |= {'if_missing': 'zero', 'layers': {'relu9_9': 1.0}}
@@ -329,7 +348,7 @@ class TestForeignModels:
         opt['model_type'] = 'ESRGANModel'
         opt['datasets']['train'] |= {'type': 'PairedImageDataset', 'use_rot': True}
         opt['network_g'] = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1}
-        opt['network_d'] = {'type': 'VGGStyleDiscriminator', 'num_in_ch': 3, 'num_feat': 8, 'input_size': 128}
+        opt['network_d'] = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 8}
         opt['train'] |= {
             'optim_d': {'type': 'Adam', 'lr': 1e-4},
             'pixel_opt': opt['train'].pop('losses')['l_pix'],
@@ -344,31 +363,21 @@ class TestForeignModels:
         assert not places(put(gan, 'train.blur_opt', {'type': 'no loss at all'}))
 
     @pytest.mark.parametrize(
-        ('right', 'misspelt'),
-        [('train.pixel_opt', 'pixel_optt'), ('train.gan_opt', 'gan_optt'), ('train.gan_opt.gan_type', 'gan_typ')],
-    )
-    def test_misspellings_are_fatal(self, gan, right, misspelt):
-        *path, last = right.split('.')
-        section = gan
-        for key in path:
-            section = section[key]
-        section[misspelt] = section.pop(last)
-        where = '.'.join([*path, misspelt])
-        assert where in places(gan)
-        assert repr(last) in said(gan, where)
-
-    @pytest.mark.parametrize(
         ('dotted', 'value', 'where'),
         [
             ('train.gan_opt.gan_type', 'x', 'train.gan_opt'),
-            ('train.gan_opt.type', 'GANLos', 'train.gan_opt.type'),
+            ('train.gan_opt.gan_typ', 'x', 'train.gan_opt.gan_typ'),
+            ('train.gan_opt.type', 'GANLos', 'train.gan_opt'),
             ('train.ldl_opt', {'type': 'L1Loss', 'reduction': 'avg'}, 'train.ldl_opt'),
-            ('train.my_opt', {'type': 'L1Loss', 'reduction': 'avg'}, 'train.my_opt'),
             ('train.optim_d.lr', -1, 'train.optim_d.lr'),
         ],
     )
     def test_every_loss_and_optimizer_is_checked(self, gan, dotted, value, where):
         assert places(put(gan, dotted, value)) == [where]
+
+    def test_a_misspelling_is_a_warning_as_they_may_read_it(self, gan):
+        gan['train']['perceptual_op'] = None
+        assert 'train.perceptual_op' in places(gan, fatal=False)
 
     def test_a_file_without_pairs_needs_no_scale(self, opt):
         for key in ('scale', 'train', 'val'):
@@ -376,7 +385,7 @@ class TestForeignModels:
         opt['model_type'] = 'StyleGAN2Model'
         opt['network_g'] = {'type': 'StyleGAN2Generator', 'out_size': 32, 'num_style_feat': 64, 'num_mlp': 2}
         opt['datasets'] = {'train': {'name': 'F', 'type': 'FFHQDataset', 'batch_size_per_gpu': 4}}
-        assert 'scale' not in places(opt)
+        assert 'scale' not in [problem.where for problem in problems(opt, True)]
 
 
 def test_of_a_test_file_val_and_its_suffix_are_asked_for(opt):
@@ -384,14 +393,10 @@ def test_of_a_test_file_val_and_its_suffix_are_asked_for(opt):
     opt['model_type'] = 'SRModel'
     opt['datasets'] = {'test_1': opt['datasets']['val']}
     put(opt, 'val', {'save_img': True})
-    assert places(opt, False) == ['val.suffix']
+    assert places(opt, False) == ['val']
+    assert not places(put(opt, 'val.suffix', None), False)
     assert places(put(opt, 'val', ...), False) == ['val']
-    assert 'datasets.test_1' in places(put(opt, 'datasets', {}), False)
-
-
-def test_a_host_data_set_cannot_keep_workers_it_does_not_have(opt):
-    opt['datasets']['train'] |= {'type': 'PairedImageDataset', 'use_rot': True, 'persistent_workers': True}
-    assert places(opt) == ['datasets.train.persistent_workers']
+    assert 'datasets.test' in places(put(opt, 'datasets', {}), False)
 
 
 JUNK = (None, 0, -1, 1.5, float('inf'), 'x', '{}_{}', [], [None], {}, {'type': []}, True)
@@ -406,7 +411,6 @@ def entries(section, path=()):
 
 def test_no_mutated_file_gives_a_traceback(opt, monkeypatch, tmp_path):
     """Every entry of a file with everything in it, replaced by what is not meant there."""
-    counted, weighed = forecasts._network_facts, forecasts._training_memory
     opt['model_type'] = 'DistillationModel'
     opt['network_t'] = dict(TINY)
     torch.save({'params': build_network(TINY).state_dict()}, tmp_path / 't.pth')
@@ -422,12 +426,10 @@ def test_no_mutated_file_gives_a_traceback(opt, monkeypatch, tmp_path):
     opt['path'] |= {'resume_state': None, 'param_key_g': 'params', 'training_states': None}
     opt['path']['pretrain_network_t'] = str(tmp_path / 't.pth')
     assert not places(opt)
+    monkeypatch.setattr(complexity, 'count_macs', lambda *_, **__: None)  # counted elsewhere, and slow
+    monkeypatch.setattr(complexity, 'saved_for_backward', lambda *_, **__: 0)
     broken = []
     for number, path in enumerate(entries(opt)):
-        counts = path[0] in ('scale', 'network_g')  # what else is changed makes no difference to a network
-        monkeypatch.setattr(forecasts, '_network_facts', counted if counts else lambda *_: {})
-        weighs = counts or path[:2] in (('train', 'accumulate'), ('train', 'progressive'), ('train', 'distill'))
-        monkeypatch.setattr(forecasts, '_training_memory', weighed if weighs else lambda *_: 0)
         for junk in JUNK[number % 6 :: 6] if len(path) > 1 else JUNK:
             changed = put(copy.deepcopy(opt), '.'.join(path), copy.deepcopy(junk))
             try:
@@ -442,7 +444,6 @@ def test_no_mutated_file_gives_a_traceback(opt, monkeypatch, tmp_path):
     [
         ('train', 'trian'),
         ('datasets.train.use_hflip', 'use_hflips'),
-        ('val.metrics.psnr.crop_border', 'crop_boarder'),  # the function takes any keyword and drops it
         ('logger.print_freq', 'print_frequency'),
     ],
 )
@@ -465,7 +466,6 @@ def test_a_misspelt_option_is_fatal_and_names_the_right_one(opt, dotted, misspel
         ('train.warmup_iter', 15, None),
         ('train.warmup_iter', 15, 'train.scheduler.milestones'),
         ('datasets.train.num_worker_per_gpu', 1, 'datasets.train.persistent_workers'),
-        ('train.losses', {'pix': {'type': 'L1Loss'}}, 'train.losses.pix'),
         ('my_note', 'kept by somebody', None),
         ('name', 'debug_it', None),
     ],
@@ -529,15 +529,6 @@ def test_metrics_that_need_hr_are_named(opt, data):
     assert not places(put(opt, 'val.metrics', ...))
 
 
-def test_libraries_of_the_loggers_must_be_there(opt, monkeypatch):
-    opt['logger'] |= {'use_tb_logger': True, 'wandb': {'project': 'p'}}
-    monkeypatch.setattr(run_rules, 'find_spec', lambda name: None)
-    assert places(opt) == ['logger.use_tb_logger', 'logger.wandb.project']
-    monkeypatch.setattr(run_rules, 'find_spec', lambda name: name)
-    assert not places(opt)
-    assert places(put(opt, 'logger.use_tb_logger', None)) == ['logger.wandb']
-
-
 def test_who_reads_a_key_is_said_by_the_model_classes(opt):
     opt['model_type'] = 'SRModel'
     opt['datasets']['train'] |= {'type': 'PairedImageDataset', 'use_rot': True}
@@ -567,22 +558,15 @@ def test_a_host_data_set_ends_early_too(opt):
 
 
 def test_pairs_of_another_scale_and_unreadable_images_are_named(opt, data):
-    Image.new('RGB', (48, 40)).save(data / 'LR' / '3.png')
-    assert '3.png' in said(opt, 'datasets.train.dataroot_lq')
+    file = data / 'LR' / '3.png'
     whole = (data / 'LR' / '2.png').read_bytes()
-    (data / 'LR' / '3.png').write_bytes(whole[:-20])
-    assert 'LR/3.png' in said(opt, 'datasets.train')
-    (data / 'LR' / '3.png').write_bytes(whole[:20])
-    assert 'LR/3.png' in said(opt, 'datasets.train')
-    (data / 'LR' / '3.png').write_bytes(b'no image')
-    assert 'LR/3.png' in said(opt, 'datasets.train')
-    (data / 'LR' / '3.png').unlink()
+    Image.new('RGB', (23, 20)).save(file)
+    assert '4.17 times as wide and 4 times as high' in said(opt, 'datasets.train')
+    for content in (whole[:-20], whole[:20], b'no image', b''):
+        file.write_bytes(content)
+        assert 'LR/3.png' in said(opt, 'datasets.train')
+    file.unlink()
     assert '3.png' in said(opt, 'datasets.train.dataroot_lq')
-
-
-def test_the_ratio_of_both_sides_is_said(opt, data):
-    Image.new('RGB', (23, 20)).save(data / 'LR' / '3.png')
-    assert '4.17 times as wide and 4 times as high' in said(opt, 'datasets.train.dataroot_lq')
 
 
 @pytest.mark.parametrize('kind', ['png', 'jpg'])
@@ -661,7 +645,7 @@ def test_lmdbs_are_compared_by_their_lists(opt, data):
         'dataroot_lq': str(data / 'LR.lmdb'),
         'io_backend': {'type': 'lmdb'},
     }
-    assert 'datasets.train.dataroot_lq' in places(opt)
+    assert 'datasets.train' in places(opt)
     (data / 'LR.lmdb' / 'meta_info.txt').write_text('0.png (20,24,3) 1\n')
     assert 'LR.lmdb/1 ' in said(opt, 'datasets.train.dataroot_lq')
 
@@ -701,32 +685,10 @@ class TestChannels:
 
     def test_a_network_of_one_channel_cannot_see_rgb(self, luma):
         del luma['datasets']['val']['color']
-        assert places(luma) == ['network_g.num_in_ch', 'network_g.num_out_ch']
-        assert 'datasets.val ' in said(luma, 'network_g.num_in_ch')
-
-    def test_a_network_of_three_channels_cannot_see_luma(self, opt):
-        opt['datasets']['train']['color'] = 'y'
-        assert places(opt) == ['network_g.num_in_ch', 'network_g.num_out_ch']
-        assert 'datasets.train ' in said(opt, 'network_g.num_in_ch')
-
-    def test_the_teacher_sees_what_is_trained_on(self, opt):
-        opt |= {'model_type': 'DistillationModel', 'network_t': {**TINY, 'num_in_ch': 1, 'num_out_ch': 1}}
-        assert {'network_t.num_in_ch', 'network_t.num_out_ch'} <= set(places(opt))
-
-    def test_models_of_others_may_add_channels(self, opt):
-        opt['model_type'] = 'ESRGANModel'
-        opt['datasets']['train'] |= {'type': 'PairedImageDataset', 'use_rot': True}
-        opt['train']['pixel_opt'] = opt['train'].pop('losses')['l_pix']
-        opt['network_g'] = {'type': 'RRDBNet', 'num_in_ch': 4, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1}
-        assert not places(opt)
-        assert 'network_g.num_in_ch' in places(opt, fatal=False)
+        assert places(luma) == ['network_g']
 
     def test_bytes_are_of_three_channels(self, luma):
-        assert places(put(luma, 'datasets.train.uint8', True)) == ['datasets.train.uint8']
-
-    def test_luma_has_one_mean(self, luma):
-        luma['datasets']['train'] |= {'mean': [0.5, 0.5, 0.5], 'std': [1]}
-        assert places(luma) == ['datasets.train.mean']
+        assert places(put(luma, 'datasets.train.uint8', True)) == ['datasets.train']
 
 
 def test_stages_need_a_data_set_that_can_change_its_patches(opt):
@@ -752,7 +714,6 @@ def test_a_checkpoint_must_fit_unless_told_otherwise(opt, tmp_path):
     assert str(file) in said(opt, where)
     put(opt, 'path.strict_load_g', False)
     assert not places(opt)
-    assert where in places(opt, fatal=False)
     put(opt, 'path.param_key_g', 'ema')
     assert places(opt) == [where]
     assert "'ema'" in said(opt, where)
@@ -777,18 +738,26 @@ def test_feature_names_and_the_teacher_are_looked_up(opt, tmp_path):
     assert not places(opt)
 
 
-def test_a_resumed_run_needs_no_starting_weights(opt, tmp_path):
-    put(opt, 'path.pretrain_network_g', 'gone.pth')
-    torch.save({'epoch': 0, 'iter': 10, 'optimizers': [], 'schedulers': []}, tmp_path / '10.state')
-    put(opt, 'path.resume_state', str(tmp_path / '10.state'))
+def test_what_basicsr_cannot_load_is_converted(opt, tmp_path):
+    opt['model_type'] = 'SRModel'
+    opt['datasets']['train'] |= {'type': 'PairedImageDataset', 'use_rot': True}
+    opt['train']['pixel_opt'] = opt['train'].pop('losses')['l_pix']
+    state = build_network(TINY).state_dict()
+    where = 'path.pretrain_network_g'
+    put(opt, where, str(tmp_path / 'net.pth'))
+    for stored in ({'state_dict': {f'model.{key}': value for key, value in state.items()}}, state):
+        torch.save(stored, tmp_path / 'net.pth')
+        assert places(opt) == [where]
+        assert 'effsr convert' in said(opt, where)
+    torch.save({'params': state}, tmp_path / 'net.pth')
     assert not places(opt)
 
 
 def test_more_gpus_than_there_are_stop_a_run_and_warn_elsewhere(opt):
     put(opt, 'num_gpu', 64)
     put(opt, 'datasets.train.dataset_enlarge_ratio', 640)
-    assert not places(opt)
-    assert places({**opt, 'rank': 0}) == ['num_gpu']
+    assert not [p for p in problems(opt, True) if p.fatal]
+    assert [p.where for p in problems({**opt, 'rank': 0}, True) if p.fatal] == ['num_gpu']
 
 
 def test_forecast_counts_what_will_happen(opt):
@@ -841,8 +810,7 @@ def play(opt):
     ],
 )
 def test_forecast_is_what_the_loop_of_the_host_does(opt, monkeypatch, kind, gpus, stages, batches):
-    monkeypatch.setattr(forecasts, '_network_facts', lambda *_: {})
-    monkeypatch.setattr(forecasts, '_training_memory', lambda *_: 0)
+    monkeypatch.setattr(complexity, 'saved_for_backward', lambda *_, **__: 0)
     opt['datasets']['train'] |= {'type': kind, 'use_rot': True, 'dataset_enlarge_ratio': 20}
     found_problems, will = forecast(put(put(opt, 'num_gpu', gpus), 'train.progressive', stages), True)
     times, many = max(gpus, 1), batches if isinstance(batches, list) else [batches]
@@ -888,11 +856,6 @@ def test_auto_is_all_visible_gpus(opt, monkeypatch):
     assert 'num_gpu' in places(opt, fatal=False)
 
 
-def test_a_run_that_several_gpus_cut_short_says_so(opt):
-    put(opt, 'num_gpu', 2)
-    assert '2 GPUs' in said(opt, 'datasets.train.dataset_enlarge_ratio')
-
-
 class TestMemoryOfTheTeacher:
     LR, TEACHER = 16, {**TINY, 'num_feat': 24}
 
@@ -912,12 +875,9 @@ class TestMemoryOfTheTeacher:
         with_teacher = self.estimate(distil)
         alone = self.estimate({**distil, 'model_type': 'EffSRModel', 'train': {**distil['train'], 'distill': None}})
         net = build_network(self.TEACHER)
-        image = 4 * 64 * 3 * self.LR**2
-        output = 16 * image
-        least = 4 * count_params(net) + image + output + 4 * 64 * 24 * self.LR**2  # with the features that are kept
-        assert least / 2**20 < with_teacher - alone
-        peak = peak_memory(net, (self.LR, self.LR)) - 4 * count_params(net)  # of one image
-        assert with_teacher - alone == pytest.approx(64 * peak / 2**20, rel=0.5)
+        weights = 4 * complexity.count_params(net)
+        image = complexity.peak_memory(net, (self.LR, self.LR)) - weights
+        assert with_teacher - alone == pytest.approx((weights + 64 * image) / 2**20, abs=1)
 
     def test_it_grows_with_the_batch_and_shrinks_with_its_precision(self, distil):
         full = self.estimate(distil)
@@ -925,15 +885,6 @@ class TestMemoryOfTheTeacher:
         parts = self.estimate(put(copy.deepcopy(distil), 'train.accumulate', 4))
         assert half < full
         assert parts == pytest.approx(full / 4, rel=0.1)
-
-    def test_what_cannot_be_counted_gives_no_figure(self, distil, monkeypatch):
-        def without_memory(option):
-            if option['num_feat'] == self.TEACHER['num_feat']:
-                raise RuntimeError('this network cannot be built on the meta device')
-            return network_on_meta(option)
-
-        monkeypatch.setattr(run_rules, 'network_on_meta', without_memory)
-        assert 'estimated memory per GPU, MiB' not in forecast(distil, True)[1]
 
 
 def run(*arguments):
@@ -951,19 +902,6 @@ def test_exit_codes_and_json(opt, tmp_path):
     for bad in (['-opt', tmp_path / 'none.yml'], []):
         result = run(*bad)
         assert (result.exit_code, result.stderr.count('\n')) == (2, 1)
-
-
-@pytest.mark.parametrize(
-    'content',
-    ['a: [', 'manual_seed: 2024-13-45', 'name: caf\xe9', 'a: &a {b: *a}', '- a\n- b', ''],
-)
-def test_what_is_no_option_file_is_one_sentence(tmp_path, content):
-    file = tmp_path / 'a.yml'
-    file.write_bytes(content.encode('latin-1'))
-    result = run('-opt', file)
-    assert (result.exit_code, result.stdout, result.stderr.count('\n')) == (2, '', 1)
-    assert str(file) in result.stderr
-    assert run('-opt', tmp_path).exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -1024,7 +962,7 @@ def test_schema_accepts_our_files_and_refuses_misspellings(opt, validator):
 
 def both(validator, opt):
     """Whether the schema underlines something, and the errors of the check."""
-    return bool(list(validator.iter_errors(opt))), places(opt)
+    return bool(list(validator.iter_errors(opt))), [p.where for p in problems(opt, True) if p.fatal]
 
 
 @pytest.fixture(scope='module')
@@ -1111,7 +1049,7 @@ def test_models_of_others_have_their_own_options(opt, validator):
         'optim_d': {'type': 'Adam', 'lr': 1e-4},
         'net_d_iters': 1,
     }
-    opt['network_d'] = {'type': 'VGGStyleDiscriminator', 'num_in_ch': 3, 'num_feat': 8, 'input_size': 128}
+    opt['network_d'] = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 8}
     opt['path']['param_key_d'] = 'params'
     assert both(validator, opt) == (False, [])
     opt['model_type'] = 'SRModel'

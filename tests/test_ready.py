@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mutations import run
+from mutations import check, run
 from runs import TINY_HASN, short_run
 
 from basicsr_effsr.host.dry_run import dry_step
-from basicsr_effsr.options.check import problems
 from datasets_prep.lmdb_maker import make_lmdb
 
 WITHOUT_HR = {'name': 'lq', 'type': 'SingleImageDataset', 'io_backend': {'type': 'disk'}}
@@ -39,10 +38,7 @@ def put(opt: dict, place: str, value) -> None:
 
 def refused_at(opt: dict) -> list[str]:
     """Where the check of an option file finds something fatal; empty if it says ready."""
-    found = problems(opt, True)
-    if not any(problem.fatal for problem in found):
-        found = dry_step(opt, True)
-    return [problem.where for problem in found if problem.fatal]
+    return [problem.where for problem in check(opt) if problem.fatal]
 
 
 REFUSED = {  # what is put where, and at which option it is refused
@@ -120,6 +116,7 @@ WORKS = {
     'milestones within the warm-up': (
         'train', {'warmup_iter': 3, 'scheduler': {'type': 'MultiStepLR', 'milestones': [1]}}
     ),
+    'counts as floats': ('train', {'accumulate': 2.0, 'progressive': {'gt_size': [32.0], 'iters': [2e4]}}),
     'three parts of a batch': ('datasets.train.batch_size_per_gpu', 3),
 }  # fmt: skip
 

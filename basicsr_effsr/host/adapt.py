@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from argparse import ArgumentError, ArgumentParser
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -16,10 +17,14 @@ from functools import wraps
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from basicsr_effsr._registration import derives_from_ours
 from basicsr_effsr.host import DEAD_TORCHVISION, OPTIONS, REGISTRY, VERSION
+from basicsr_effsr.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from basicsr_effsr.options.problem import Problem
 
 
 class _AdaptingLoader:
@@ -161,6 +166,8 @@ def _adapt_options(module: ModuleType) -> None:
     * ``init_dist`` falls back to gloo without a GPU. Reason: the host divides by zero GPUs.
     * Without ``manual_seed`` all ranks take the seed of rank 0. Reason: the host lets each rank draw
       its own, and a run could not be resumed with all of them (1.4.2 and head).
+    * What is no option file, such as a pipe, is refused before it is read, and what the host cannot
+      parse is said in a sentence. Reason: the host waits for ever, or ends in a traceback.
     * If the options name a class of ours they are checked before anything is created, functions of the training module
       are replaced by ours (``loop.py`` says which and why), and the end of a run and what it writes are ours
       (``ending.py``).
@@ -175,7 +182,13 @@ def _adapt_options(module: ModuleType) -> None:
     def parse_options(root_path, is_train=True):
         sys.argv[1:] = ['--local_rank' + a[12:] if a.startswith('--local-rank') else a for a in sys.argv[1:]]
         root = output_root(root_path)
-        opt, args = original(root, is_train=is_train)
+        file = _option_file()
+        try:
+            opt, args = original(root, is_train=is_train)
+        except Exception:
+            if file is not None:
+                _say_what_is_missing(file, is_train)
+            raise
         rooted = _RootedOptions(opt)
         if root != root_path:
             rooted['root_path'] = root
@@ -183,7 +196,7 @@ def _adapt_options(module: ModuleType) -> None:
             from basicsr_effsr.host.ending import end_in_a_sentence
             from basicsr_effsr.host.loop import replacements
 
-            _stop_on_problems(rooted, is_train)
+            _stop_on_problems(rooted, file, is_train)
             _share_seed(rooted)
             end_in_a_sentence()
             caller = sys._getframe(1).f_globals
@@ -204,32 +217,78 @@ def _adapt_options(module: ModuleType) -> None:
             sys.modules[user].parse_options = parse_options  # type: ignore[attr-defined]
 
 
-def _stop_on_problems(opt: dict[str, Any], is_train: bool) -> None:
+def _option_file() -> Path | None:
+    """The file of ``-opt``; ends the run if it is none that can be read. None if the arguments name none."""
+    from basicsr_effsr.options.file import option_text
+
+    parser = ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument('-opt', type=Path)
+    file = None
+    with suppress(ArgumentError):  # of which the host says what is wrong
+        file = parser.parse_known_args()[0].opt
+    if file is not None:
+        _of(file, option_text)
+    return file
+
+
+def _say_what_is_missing(file: Path, is_train: bool) -> None:
+    """Ends the run with what the rules find in a file that the host could not parse, if they find anything."""
+    from basicsr_effsr.options.check import inspected
+    from basicsr_effsr.options.file import read_option_file
+
+    opt = _of(file, read_option_file)
+    if uses_our_classes(opt):
+        _report(inspected(opt, is_train).found, file)
+
+
+def _of(file: Path, read: Callable[[Path], Any]) -> Any:
+    """What is read of an option file; ends the run with a sentence if it cannot be."""
+    try:
+        return read(file)
+    except UserError as error:
+        raise SystemExit(f'basicsr_effsr: {error}') from error
+
+
+def _stop_on_problems(opt: dict[str, Any], file: Path | None, is_train: bool) -> None:
     """Stops where the rules or, if they find nothing, one dry step find what the run would die of.
 
-    Then, for training, where another process writes the same folder. One process of a group does it for all.
+    Whole floats become integers where the rules ask for a count. Then, for training, it stops where another process
+    writes the same folder. One process of a group does it for all.
     """
     from basicsr_effsr.host.undisturbed import undisturbed
-    from basicsr_effsr.options.check import problems
+    from basicsr_effsr.options.check import inspected
+    from basicsr_effsr.options.file import read_option_file
+    from basicsr_effsr.options.problem import adopt
     from basicsr_effsr.utils.distributed import from_rank_0
 
-    with undisturbed():  # a loss that logs while it is tried would keep the host from opening its log file
-        found = problems(opt, is_train)
-    if opt.get('rank', 0) == 0 and not any(problem.fatal for problem in found):
-        from basicsr_effsr.host.dry_run import dry_step
+    if file is not None:
+        _of(file, read_option_file)  # the host takes the last of two equal keys
+    with undisturbed():  # what logs while it is tried would keep the host from opening its log file
+        context = inspected(opt, is_train)
+    found = context.found
+    if not any(problem.fatal for problem in found):
+        adopt(opt, context.opt)
+        if opt.get('rank', 0) == 0:
+            from basicsr_effsr.host.dry_run import dry_step
 
-        found += dry_step(opt, is_train)
-        if is_train and not any(problem.fatal for problem in found):
-            from basicsr_effsr.host.resume import take_folder
+            found += dry_step(opt, is_train)
+            if is_train and not any(problem.fatal for problem in found):
+                from basicsr_effsr.host.resume import take_folder
 
-            found += take_folder(opt)
-    found = from_rank_0(found)
+                found += take_folder(opt)
+    _report(from_rank_0(found), file, opt.get('rank', 0))
+
+
+def _report(found: list[Problem], file: Path | None, rank: int = 0) -> None:
+    """Ends the run if something is fatal, otherwise rank 0 prints the warnings."""
+    from basicsr_effsr.options.file import with_lines
+
+    found = found if file is None else with_lines(found, file)
     fatal = [problem for problem in found if problem.fatal]
     if fatal:
         raise SystemExit('\n'.join(f'basicsr_effsr: {problem}' for problem in fatal))
-    if opt.get('rank', 0) == 0:
-        for problem in found:
-            sys.stderr.write(f'basicsr_effsr: warning: {problem}\n')
+    for problem in found if rank == 0 else ():
+        sys.stderr.write(f'basicsr_effsr: warning: {problem}\n')
 
 
 def _share_seed(opt: dict[str, Any]) -> None:

@@ -42,10 +42,8 @@ MAKERS = {  # functions of the host and of our models that make or use what an o
     '_build_teacher': 'network_t',
     '_build_adapters': 'train.distill',
     'build_network': 'network_g',
-    'load_network': 'path.pretrain_network_g',
 }
 NAMED = re.compile(r'\b((?:train|val|datasets|path|logger|network_\w+)\.\w+(?:\.\w+)*)')
-TARGETS = ('target', 'gt', 'hr', 'truth', 'label', 'reference')
 
 
 class _StepError(Exception):
@@ -162,7 +160,9 @@ class _Step:
             place = named[1] if named else next(filter(None, map(self._place, reversed(frames))), where)
             if out_of_memory(error):
                 text = 'even one small step needs more memory than there is'
-            elif not (ours and isinstance(error, ValueError)):
+            elif place.startswith('path.pretrain') and not (ours or isinstance(error, FileNotFoundError)):
+                text = f'BasicSR cannot load it ({type(error).__name__}: {text}); effsr convert writes what it reads'
+            elif not (ours and isinstance(error, (ValueError, OSError))):
                 text = f'the run would stop with {type(error).__name__}: {text}; correct or leave out this option'
             raise _StepError(place, text.removeprefix(f'{place}: ')) from error
 
@@ -172,16 +172,21 @@ class _Step:
         if name == 'nondist_validation' and 'opt_' in seen:
             return f'val.metrics.{seen["name"]}'
         if name == 'build_loss':
-            return next((place for _, place, o in self._losses() if o['type'] == seen.get('loss_type')), None)
+            asked = {**seen['opt'], 'type': seen.get('loss_type')}
+            return next((place for _, place, option in self._losses() if option == asked), None)
+        if name == 'load_network':
+            files = {file: key for key, file in self.opt['path'].items() if key.startswith('pretrain_network')}
+            return f'path.{files.get(seen.get("load_path"), "pretrain_network_g")}'
         return self.owners.get(id(seen.get('self'))) or MAKERS.get(name)
 
     def _losses(self) -> Iterator[tuple[str, str, Options]]:
-        """(log name, place, option) of every loss that is called with an output and a target."""
+        """(log name, place, option) of every loss; of those under keys that another's model has, no name."""
         train = self.opt.get('train') or {}
+        own = [('', f'train.{key}', option) for key, option in train.items() if key.endswith('_opt') and option]
         named = {name: (f'train.{key}', train.get(key)) for name, (key, _) in HOST_LOSSES.items()}
         named |= {name: (f'train.losses.{name}', option) for name, option in (train.get('losses') or {}).items()}
         named[''] = ('train.distill.feature_loss', (train.get('distill') or {}).get('feature_loss'))
-        yield from ((name, place, option) for name, (place, option) in named.items() if option)
+        yield from [*((name, place, option) for name, (place, option) in named.items() if option), *own]
 
     # ------------------------------------------------------------------ making the parts
 
@@ -189,6 +194,8 @@ class _Step:
         self.folder.mkdir()
         self.opt = opt = copied(opt) if 'is_train' in opt else _parsed(opt, is_train, self.folder)
         opt.update(dist=False, rank=0, world_size=1, num_gpu=min(opt['num_gpu'], 1))
+        with self.at('name'):
+            (self.folder / opt['name']).mkdir()
         for key in ('visualization', 'log', 'experiments_root', 'results_root'):
             if key in opt['path']:
                 opt['path'][key] = str(self.folder / key)
@@ -203,15 +210,12 @@ class _Step:
                 sampler = None
                 if phase == 'train':
                     sampler = self.hooks['EnlargedSampler'](dataset, 1, 0, option.get('dataset_enlarge_ratio', 1))
-                workerless = {**option, 'num_worker_per_gpu': 0, 'persistent_workers': False}
                 place = {'num_gpu': self.opt['num_gpu'], 'dist': False, 'seed': self.opt['manual_seed']}
-                self.hooks['build_dataloader'](dataset, workerless, sampler=sampler, **place)
+                self.hooks['build_dataloader'](dataset, option, sampler=sampler, **place)
 
     def build(self) -> None:
         from basicsr.models import build_model
 
-        for _, where, option in self._losses():
-            _refuse_other_calls(where, option)
         with self.at('model_type'):
             self.model = model = build_model(self.opt)
         for name, part in vars(model).items():
@@ -224,7 +228,7 @@ class _Step:
             loss = own[name] if name in own else getattr(model, HOST_LOSSES.get(name, ('', ''))[1], None)
             if loss is not None:
                 self._belongs(loss, where)
-                loss.register_forward_hook(_refuse_maps(where))
+                loss.register_forward_hook(_refuse_what_compares_nothing(where))
         if hasattr(model, 'net_g'):
             model.get_bare_model(model.net_g)._compiled_call_impl = None
 
@@ -243,8 +247,9 @@ class _Step:
         with self.at('path.resume_state'):
             state = self.hooks['load_resume_state'](opt)
         self.datasets()
-        if opt['datasets']['train'].get('prefetch_mode') == 'cuda' and not torch.cuda.is_available():
-            raise _StepError('datasets.train.prefetch_mode', 'cuda needs a GPU, and none is visible; leave it out')
+        data = opt['datasets']['train']
+        if data.get('prefetch_mode') == 'cuda' and not (torch.cuda.is_available() and data.get('pin_memory')):
+            raise _StepError('datasets.train.prefetch_mode', 'cuda needs a GPU that is visible and pin_memory: true')
         self.build()
         if state:
             with self.at('path.resume_state'):
@@ -396,22 +401,35 @@ class _Step:
                         raise _StepError('train.scheduler', f'gives the learning rate {rate} at iteration {turn}')
 
 
-def _refuse_other_calls(where: str, option: Options) -> None:
-    """A loss is called with an output and a target, which its second parameter must be; no flag, no weight."""
-    cls, _ = lookup('LOSS', option.get('type'))
-    signature = inspect.signature(getattr(cls, 'forward', lambda output, target: None))
-    for second in list(signature.parameters.values())[2:3]:
-        optional = second.default is not second.empty and not second.name.lower().startswith(TARGETS)
-        if optional or '_is_' in f'_{second.name}':
-            words = f'{cls.__name__} must be callable with (output, target), it has {signature}; take another loss'
-            raise _StepError(f'{where}.type', words)
+def _number(out: Any, where: str, name: str) -> float:
+    """The one number that a loss gives; the host's PerceptualLoss gives two, either of which may be missing."""
+    parts = [part for part in (out if isinstance(out, tuple) else (out,)) if isinstance(part, torch.Tensor)]
+    for part in parts:
+        if part.numel() != 1:
+            words = f'{name} must give one number, it gives {tuple(part.shape)}; set reduction: mean or sum'
+            raise _StepError(where, words)
+    return float(sum(part.detach() for part in parts))
 
 
-def _refuse_maps(where: str) -> Callable:
-    def hook(module: nn.Module, _: Any, out: Any) -> None:
-        for part in out if isinstance(out, tuple) else (out,):
-            if isinstance(part, torch.Tensor) and part.numel() != 1:
-                words = f'{type(module).__name__} must give one number, it gives {tuple(part.shape)}; set reduction: '
-                raise _StepError(where, words + 'mean or sum')
+def _refuse_what_compares_nothing(where: str) -> Callable:
+    """A hook on a loss: it gives one number, which depends on the target and is least where the output equals it."""
+
+    @torch.no_grad()
+    def hook(module: nn.Module, given: tuple[Any, ...], out: Any) -> None:
+        name, (output, target) = type(module).__name__, given[:2]
+        _number(out, where, name)
+        if output.shape != target.shape:  # which torch would broadcast; features of a pair may differ
+            if 'feature' not in where:
+                words = f'gives images of {tuple(output.shape)}, HR images are of {tuple(target.shape)}'
+                raise _StepError('network_g', f'{words}; check its channels and upscale')
+            return
+        one, other = torch.rand(2, *target.shape, generator=torch.Generator().manual_seed(0)).to(target)
+        flat = torch.full_like(one, 0.5)
+        reached, far, moved = (
+            _number(module.forward(*pair), where, name) for pair in ((one, one), (flat, one), (one, other))
+        )
+        if reached > far + 1e-6 * abs(far) or reached == moved != 0:
+            words = 'which gives no smaller number for an output that is its target; take another loss'
+            raise _StepError(f'{where}.type', f'{name} must be a loss of (output, target), {words}')
 
     return hook

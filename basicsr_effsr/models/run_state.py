@@ -171,7 +171,7 @@ def recipe(opt: Mapping[str, Any]) -> dict[str, Any]:
     made_with = {
         'model_type': opt.get('model_type'),
         'scale': opt.get('scale'),
-        **{name: _spelt_out(section) for name, section in opt.items() if name.startswith('network_')},
+        **{name: _spelt_out(section) for name, section in opt.items() if section and name.startswith('network_')},
         'train': {**train, 'optim_g': {'type': optimizer.get('type')}, 'scheduler': {'type': kind}},
         'datasets': {'train': {key: value for key, value in data.items() if key not in NO_EFFECT}},
     }

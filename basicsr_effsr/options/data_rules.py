@@ -1,23 +1,22 @@
-"""Rules of the check on data sets: their keys, their loaders, their images."""
+"""Rules of the check on data sets: their keys, their images, and what networks ask of the size of these."""
 
 from __future__ import annotations
 
-import inspect
-import os
 from collections.abc import Iterator
 from typing import Any
 
-from basicsr_effsr._registration import derives_from_ours, lookup
-from basicsr_effsr.data.pairs import Pair, check_sizes, list_pairs, lmdbs_opened_twice, undecodable
+from basicsr_effsr._registration import derives_from_ours
+from basicsr_effsr.data.pairs import Pair, check_patch, check_sizes, list_pairs, lmdbs_opened_twice, undecodable
 from basicsr_effsr.options import spec
 from basicsr_effsr.options.context import Context, Images, is_paired
 from basicsr_effsr.options.problem import Problem, plain, warning
+from basicsr_effsr.options.signatures import find
 from basicsr_effsr.options.validate import missing, validate
 from basicsr_effsr.utils.errors import near
 
 FEW_PAIRS = 2000  # of folders with more only a sample of headers is read when a run is about to start, without --all
 SAMPLED_PAIRS = 24
-OF_PAIRS = ('filename_tmpl', 'io_backend', 'dataroot_gt', 'dataroot_lq', 'meta_info_file')
+OF_PAIRS = ('type', 'filename_tmpl', 'io_backend', 'dataroot_gt', 'dataroot_lq', 'meta_info_file')
 
 
 def phases(context: Context) -> Iterator[Problem]:
@@ -26,91 +25,49 @@ def phases(context: Context) -> Iterator[Problem]:
         return
     data_sets = context.section('datasets')
     wanted = ('train', 'val') if context.is_train else ('test', 'val')
-    listed = 'train, val, val_2 ...' if context.is_train else 'test, test_2 ..., val, val_2 ...'
     names: dict[Any, str] = {}
-    for full, data in data_sets.items():
-        phase = str(full).split('_')[0]
-        if phase not in wanted or (phase == 'train' and full != phase):
-            yield Problem(f'datasets.{full}', f'must be one of {listed}')
-        name = data.get('name') if isinstance(data, dict) else None
-        if phase != 'train' and isinstance(name, str):
-            if name in names:
-                words = f'{name!r} is the name of datasets.{names[name]} too; they would share scores and saved images'
-                yield Problem(f'datasets.{full}.name', words)
-            names.setdefault(name, str(full))
-    if context.is_train and 'train' not in map(str, data_sets):
-        yield Problem('datasets.train', 'is missing: there is nothing to train on')
-    if not context.is_train and not data_sets:
-        yield Problem('datasets.test_1', 'is missing: there is nothing to test')
-    if context.opt.get('scale') is None and context.fine('scale') and any(map(is_paired, data_sets.values())):
+    for phase, data in data_sets.items():
+        if str(phase).split('_')[0] not in wanted or (phase != 'train' and str(phase).startswith('train')):
+            yield Problem(f'datasets.{phase}', f'must be one of {", ".join(wanted)}, val_2 ...')
+        name = data.get('name') if isinstance(data, dict) and phase != 'train' else None
+        if names.setdefault(name, str(phase)) != phase and name is not None:
+            words = f'{name!r} is the name of datasets.{names[name]} too; they would share scores and saved images'
+            yield Problem(f'datasets.{phase}.name', words)
+    if (context.is_train and 'train' not in data_sets) or not data_sets:
+        yield Problem(f'datasets.{wanted[0]}', f'is missing: there is nothing to {wanted[0]}')
+    if context.scale is None and context.fine('scale') and any(map(is_paired, data_sets.values())):
         yield Problem('scale', 'is missing: the factor between the sizes of HR and LR images')
 
 
 def data_sets(context: Context) -> Iterator[Problem]:
     """The keys of every data set."""
     for phase, data in context.section('datasets').items():
-        where, training = f'datasets.{phase}', str(phase).startswith('train')
+        where, training = f'datasets.{phase}', phase == 'train'
         if not isinstance(data, dict):
             yield Problem(where, f'must be a section, got {plain(data)}')
             continue
         kind = data.get('type')
-        cls, known = lookup('DATASET', kind)
+        cls, known = find('DATASET', kind)
         if cls is None:
             yield Problem(f'{where}.type', f'there is no data set {plain(kind)}; {near(kind, known)}')
             continue
-        ours = derives_from_ours(cls)
         if is_paired(data):
-            unread = [] if training else [k for k in spec.TRAINING_ONLY if data.get(k, '') is None]
-            others = [*unread, *spec.AT_RUN_TIME[spec.Dataset]]
-            yield from validate(where, data, spec.Dataset, unread=unread, others=others, strict=False)
+            yield from validate(where, data, spec.Dataset, others=spec.AT_RUN_TIME[spec.Dataset], strict=False)
             for key in spec.needed_by(str(kind), training):
                 lacks = key not in data or (key == 'io_backend' and data[key] is None)
                 if lacks and context.fine(f'{where}.{key}'):
                     yield Problem(f'{where}.{key}', missing(spec.fields(spec.Dataset)[key].description or ''))
-            yield from _channels_of_images(where, data, ours)
+            if (data.get('mean') is None) != (data.get('std') is None) and context.fine(
+                f'{where}.mean', f'{where}.std'
+            ):
+                yield Problem(f'{where}.mean', 'needs std beside it, and std needs mean; give both or neither')
         if isinstance(data.get('io_backend'), dict) and cls.__module__.startswith(('basicsr.', 'basicsr_effsr.')):
             set_by_host = spec.AT_RUN_TIME[spec.IOBackend]
             yield from validate(f'{where}.io_backend', data['io_backend'], spec.IOBackend, others=set_by_host)
-        if not training and data.get('persistent_workers'):
-            yield Problem(f'{where}.persistent_workers', 'must be left out: validation reads without workers')
-        if training:
-            yield from _loader(context, where, data, ours)
-
-
-def _channels_of_images(where: str, data: dict[str, Any], ours: bool) -> Iterator[Problem]:
-    mean, std = data.get('mean'), data.get('std')
-    for name, other, value in (('mean', 'std', mean), ('std', 'mean', std)):
-        if value is not None and data.get(other) is None:
-            yield Problem(f'{where}.{name}', f'needs {other} beside it; give both or neither')
-        elif value is not None and len(value) not in (1, 1 if data.get('color') == 'y' else 3):
-            yield Problem(f'{where}.{name}', f'must hold one number per channel, got {value}')
-    if ours and data.get('uint8') and (data.get('color') == 'y' or mean is not None):
-        yield Problem(f'{where}.uint8', 'cannot be combined with color, mean or std; drop one')
-
-
-def _loader(context: Context, where: str, data: dict[str, Any], ours: bool) -> Iterator[Problem]:
-    workers, batch = data.get('num_worker_per_gpu'), data.get('batch_size_per_gpu')
-    if data.get('prefetch_mode') == 'cuda':
-        import torch
-
-        if not data.get('pin_memory'):
-            yield Problem(f'{where}.prefetch_mode', 'cuda needs pin_memory: true')
-        elif not torch.cuda.is_available():
-            yield Problem(f'{where}.prefetch_mode', 'cuda needs a GPU, none is visible', fatal=context.without_gpu)
-    if not isinstance(workers, int) or not isinstance(batch, int):
-        return
-    keep = data.get('persistent_workers')
-    if workers == 0 and keep and not ours:
-        words = 'needs workers; set num_worker_per_gpu to 1 or more, or leave it out'
-        yield Problem(f'{where}.persistent_workers', words)
-    if workers > 0 and not keep:
-        cost = 'every epoch starts them again' if ours else 'every epoch starts them again and repeats their draws'
-        yield warning(f'{where}.persistent_workers', f'is not set with {workers} workers, so {cost}; set it to true')
-    cores = os.cpu_count() or 1
-    if workers > cores:
-        yield warning(f'{where}.num_worker_per_gpu', f'is {workers}, this machine has {cores} cores')
-    if workers == 0 and batch >= 16 and context.opt.get('num_gpu') != 0:
-        yield warning(f'{where}.num_worker_per_gpu', f'is 0, so a GPU waits while {batch} patches are read')
+        if training and data.get('num_worker_per_gpu') and not data.get('persistent_workers'):
+            cost = 'starts them again' if derives_from_ours(cls) else 'starts them again and repeats their draws'
+            words = f'is not set with {data["num_worker_per_gpu"]} workers, so every epoch {cost}; set it to true'
+            yield warning(f'{where}.persistent_workers', words)
 
 
 def pairs(context: Context) -> Iterator[Problem]:
@@ -119,80 +76,66 @@ def pairs(context: Context) -> Iterator[Problem]:
         yield Problem(where, message)
     for phase, data in context.section('datasets').items():
         where = f'datasets.{phase}'
-        if not is_paired(data) or not context.fine(f'{where}.type', *(f'{where}.{key}' for key in OF_PAIRS)):
-            continue
-        try:
-            found = list_pairs(where, data)
-        except (OSError, ValueError) as error:
-            yield Problem(*_split(str(error), where))
-            continue
-        context.images[str(phase)] = Images(len(found))
-        if isinstance(context.opt.get('scale'), int):
-            yield from _sizes(context, str(phase), data, found)
+        if is_paired(data) and context.fine(*(f'{where}.{key}' for key in OF_PAIRS)):
+            try:
+                found = list_pairs(where, data)
+                context.images[str(phase)] = Images(len(found))
+                _measure(context, str(phase), found)
+            except (OSError, ValueError) as error:
+                place, separator, rest = str(error).partition(': ')
+                placed = separator and place.startswith('datasets.')
+                yield Problem(place, rest) if placed else Problem(where, str(error))
 
 
-def _sizes(context: Context, phase: str, data: dict[str, Any], found: list[Pair]) -> Iterator[Problem]:
-    where, scale, training = f'datasets.{phase}', context.opt['scale'], phase.startswith('train')
-    side = data.get('gt_size') if training else None
-    if side is not None and side % scale:
-        yield Problem(f'{where}.gt_size', f'must be a multiple of scale {scale}, got {side}')
+def _measure(context: Context, phase: str, found: list[Pair]) -> None:
+    """Learns the smallest LR image of a data set.
+
+    Raises:
+        OSError, ValueError: an image cannot be read, or is not of the size that its partner asks for.
+    """
+    training = phase == 'train'
     every = context.every_image or not training or len(found) <= FEW_PAIRS or found[0].known is not None
-    sizes = []
-    for pair in found[:: 1 if every else len(found) // SAMPLED_PAIRS]:
-        try:
-            gt, lq = pair.sizes()
-        except (OSError, ValueError) as error:
-            yield Problem(where, str(error))
-            return
-        try:
-            check_sizes(pair.gt, pair.lq, gt, lq, scale, training=training)
-        except ValueError as error:
-            yield Problem(f'{where}.dataroot_lq', str(error))
-            return
-        sizes.append(lq)
+    measured = []
+    for pair in found[:: 1 if every else len(found) // SAMPLED_PAIRS] if context.scale is not None else ():
+        gt, lq = pair.sizes()
+        check_sizes(pair.gt, pair.lq, gt, lq, context.scale or 1, training=training)
+        measured.append((pair.lq, lq))
     if not training:  # few images, each of which would stop the run in its first validation
         damaged = undecodable([file for pair in found if pair.known is None for file in (pair.gt, pair.lq)])
         if damaged:
-            yield Problem(where, damaged)
-            return
-    if sizes:
-        smallest = context.images[phase].smallest_lq = (min(s[0] for s in sizes), min(s[1] for s in sizes))
-        yield from too_small(f'{where}.gt_size', (side or 1) // scale, smallest)
+            raise ValueError(damaged)
+    context.images[phase].smallest = min(measured, key=lambda image: min(image[1]), default=None)
 
 
-def too_small(where: str, patch: int, smallest: tuple[int, int]) -> Iterator[Problem]:
-    """Patches that do not fit in the smallest LR image."""
-    if min(smallest) < patch:
-        yield Problem(
-            where,
-            f'needs LR images of at least {patch} pixels a side, the smallest is {smallest[1]}x{smallest[0]}; '
-            'lower gt_size or leave the image out',
-        )
-
-
-def channels(context: Context) -> Iterator[Problem]:
-    """Channels of the networks against those of the images."""
-    # a model of others may put its own channels beside the image
-    fatal = hasattr(context.model, 'train_keys') or context.opt.get('model_type') == 'SRModel'
-    for key, training in (('network_g', False), ('network_t', True)):
-        option = context.section(key)
-        cls = lookup('ARCH', option.get('type'))[0]
-        for name in ('num_in_ch', 'num_out_ch') if cls is not None else ():
-            parameter = inspect.signature(cls).parameters.get(name)
-            number = option.get(name, parameter.default if parameter else None)
-            if isinstance(number, bool) or not isinstance(number, int):
-                continue
-            for phase, data in context.section('datasets').items():
-                if not is_paired(data) or (training and phase != 'train'):
-                    continue
-                wanted, what = (1, 'color: y') if data.get('color') == 'y' else (3, 'RGB')
-                if number != wanted:
-                    other = '; or take color: y out' if wanted == 1 else '; or set color: y there' * (number == 1)
-                    words = f'must be {wanted}, the channels of datasets.{phase} ({what}), got {number}{other}'
-                    yield Problem(f'{key}.{name}', words, fatal)
-                    break
-
-
-def _split(message: str, where: str) -> tuple[str, str]:
-    head, separator, rest = message.partition(': ')
-    return (head, rest) if separator and head.startswith('datasets.') else (where, message)
+def sizes(context: Context) -> Iterator[Problem]:
+    """Patches against the images they are cut from; patches, images and tiles against the least input of networks."""
+    data, scale = context.section('datasets', 'train'), context.scale
+    asked = [  # (option, LR pixels a side that it gives)
+        (f'datasets.{phase}.dataroot_lq', min(images.smallest[1]))
+        for phase, images in context.images.items()
+        if images.smallest and phase != 'train'
+    ]
+    tile = context.section('val', 'tile')
+    if tile.get('blend') == 'halo':  # the last tile keeps what is left of an image, one pixel or more
+        asked.append(('val.tile.overlap', tile.get('overlap', 0) + 1))
+    elif 'size' in tile:
+        asked.append(('val.tile.size', tile['size']))
+    if scale is not None and context.is_train:
+        staged = context.section('train', 'progressive').get('gt_size')
+        where = 'train.progressive.gt_size' if staged else 'datasets.train.gt_size'
+        for side in staged or filter(None, [data.get('gt_size')]):
+            asked.append((where, side // scale))
+            images = context.images.get('train')
+            if side % scale:
+                yield Problem(where, f'must be a multiple of scale {scale}, got {side}')
+            elif images and images.smallest:
+                try:
+                    check_patch(*images.smallest, side, scale)
+                except ValueError as error:
+                    yield Problem(where, str(error))
+    for where, pixels in asked:
+        for key, net in context.nets.items():
+            least = getattr(net, 'min_size', 1)
+            if pixels < least and (key == 'network_g' or 'gt_size' in where):
+                words = f'gives {type(net).__name__} ({key}) images of {pixels} LR pixels a side'
+                yield Problem(where, f'{words}, and it needs {least}')

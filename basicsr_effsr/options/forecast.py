@@ -1,104 +1,132 @@
-"""What a run with an option file will do, in plain values."""
+"""What a run with an option file will go through, in plain values."""
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basicsr_effsr.options.check import inspected
+from basicsr_effsr.data.course import StagePlan, enlarge_ratio_for, iterations_that_run
 from basicsr_effsr.options.context import Context, quiet
-from basicsr_effsr.options.course import course_of
-from basicsr_effsr.options.problem import Problem
 
 if TYPE_CHECKING:
     from torch import nn
 
-Options = Mapping[str, Any]
+
+@dataclass(frozen=True)
+class Course:
+    """What a training will go through.
+
+    Attributes:
+        asked: iterations that the file asks for.
+        runs: iterations that will run.
+        ratio: ``dataset_enlarge_ratio`` with which all would run; that of the file where they do.
+        epochs: epochs begun until then.
+        per_epoch: iterations of a whole epoch, one number per stage.
+        batches: patches per iteration on all GPUs together, one number per stage.
+        patches: patches in all iterations on all GPUs together.
+    """
+
+    asked: int
+    runs: int
+    ratio: int
+    epochs: int
+    per_epoch: list[int]
+    batches: list[int]
+    patches: int
 
 
-def forecast(opt: Any, is_train: bool, *, every_image: bool = False) -> tuple[list[Problem], dict[str, Any]]:
-    """The problems of an option file, and in plain values what a run with it will do.
+def course_of(context: Context) -> Course | None:
+    """What the training will go through; None if it cannot be said."""
+    data, train = context.section('datasets', 'train'), context.section('train')
+    images, total, times = context.images.get('train'), train.get('total_iter'), context.gpus_of_one_process
+    batch, ratio = data.get('batch_size_per_gpu'), data.get('dataset_enlarge_ratio', 1)
+    if images is None or not images.count or total is None or batch is None:
+        return None
+    progressive = train.get('progressive')
+    if progressive and progressive.get('batch'):
+        progressive = {**progressive, 'batch': [samples * times for samples in progressive['batch']]}
+    try:
+        plan = StagePlan(batch * times, progressive)
+    except (ValueError, TypeError):  # lists of several lengths, which stop the run
+        return None
+    world = context.opt.get('world_size') or 1
+    arguments = (plan, images.count, ratio, world, batch, total)
+    runs = iterations_that_run(*arguments)
+    samples = math.ceil(images.count * ratio / world)
+    epochs = done = 0
+    while done < runs:
+        stage = plan.at(done)
+        whole = samples // stage.batch
+        alike = (min(stage.end or runs, runs) - done - 1) // whole if whole else 0  # within one stage
+        done += alike * whole or plan.iterations(samples, done)
+        epochs += max(alike, 1)
+    begins = [0, *(min(stage.end, runs) for stage in plan.stages if stage.end is not None), runs]
+    batches = [stage.batch * world for stage in plan.stages]
+    return Course(
+        asked=total,
+        runs=runs,
+        ratio=int(ratio) if runs >= total else enlarge_ratio_for(*arguments),
+        epochs=epochs,
+        per_epoch=[samples // stage.batch for stage in plan.stages],
+        batches=batches,
+        patches=sum((end - begin) * of for of, (begin, end) in zip(batches, pairwise(begins), strict=True)),
+    )
+
+
+def forecast(context: Context) -> dict[str, Any]:
+    """Name -> value of what a run will do; what problems make unknowable is left out.
 
     Args:
-        opt: as in the file.
-        is_train: for training; False for testing.
-        every_image: read the header of every image.
-
-    Returns:
-        the problems, and name -> value; what the problems make unknowable is left out.
+        context: after all rules.
     """
-    context = inspected(opt, is_train, every_image=every_image)
-    opt = context.opt
-    if not opt:
-        return context.found, {}
-    will: dict[str, Any] = {'option file for': 'training' if is_train else 'testing'}
+    if not context.opt:
+        return {}
+    will: dict[str, Any] = {'option file for': 'training' if context.is_train else 'testing'}
     for key, net in context.nets.items():
         if net is not None:
-            with quiet():
-                will |= _network_facts(key, net, opt)
-    for phase, images in context.images.items():
-        will[f'images, {phase}'] = images.count
-    if is_train:
-        will |= _training_facts(context, context.nets.get('network_g'))
-    name = opt.get('name')
-    folder = Path('experiments' if is_train else 'results') / str(name)
-    if folder.exists():
-        will['output'] = f'{folder} (exists: it will be renamed to {folder}_archived_..., unless the run is resumed)'
-    else:
-        will['output'] = str(folder)
-    return context.found, will
+            will |= _network_facts(context, key, net)
+    will |= {f'images, {phase}': images.count for phase, images in context.images.items()}
+    if context.is_train:
+        will |= _training_facts(context)
+    folder = Path('experiments' if context.is_train else 'results') / str(context.opt.get('name'))
+    archived = f'{folder} (exists: it will be renamed to {folder}_archived_..., unless the run is resumed)'
+    return {**will, 'output': archived if folder.exists() else str(folder)}
 
 
-def _network_facts(key: str, net: nn.Module, opt: Options) -> dict[str, Any]:
+def _network_facts(context: Context, key: str, net: nn.Module) -> dict[str, Any]:
     from basicsr_effsr.utils.complexity import count_macs, count_params, lr_size_of_720p
 
-    facts: dict[str, Any] = {f'{key}': type(net).__name__, f'{key}, parameters': count_params(net)}
-    scale = opt.get('scale')
-    if isinstance(scale, int):
-        height, width = lr_size_of_720p(scale)
-        channels = opt[key].get('num_in_ch', 3)
-        try:
-            macs = count_macs(net, (height, width), num_in_ch=channels).total
-            facts[f'{key}, multiply-adds at {width}x{height}'] = macs
-        except Exception:  # a foreign network that cannot be counted
-            return facts
+    facts: dict[str, Any] = {key: type(net).__name__, f'{key}, parameters': count_params(net)}
+    with suppress(Exception), quiet():  # a foreign network that cannot be counted; no scale
+        height, width = lr_size_of_720p(context.scale or 0)
+        macs = count_macs(net, (height, width), num_in_ch=context.opt[key].get('num_in_ch', 3)).total
+        facts[f'{key}, multiply-adds at {width}x{height}'] = macs
     return facts
 
 
-def _training_facts(context: Context, net: nn.Module | None) -> dict[str, Any]:
-    opt, train, data = context.opt, context.section('train'), context.section('datasets', 'train')
+def _training_facts(context: Context) -> dict[str, Any]:
     facts: dict[str, Any] = {}
-    batch, side = data.get('batch_size_per_gpu'), data.get('gt_size')
     course = course_of(context)
     if course is not None:
-        facts |= {'iterations asked for': course.asked, 'iterations that will run': course.runs}
-        facts |= {
+        facts = {
+            'iterations asked for': course.asked,
+            'iterations that will run': course.runs,
             'patches per iteration': _by_stage(course.batches),
             'iterations per epoch': _by_stage(course.per_epoch),
             'epochs': course.epochs,
             'patches seen': course.patches,
         }
-        for section, key, label in (
-            ('val', 'val_freq', 'validations'),
-            ('logger', 'save_checkpoint_freq', 'checkpoints'),
-        ):
+        for section, key in (('val', 'val_freq'), ('logger', 'save_checkpoint_freq')):
             freq = context.section(section).get(key)
-            if isinstance(freq, int | float) and freq > 0:
-                facts[label] = int(course.runs // freq)
-    scale = opt.get('scale')
-    teacher = None
-    if 'distill' in getattr(context.model, 'train_keys', ()) and opt.get('network_t') is not None:
-        teacher = context.nets.get('network_t')
-        if teacher is None:
-            return facts  # without the teacher the figure would be far too small
-    if net is not None and isinstance(batch, int) and isinstance(side, int) and isinstance(scale, int):
-        # a foreign network may make constants in its constructor or compute with values, and says nothing then
-        with suppress(Exception), quiet():
-            needed = _training_memory(opt, train, net, teacher, batch, side // scale)
-            facts['estimated memory per GPU, MiB'] = round(needed / 2**20)
+            if freq:
+                facts['validations' if section == 'val' else 'checkpoints'] = course.runs // freq
+    with suppress(Exception), quiet():  # a network that computes with values, an option that is missing
+        facts['estimated memory per GPU, MiB'] = round(_training_memory(context) / 2**20)
     return facts
 
 
@@ -107,60 +135,30 @@ def _by_stage(numbers: list[int]) -> int | list[int]:
     return numbers[0] if len(set(numbers)) == 1 else numbers
 
 
-def _training_memory(
-    opt: Options, train: Options, net: nn.Module, teacher: nn.Module | None, batch: int, patch: int
-) -> int:
-    """Bytes of weights, gradients, Adam's two moments, the moving average, what backward needs, and the teacher."""
-    from basicsr_effsr.utils.complexity import count_params, saved_for_backward
+def _training_memory(context: Context) -> int:
+    """Bytes of weights, gradients, Adam's two moments, the moving average, what backward needs, and the teacher.
 
-    parts = train.get('accumulate') or 1
-    copies = 4 + bool(train.get('ema_decay'))
-    channels = opt['network_g'].get('num_in_ch', 3)
-    stages = [(batch, patch)]
-    progressive = train.get('progressive')
-    if isinstance(progressive, dict):
-        sides = progressive['gt_size']
-        batches = progressive.get('batch') or [batch] * len(sides)
-        stages = [(b, s // opt['scale']) for b, s in zip(batches, sides, strict=True)]
-    amp = train.get('amp') or None
+    Raises whatever a network raises that cannot be built or run without memory.
+    """
+    from basicsr_effsr.utils.complexity import count_params, peak_memory, saved_for_backward
+
+    opt, train, data = context.opt, context.section('train'), context.section('datasets', 'train')
+    net: nn.Module = context.nets['network_g']
+    teacher: Any = context.nets.get('network_t')
+    parts, batch, amp = train.get('accumulate') or 1, data['batch_size_per_gpu'], train.get('amp') or None
+    stages: Mapping[str, Any] = train.get('progressive') or {'gt_size': [data['gt_size']]}
+    batches = stages.get('batch') or [batch] * len(stages['gt_size'])
     most = 0
-    for samples, side in dict.fromkeys((max(b // parts, 1), side) for b, side in stages):
-        needed = saved_for_backward(net, (side, side), batch=samples, num_in_ch=channels, amp=amp)
-        if teacher is not None:
-            needed += _teacher_memory(opt, train, teacher, samples, side)
+    for samples, side in {
+        (max(b // parts, 1), s // opt['scale']) for b, s in zip(batches, stages['gt_size'], strict=True)
+    }:
+        needed = saved_for_backward(
+            net, (side, side), batch=samples, num_in_ch=opt['network_g'].get('num_in_ch', 3), amp=amp
+        )
+        if opt.get('network_t') is not None and 'distill' in getattr(context.model, 'train_keys', ()):
+            half = (train.get('distill') or {}).get('teacher_dtype') in ('bf16', 'fp16')
+            weights = 4 * count_params(teacher)
+            image = peak_memory(teacher, (side, side), num_in_ch=opt['network_t'].get('num_in_ch', 3)) - weights
+            needed += (weights + samples * image) // (1 + half)
         most = max(most, needed)
-    return 4 * copies * count_params(net) + most
-
-
-def _teacher_memory(opt: Options, train: Options, teacher: nn.Module, batch: int, side: int) -> int:
-    """Bytes of the teacher's weights, and of its forward pass with the features that are kept."""
-    import torch
-    from torch import nn
-
-    from basicsr_effsr.utils.complexity import peak_memory
-
-    distill = train.get('distill') or {}
-    names = set((distill.get('feature_pairs') or {}).values())
-
-    class Asked(nn.Module):
-        """The teacher as it is asked in training; the one image that ``peak_memory`` gives becomes a batch."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = copy.deepcopy(teacher)
-
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
-            kept: list[Any] = []
-            taps = [
-                self.net.get_submodule(name).register_forward_hook(lambda _, __, output: kept.append(output))
-                for name in names
-            ]
-            try:
-                return self.net(image.repeat(batch, 1, 1, 1))
-            finally:
-                for tap in taps:
-                    tap.remove()
-
-    half = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(distill.get('teacher_dtype') or '')
-    asked = Asked() if half is None else Asked().to(half)
-    return peak_memory(asked, (side, side), num_in_ch=opt['network_t'].get('num_in_ch', 3))
+    return 4 * (4 + bool(train.get('ema_decay'))) * count_params(net) + most

@@ -26,7 +26,7 @@ class Problem:
     line: int | None = None
 
     def __str__(self) -> str:
-        return f'{self.where}: {self.message}'
+        return f'line {self.line}: ' * bool(self.line) + f'{self.where}: {self.message}'
 
 
 def warning(where: str, message: str) -> Problem:
@@ -50,6 +50,15 @@ def copied(value: Any) -> Any:
     return [copied(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
+def adopt(given: Any, counted: Any) -> None:
+    """Puts the integer where ``given`` has a whole float (2e4) and ``counted``, options of the same file, has it so."""
+    for key, value in counted.items() if isinstance(counted, Mapping) else enumerate(counted):
+        if type(value) is int and type(given[key]) is float:
+            given[key] = value
+        elif isinstance(value, Mapping | list):
+            adopt(given[key], value)
+
+
 NOUNS = {'integer': 'integer', 'number': 'number', 'string': 'string', 'object': 'section', 'array': 'list'}
 BOUNDS = {'minimum': 'of at least', 'exclusiveMinimum': 'greater than', 'exclusiveMaximum': 'less than'}
 
@@ -70,5 +79,6 @@ def in_words(schema: Schema, *, plural: bool = False) -> str:
     if kind == 'array':
         length = f'{schema["minItems"]} ' if schema.get('minItems') == schema.get('maxItems', 0) else ''
         words.append(f'of {length}{in_words(schema.get("items", {}), plural=True)}')
-    limits = [f'{text} {schema[name]:.10g}' for name, text in BOUNDS.items() if name in schema]
-    return ' '.join([*words, ' and '.join(limits), 'with {} in it' if 'pattern' in schema else '']).strip()
+    words += [' and '.join(f'{text} {schema[name]:.10g}' for name, text in BOUNDS.items() if name in schema)]
+    words += ['with {} in it' if '{' in schema['pattern'] else 'that can name a folder'] if 'pattern' in schema else []
+    return ' '.join(filter(None, words))

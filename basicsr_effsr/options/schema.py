@@ -1,18 +1,46 @@
-"""The JSON schema of option files, assembled from the models of the sections and the signatures of the classes."""
+"""The JSON schema of option files for editors, and ``docs/options.md``: both written from the typed sections."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
-from basicsr_effsr._registration import is_ours, register
+from basicsr_effsr._registration import is_ours, register, registry_of
 from basicsr_effsr.options import spec
-from basicsr_effsr.options.signatures import options_of
+from basicsr_effsr.options.problem import in_words, plain
+from basicsr_effsr.options.signatures import optimizers, options_of, schedulers
 from basicsr_effsr.options.spec import Section
 from basicsr_effsr.options.validate import schema_of
 
 NULL = {'type': 'null'}
+CROPPING = ['calculate_psnr', 'calculate_ssim', 'calculate_niqe']
+
+
+def ours(kind: str) -> dict[str, Any]:
+    """The classes of this package in a registry of BasicSR, by name."""
+    found = dict(iter(registry_of(kind)))
+    return {name: cls for name, cls in sorted(found.items()) if is_ours(cls) and not name.endswith('_effsr')}
+
+
+def _or_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {'anyOf': [dict(schema), NULL]}
+
+
+def _where(key: str, values: Iterable[str], then: Mapping[str, Any]) -> dict[str, Any]:
+    """What holds where an option has one of these values."""
+    return {'if': {'properties': {key: {'enum': list(values)}}, 'required': [key]}, 'then': dict(then)}
+
+
+def _by_type(text: str, sections: Mapping[str, dict[str, Any]], *, closed: bool = False) -> dict[str, Any]:
+    """A section whose options depend on its ``type``; other types are open, or refused if ``closed``."""
+    return {
+        'description': text,
+        'type': 'object',
+        'required': ['type'],
+        'properties': {'type': {'type': 'string', 'enum' if closed else 'examples': list(sections)}},
+        'allOf': [_where('type', [name], section) for name, section in sections.items()],
+    }
 
 
 class _Schema:
@@ -26,146 +54,136 @@ class _Schema:
         self.definitions |= schema.pop('$defs', {})
         return {**schema, 'additionalProperties': open_ended}
 
-    def by_type(self, text: str, sections: Mapping[str, dict[str, Any]], *, closed: bool = False) -> dict[str, Any]:
-        """A section whose options depend on its ``type``; other types are open, or refused if ``closed``."""
-        return {
-            'description': text,
-            'type': 'object',
-            'required': ['type'],
-            'properties': {'type': {'type': 'string', 'enum' if closed else 'examples': list(sections)}},
-            'allOf': [_where('type', [name], section) for name, section in sections.items()],
-        }
+    def named(self, classes: Mapping[str, Any], kind: str = '') -> dict[str, dict[str, Any]]:
+        return {name: self.of(options_of(cls, kind)[0]) for name, cls in sorted(classes.items())}
 
-
-def _where(key: str, values: Iterable[str], then: Mapping[str, Any]) -> dict[str, Any]:
-    """What holds where an option has one of these values."""
-    return {'if': {'properties': {key: {'enum': list(values)}}, 'required': [key]}, 'then': dict(then)}
-
-
-def _or_null(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {'anyOf': [dict(schema), NULL]}
-
-
-def ours(registry: str) -> dict[str, Any]:
-    """The classes of this package in a registry of BasicSR, by name."""
-    from basicsr.utils import registry as registries
-
-    found = dict(iter(getattr(registries, f'{registry}_REGISTRY')))
-    return {name: cls for name, cls in sorted(found.items()) if is_ours(cls) and not name.endswith('_effsr')}
-
-
-def optimizers() -> dict[str, type[Section]]:
-    """The optimizers of the torch that is installed, but for those that need a closure or sparse gradients."""
-    import torch
-
-    classes: dict[str, Any] = {
-        n: c for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)
-    }
-    names = sorted(set(classes) - {'Optimizer', 'LBFGS', 'SparseAdam'})
-    return {name: options_of(classes[name], known=spec.Optimizer, skip=('params',))[0] for name in names}
-
-
-def schedulers() -> dict[str, type[Section]]:
-    """The schedulers of BasicSR, by their names in an option file."""
-    from basicsr.models import lr_scheduler
-
-    classes = {name: getattr(lr_scheduler, cls) for name, cls in spec.SCHEDULERS.items()}
-    skip = ('optimizer', 'last_epoch')
-    return {name: options_of(cls, known=spec.Scheduler, skip=skip)[0] for name, cls in classes.items()}
-
-
-def _data_sets(made: _Schema) -> dict[str, Any]:
-    """Data sets by phase; those whose options are not known are open."""
-    backend = {'$ref': '#/definitions/io_backend'}
-    phases = {}
-    for phase, training in (('^train$', True), ('^(val|test)(_.*)?$', False)):
-        section = made.of(spec.Dataset)
-        section['properties']['io_backend'] = _or_null(backend)
-        kinds = {}
-        for kind in spec.PAIRED:
-            keys = spec.needed_by(kind, training)
-            kinds[kind] = {**section, 'required': [*section['required'], *keys]}
-            if 'io_backend' in keys:
-                kinds[kind]['properties'] = {**section['properties'], 'io_backend': backend}
-        phases[phase] = made.by_type('A data set: type and its options.', kinds)
-    return {'type': 'object', 'patternProperties': phases, 'additionalProperties': False}
-
-
-def _metrics(made: _Schema) -> dict[str, Any]:
-    """A metric; open, as BasicSR's drop options that they do not know."""
-    cropping = ['calculate_psnr', 'calculate_ssim', 'calculate_niqe']
-    schema = made.of(spec.Metric, open_ended=True)
-    return {**schema, 'allOf': [_where('type', cropping, made.of(spec.CroppedMetric, open_ended=True))]}
-
-
-def _models() -> list[dict[str, Any]]:
-    """Which options of ``train`` and ``val`` a model has; of those that are not named here, any."""
-    keys = {'SRModel': (spec.HOST_TRAIN, spec.HOST_VAL)}
-    keys |= {name: (cls.train_keys, cls.val_keys) for name, cls in ours('MODEL').items()}
-    return [
-        _where(
-            'model_type',
-            [name],
-            {
-                'properties': {
-                    part: {'propertyNames': {'enum': sorted(own)}} for part, own in (('train', t), ('val', v))
-                }
-            },
-        )
-        for name, (t, v) in keys.items()
-    ]
+    def data_sets(self) -> dict[str, Any]:
+        """Data sets by phase; those whose options are not known are open."""
+        backend = {'$ref': '#/definitions/io_backend'}
+        phases = {}
+        for phase, training in (('^train$', True), ('^(val|test)(_.*)?$', False)):
+            kinds = {}
+            for kind in spec.PAIRED:
+                section, keys = self.of(spec.Dataset), spec.needed_by(kind, training)
+                section['required'] += keys
+                section['properties']['io_backend'] = backend if 'io_backend' in keys else _or_null(backend)
+                kinds[kind] = section
+            phases[phase] = _by_type('A data set: type and its options.', kinds)
+        return {'type': 'object', 'patternProperties': phases, 'additionalProperties': False}
 
 
 def option_schema() -> dict[str, Any]:
     """The schema (draft 7); classes of BasicSR and of others are open, ours are closed."""
     register()
     made = _Schema()
-    networks, losses = (
-        {name: made.of(options_of(cls)[0]) for name, cls in ours(kind).items()} for kind in ('ARCH', 'LOSS')
+    loss, network, optimizer, cycle = (
+        {'$ref': f'#/definitions/{name}'} for name in ('loss', 'network', 'optimizer', 'scheduler')
     )
-    loss, network, optimizer = ({'$ref': f'#/definitions/{name}'} for name in ('loss', 'network', 'optimizer'))
     schema, train, val, path = (made.of(section) for section in (spec.Top, spec.Train, spec.Val, spec.Path))
     train['properties'] |= {
         'pixel_opt': _or_null(loss),
         'perceptual_opt': _or_null(loss),
         'losses': _or_null({'type': 'object', 'additionalProperties': _or_null(loss)}),
         'optim_g': optimizer,
-        'scheduler': {'$ref': '#/definitions/scheduler'},
+        'scheduler': cycle,
     }
     train |= {'patternProperties': {'^optim_.+$': optimizer}, 'additionalProperties': True}
-    val['properties']['metrics'] = _or_null({'type': 'object', 'additionalProperties': _metrics(made)})
+    # open, as BasicSR's metrics drop options that they do not know
+    metric = made.of(spec.Metric, open_ended=True)
+    metric['allOf'] = [_where('type', CROPPING, made.of(spec.CroppedMetric, open_ended=True))]
+    val['properties']['metrics'] = _or_null({'type': 'object', 'additionalProperties': metric})
     path['patternProperties'] = {'^(pretrain_network|param_key|strict_load)_.+$': {}}  # of further networks
     made.definitions['Distill']['properties']['feature_loss'] = _or_null(loss)
-    texts = {name: schema['properties'][name]['description'] for name in schema['properties']}
-    schema['properties'] |= {
-        'datasets': _data_sets(made),
-        'path': path,
-        'train': _or_null(train),
-        'val': _or_null(val),
-        'logger': _or_null(made.of(spec.Logger)),
-        'network_g': network,
-        'network_t': _or_null(network),
-    }
-    for name, text in texts.items():
-        schema['properties'][name].setdefault('description', text)
+    sections = {'datasets': made.data_sets(), 'path': path, 'train': _or_null(train), 'val': _or_null(val)}
+    sections |= {'logger': _or_null(made.of(spec.Logger)), 'network_g': network, 'network_t': _or_null(network)}
+    for name, section in sections.items():
+        schema['properties'][name] = {'description': schema['properties'][name]['description']} | section
     schema['patternProperties'] = {'^network_.+$': _or_null(network)}
     freq = {'properties': {'val_freq': {'type': 'number'}}, 'required': ['val_freq']}
     in_training = {'properties': {'logger': {'type': 'object'}, 'val': _or_null(freq)}, 'required': ['logger']}
     trains = {'properties': {'train': {'type': 'object'}}, 'required': ['train']}
-    schema['allOf'] = [*_models(), {'if': trains, 'then': in_training}]
-    closed = {
-        'optimizer': ('An optimizer of torch.optim: type and its options.', optimizers()),
-        'scheduler': ('A learning rate schedule: type and its options.', schedulers()),
-    }
+    read = {'SRModel': (spec.HOST_TRAIN, spec.HOST_VAL)}  # of models that are not named here any key may be there
+    read |= {name: (cls.train_keys, cls.val_keys) for name, cls in ours('MODEL').items()}
+    schema['allOf'] = [{'if': trains, 'then': in_training}] + [
+        _where(
+            'model_type',
+            [model],
+            {
+                'properties': {
+                    part: {'propertyNames': {'enum': sorted(own)}}
+                    for part, own in zip(('train', 'val'), keys, strict=True)
+                }
+            },
+        )
+        for model, keys in read.items()
+    ]
     schema['definitions'] = {
-        **{
-            name: made.by_type(t, {n: made.of(s) for n, s in s_.items()}, closed=True)
-            for name, (t, s_) in closed.items()
-        },
-        'network': made.by_type('A network: type and its options.', networks),
-        'loss': made.by_type('A loss: type and its options.', losses),
+        'optimizer': _by_type(
+            'An optimizer of torch.optim: type and its options.', made.named(optimizers(), 'OPTIMIZER'), closed=True
+        ),
+        'scheduler': _by_type(
+            'A learning rate schedule: type and its options.', made.named(schedulers(), 'SCHEDULER'), closed=True
+        ),
+        'network': _by_type('A network: type and its options.', made.named(ours('ARCH'))),
+        'loss': _by_type('A loss: type and its options.', made.named(ours('LOSS'))),
         'io_backend': made.of(spec.IOBackend),
         **made.definitions,
     }
     head = {'$schema': 'http://json-schema.org/draft-07/schema#', 'title': 'Option file of basicsr_effsr'}
     return {**schema, **head, 'description': 'Generated by: effsr check --schema'}
+
+
+# ---------------------------------------------------------------------- docs/options.md
+
+HEAD = """# Options
+
+Every key of an option file. `effsr check -opt FILE` checks a file against it, `effsr check --schema` prints it as JSON
+schema for editors. This page is written by `effsr check --docs`; keys in **bold** must be there, a key that also takes
+null says so. Where an integer is asked for, a whole float (2e4) is one. Optimizers are those of `torch.optim` with the
+options of their class.
+"""
+SECTIONS: dict[str, type[Section]] = {
+    'Top level': spec.Top,
+    '`datasets.<phase>`: paired data sets': spec.Dataset,
+    '`datasets.<phase>.io_backend`': spec.IOBackend,
+    '`path`': spec.Path,
+    '`train`': spec.Train,
+    '`train.progressive`': spec.Progressive,
+    '`train.distill`': spec.Distill,
+    '`train.compile`': spec.Compile,
+    '`train.optim_g`': spec.Optimizer,
+    '`val`': spec.Val,
+    '`val.tile`': spec.Tile,
+    '`val.metrics.<name>`': spec.CroppedMetric,
+    '`logger`': spec.Logger,
+    '`logger.wandb`': spec.Wandb,
+}
+
+
+def option_page() -> str:
+    """The page of every key with its type and what it does, in Markdown."""
+    register()
+    sections = dict(SECTIONS)
+    classes = [(f'`train.scheduler`: {name}', cls, 'SCHEDULER') for name, cls in schedulers().items()]
+    classes += [(f'Network `{name}`', cls, '') for name, cls in ours('ARCH').items()]
+    classes += [(f'Loss `{name}`', cls, '') for name, cls in ours('LOSS').items()]
+    sections |= {title: options_of(cls, kind)[0] for title, cls, kind in classes}
+    return HEAD + ''.join(
+        f'\n## {title}\n\n' + '\n'.join(_table(section)) + '\n' for title, section in sections.items()
+    )
+
+
+def _table(section: type[Section]) -> Iterator[str]:
+    schema = schema_of(section)
+    yield '| key | value | |'
+    yield '| --- | --- | --- |'
+    ours_only = {spec.Train: spec.HOST_TRAIN, spec.Val: spec.HOST_VAL}.get(section)
+    for name, entry in schema['properties'].items():
+        shown = f'**`{name}`**' if name in schema.get('required', ()) else f'`{name}`'
+        words = in_words(entry) + (' or null' * any(part == NULL for part in entry.get('anyOf', ())))
+        text = entry.get('description', '')
+        if 'default' in entry:
+            text = f'{text.rstrip(".")}. Default: `{plain(entry["default"])}`.'
+        if ours_only is not None and name not in ours_only:
+            text += ' DistillationModel only.' if name == 'distill' else ' EffSRModel only.'
+        yield f'| {shown} | {words} | {" ".join(text.split())} |'.replace('||', '\\|\\|')

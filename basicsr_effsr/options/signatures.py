@@ -13,7 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, create_model
 
-from basicsr_effsr.options.spec import Section, fields
+from basicsr_effsr._registration import lookup
+from basicsr_effsr.options import spec
+from basicsr_effsr.options.spec import Count, Section, fields
 
 PLAIN = (bool, int, float, str)
 SHOWN = (*PLAIN, list, tuple)
@@ -25,10 +27,51 @@ def _given(value: Any) -> Any:
     return value
 
 
+def optimizers() -> dict[str, Any]:
+    """The optimizers of the torch that is installed, but for those that need a closure or sparse gradients."""
+    import torch
+
+    base = torch.optim.Optimizer
+    unfit = (base, torch.optim.LBFGS, torch.optim.SparseAdam)
+    return {
+        n: c for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, base) and c not in unfit
+    }
+
+
+def schedulers() -> dict[str, Any]:
+    """The schedulers of BasicSR, by their names in an option file."""
+    from basicsr.models import lr_scheduler
+
+    return {name: getattr(lr_scheduler, cls) for name, cls in spec.SCHEDULERS.items()}
+
+
+# kind of class -> those there are, what is known of some parameters, parameters that no option file gives
+OTHERS: Mapping[str, tuple[Callable[[], dict[str, Any]] | None, type[Section], tuple[str, ...]]] = {
+    'OPTIMIZER': (optimizers, spec.Optimizer, ('params',)),
+    'SCHEDULER': (schedulers, spec.Scheduler, ('optimizer', 'last_epoch')),
+    'METRIC': (None, Section, ('img', 'img2')),
+}
+
+
+def find(kind: str, name: Any) -> tuple[Any, list[str]]:
+    """The class or function of that name, None if there is none, and the names there are.
+
+    Args:
+        kind: OPTIMIZER, SCHEDULER, or a registry of BasicSR: ARCH, LOSS, DATASET, MODEL, METRIC.
+        name: as an option file has it.
+    """
+    classes = OTHERS.get(kind, (None,))[0]
+    if classes is None:
+        return lookup(kind, name)
+    return classes().get(name) if isinstance(name, str) else None, list(classes())
+
+
 def _type_of(annotation: Any) -> Any:
     """What an option file may hold for a type annotation; None if the annotation does not say."""
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
     base = origin or annotation
+    if annotation is int:
+        return Count
     if annotation is NoneType or base is typing.Literal or base in PLAIN:
         return annotation
     if origin in (typing.Union, UnionType):
@@ -68,23 +111,17 @@ def descriptions(target: Callable) -> dict[str, str]:
 
 
 @cache
-def options_of(
-    target: Callable,
-    *,
-    known: type[Section] = Section,
-    beside: type[Section] = Section,
-    skip: tuple[str, ...] = (),
-) -> tuple[type[Section], bool]:
+def options_of(target: Callable, kind: str = '', *, beside: type[Section] = Section) -> tuple[type[Section], bool]:
     """The section of a class or function as its signature has it, and whether it takes any other key too.
 
     An option whose default is not None cannot be null, unless its annotation allows it.
 
     Args:
         target: a network, loss, optimizer, scheduler or metric.
-        known: what is known of some parameters, such as bounds.
+        kind: see :func:`find`.
         beside: keys that it has beside its parameters.
-        skip: parameters that no option file gives, such as the optimizer of a scheduler.
     """
+    _, known, skip = OTHERS.get(kind, (None, Section, ()))
     try:
         parameters = inspect.signature(target, eval_str=True).parameters
     except (NameError, TypeError):  # an annotation that only a type checker can resolve
@@ -99,12 +136,12 @@ def options_of(
         elif name in told:
             made[name] = (told[name].annotation, told[name])
         elif name not in skip:
-            kind = _type_of(parameter.annotation) if not isinstance(parameter.annotation, str) else None
-            kind = kind or _type_of_default(default)
-            if kind is None:
-                kind = Any if default is None else Annotated[Any, AfterValidator(_given)]
+            accepted = _type_of(parameter.annotation) if not isinstance(parameter.annotation, str) else None
+            accepted = accepted or _type_of_default(default)
+            if accepted is None:
+                accepted = Any if default is None else Annotated[Any, AfterValidator(_given)]
             shown = ... if default is parameter.empty else default if isinstance(default, SHOWN) else None
             # prefixed, because pydantic keeps some names to itself
-            made[f'option_{name}'] = (kind, Field(shown, alias=name, description=texts.get(name)))
+            made[f'option_{name}'] = (accepted, Field(shown, alias=name, description=texts.get(name)))
     made |= {name: (info.annotation, info) for name, info in fields(beside).items()}
     return create_model(getattr(target, '__name__', 'Options'), __base__=Section, **made), open_ended

@@ -18,8 +18,13 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Iterations = Annotated[int, BeforeValidator(_whole)]  # 300000, or !!float 3e5
-Positive = Annotated[int, Field(ge=1)]
+WHOLE = BeforeValidator(_whole)  # after the bounds, which the schema loses otherwise
+Count = Annotated[int, WHOLE]  # 300000, or !!float 3e5
+Natural = Annotated[int, Field(ge=0), WHOLE]
+Positive = Annotated[int, Field(ge=1), WHOLE]
+Seed = Annotated[int, Field(ge=0, lt=2**32), WHOLE]
+# of a folder or a file: neither . nor .. nor blank, and nothing that leads elsewhere
+Name = Annotated[str, Field(pattern=r'^[^/\\\x00-\x1f]*[^/\\. \x00-\x1f][^/\\\x00-\x1f]*$')]
 
 
 class Section(BaseModel):
@@ -44,11 +49,11 @@ def fields(section: type[Section]) -> dict[str, FieldInfo]:
 
 
 class Top(Section):
-    name: str = needed('Name of the experiment and of its folder; "debug" in it changes the frequencies.')
+    name: Name = needed('Name of the experiment and of its folder; "debug" in it changes the frequencies.')
     model_type: str = needed('Class that trains and tests: EffSRModel, DistillationModel, or one of BasicSR.')
-    scale: int | None = key('Scale factor of paired data sets; must equal network_g.upscale.', ge=1)
-    num_gpu: Annotated[int, Field(ge=0)] | Literal['auto'] = needed('GPUs without a launcher; auto = all, 0 = CPU.')
-    manual_seed: int | None = key('Seed of weights and draws; drawn at random if left out.', ge=0, lt=2**32)
+    scale: Positive | None = key('Scale factor of paired data sets; must equal network_g.upscale.')
+    num_gpu: Natural | Literal['auto'] = needed('GPUs without a launcher; auto = all, 0 = CPU.')
+    manual_seed: Seed | None = key('Seed of weights and draws; drawn at random if left out.')
     datasets: dict[Any, Any] = needed('Data sets by phase: train, val, val_2, test_1 ...')
     network_g: dict[Any, Any] = needed('The network that is trained or tested.')
     network_t: dict[Any, Any] | None = key('The frozen teacher of DistillationModel.')
@@ -71,7 +76,7 @@ class IOBackend(Section):
 class Dataset(Section):
     """PairedImageDataset, EffSRPairedDataset, PackedPairedImageDataset."""
 
-    name: str = needed('Name in logs and of the folder of saved images.')
+    name: Name = needed('Name in logs and of the folder of saved images.')
     type: str = needed('Class of the data set.')
     dataroot_gt: str = needed('Folder, LMDB or pack of HR images.')
     dataroot_lq: str = needed('Folder, LMDB or pack of LR images.')
@@ -81,16 +86,16 @@ class Dataset(Section):
     color: Literal['y', 'rgb'] | None = key('y: train on the luma channel only.')
     mean: list[float] | None = key('Subtracted from each channel; needs std.')
     std: list[Annotated[float, Field(gt=0)]] | None = key('Divisor of each channel; needs mean.')
-    gt_size: int = key('Side of the HR patch in pixels, a multiple of scale.', ge=1)
+    gt_size: Count = key('Side of the HR patch in pixels, a multiple of scale.', ge=1)
     use_hflip: bool | None = key('Flip patches at random.')
     use_rot: bool | None = key('Rotate patches by 90 degrees at random.')
     uint8: bool | None = key('Load bytes, converted to float on the device (data sets of this package).')
-    num_worker_per_gpu: int = key('Data loading processes per GPU.', ge=0)
-    batch_size_per_gpu: int = key('Patches per GPU and iteration.', ge=1)
+    num_worker_per_gpu: Count = key('Data loading processes per GPU.', ge=0)
+    batch_size_per_gpu: Count = key('Patches per GPU and iteration.', ge=1)
     dataset_enlarge_ratio: float = key('How many times an epoch repeats the data set.', gt=0)
     use_shuffle: bool | None = key('Not read; BasicSR templates carry it.')
     prefetch_mode: Literal['cpu', 'cuda'] | None = key('Prefetching of batches; cuda needs pin_memory.')
-    num_prefetch_queue: int = key('Length of the queue of prefetch_mode: cpu.', ge=1)
+    num_prefetch_queue: Count = key('Length of the queue of prefetch_mode: cpu.', ge=1)
     pin_memory: bool | None = key('Put batches in page-locked memory.')
     persistent_workers: bool | None = key('Keep data loading processes alive between epochs.')
 
@@ -138,8 +143,8 @@ class Compile(Section):
 
 
 class Train(Section):
-    total_iter: Iterations = needed('Iterations of the run.', ge=1)
-    warmup_iter: Iterations = key('Iterations of linear warm-up; -1 = none.', ge=-1)
+    total_iter: Count = needed('Iterations of the run.', ge=1)
+    warmup_iter: Count = key('Iterations of linear warm-up; -1 = none.', ge=-1)
     ema_decay: float = key('Decay of the moving average of the weights; 0 = none.', ge=0, lt=1)
     optim_g: dict[Any, Any] = needed('Optimizer: type and its options.')
     scheduler: dict[Any, Any] = needed('Learning rate schedule: type and its options.')
@@ -150,8 +155,10 @@ class Train(Section):
     channels_last: bool | None = key('Channels-last memory format of images and weights.')
     compile: bool | Compile | None = key('torch.compile the network: true, or options.')
     grad_clip: float | None = key('Largest norm of the gradient; 0 = off.', ge=0)
-    accumulate: int | None = key('Gradient accumulation: number of parts of each batch.', ge=1)
-    max_nonfinite: int | None = key('Stop after so many skipped iterations (infinite or NaN) in a row; 0 = off.', ge=0)
+    accumulate: Positive | None = key('Gradient accumulation: number of parts of each batch.')
+    max_nonfinite: Natural | None = key(
+        'Stop after so many skipped iterations (infinite or NaN) in a row (10); 0 = no.'
+    )
     progressive: Progressive | None = key('Progressive training: patch sizes in stages.')
     distill: Distill | None = key('Terms of the teacher.')
 
@@ -179,15 +186,15 @@ class Scheduler(Section):
 
 
 class Tile(Section):
-    size: int = needed('Side of a tile in LR pixels.', ge=1)
-    overlap: int = key('LR pixels that neighbouring tiles share.', ge=0)
+    size: Count = needed('Side of a tile in LR pixels.', ge=1)
+    overlap: Count = key('LR pixels that neighbouring tiles share.', ge=0)
     blend: Literal['mean', 'feather', 'halo'] = key('How overlapping tiles are joined.')
 
 
 class Val(Section):
-    val_freq: Iterations = key('Iterations between validations.', ge=1)
+    val_freq: Count = key('Iterations between validations.', ge=1)
     save_img: bool | None = needed('Save the images.')
-    suffix: str | None = key('Suffix of the names of saved images.')
+    suffix: Name | None = key('Suffix of the names of saved images.')
     pbar: bool | None = key('Show a progress bar.')
     metrics: dict[Any, Any] | None = key('Metrics by name.')
     self_ensemble: bool | None = key('Average over the eight flips and rotations.')
@@ -203,7 +210,7 @@ class Metric(Section):
 
 
 class CroppedMetric(Metric):
-    crop_border: int = needed('Pixels cropped from each side.', ge=0)
+    crop_border: Count = needed('Pixels cropped from each side.', ge=0)
 
 
 class Wandb(Section):
@@ -212,8 +219,8 @@ class Wandb(Section):
 
 
 class Logger(Section):
-    print_freq: Iterations = needed('Iterations between lines of the log.', ge=1)
-    save_checkpoint_freq: Iterations = needed('Iterations between checkpoints.', ge=1)
+    print_freq: Count = needed('Iterations between lines of the log.', ge=1)
+    save_checkpoint_freq: Count = needed('Iterations between checkpoints.', ge=1)
     use_tb_logger: bool | None = needed('Write TensorBoard files.')
     wandb: Wandb | None = key('Weights & Biases.')
 
@@ -228,9 +235,7 @@ AT_RUN_TIME: Mapping[type[Section], tuple[str, ...]] = {
 # What BasicSR's SRModel reads; our model classes say it in train_keys and val_keys.
 HOST_TRAIN = frozenset('total_iter warmup_iter ema_decay optim_g scheduler pixel_opt perceptual_opt'.split())
 HOST_VAL = frozenset('val_freq save_img suffix pbar metrics'.split())
-TRAINING_ONLY = ('gt_size', 'num_worker_per_gpu', 'batch_size_per_gpu', 'dataset_enlarge_ratio', 'num_prefetch_queue')
 PAIRED = ('PairedImageDataset', 'EffSRPairedDataset', 'PackedPairedImageDataset')
-WITHOUT_HR = ('SingleImageDataset',)
 SCHEDULERS = {
     'MultiStepLR': 'MultiStepRestartLR',
     'MultiStepRestartLR': 'MultiStepRestartLR',

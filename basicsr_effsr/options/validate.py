@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
-from basicsr_effsr.options.problem import Problem, in_words, plain
+from basicsr_effsr.options.problem import Problem, adopt, in_words, plain
+from basicsr_effsr.options.signatures import find, options_of
 from basicsr_effsr.options.spec import Section, fields
-from basicsr_effsr.utils.errors import near
+from basicsr_effsr.utils.errors import near, nearest
+
+SLIP = 0.75  # likeness of two names, above which one is taken for a misspelling of the other
 
 
 class SchemaOfSections(GenerateJsonSchema):
@@ -42,41 +44,61 @@ def validate(
     given: dict[Any, Any],
     section: type[Section],
     *,
-    unread: Iterable[str] = (),
+    read: Iterable[str] | None = None,
     others: Iterable[str] = (),
     strict: bool = True,
     open_ended: bool = False,
 ) -> list[Problem]:
-    """Unknown, missing and ill-typed keys; the ill-typed ones are taken out of ``given``.
+    """Unknown, missing and ill-typed keys; the ill-typed ones are taken out of ``given``, 2e4 becomes 20000.
 
     Args:
         where: its place, dotted; empty for the file.
         given: the section, plain dictionaries and lists.
         section: its model.
-        unread: keys of the model that nobody reads here.
+        read: keys that somebody reads here, None for all of the model.
         others: keys that somebody reads and of which nothing more is known.
         strict: an unknown key is fatal; if False a warning, unless it looks like a misspelling of a key not given.
-        open_ended: an unknown key is nothing to speak of, unless it looks like a misspelling.
+        open_ended: an unknown key is nothing to speak of; a warning if it looks like a misspelling.
     """
     known = fields(section)
-    names = list(dict.fromkeys([*(name for name in known if name not in set(unread)), *others]))
+    names = list(dict.fromkeys([*(known if read is None else read), *others]))
     found = []
     for name in given:
         if name not in names:
-            likely = get_close_matches(str(name), [n for n in names if n not in given], 1, 0.75)
-            hint = f'did you mean {likely[0]!r}?' if likely else near(name, names)
+            likely = nearest(name, [n for n in names if n not in given], SLIP)
             if likely or not open_ended:
-                message = f'nothing reads this option; {hint}'
-                found.append(Problem(_at(where, (name,)), message, fatal=strict or bool(likely)))
-    read = {name: value for name, value in given.items() if name in known and name in names}
+                hint = f'did you mean {likely!r}?' if likely else near(name, names)
+                fatal = not open_ended and (strict or bool(likely))
+                found.append(Problem(_at(where, (name,)), f'nothing reads this option; {hint}', fatal))
+    kept = {name: value for name, value in given.items() if name in known and name in names}
     try:
-        section.model_validate(read)
+        adopt(given, section.model_validate(kept).model_dump(by_alias=True, exclude_unset=True, warnings=False))
     except ValidationError as error:
-        found += list(_told(where, given, section, error))
+        found += list(_said(where, given, section, error))
     return found
 
 
-def _told(where: str, given: dict[Any, Any], section: type[Section], error: ValidationError) -> Iterator[Problem]:
+def validate_typed(where: str, kind: str, option: Any, *, beside: type[Section] = Section) -> tuple[Any, list[Problem]]:
+    """The class or function of a section {type: ..., options}, None if there is none; and what is wrong with it.
+
+    Args:
+        where: its place, dotted.
+        kind: see :func:`find`.
+        option: the section, as the file has it.
+        beside: keys that it has beside those of the signature.
+    """
+    name = option.get('type') if isinstance(option, dict) else None
+    if not isinstance(name, str):
+        got = plain(option['type']) if isinstance(option, dict) and 'type' in option else plain(option)
+        return None, [Problem(where, f'must be a section with a type, got {got}')]
+    target, known = find(kind, name)
+    if target is None:
+        return None, [Problem(f'{where}.type', f'there is no {kind.lower()} {name!r} to use here; {near(name, known)}')]
+    section, open_ended = options_of(target, kind, beside=beside)
+    return target, validate(where, option, section, open_ended=open_ended)
+
+
+def _said(where: str, given: dict[Any, Any], section: type[Section], error: ValidationError) -> Iterator[Problem]:
     """One problem per place; ill-typed entries are taken out."""
     places: dict[tuple[Any, ...], tuple[str, type[Section]]] = {}
     for entry in error.errors(include_url=False, include_context=False):

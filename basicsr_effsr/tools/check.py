@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from basicsr_effsr.host.absent import need
+from basicsr_effsr.options.check import inspected
 from basicsr_effsr.options.file import read_option_file, with_lines
 from basicsr_effsr.options.forecast import forecast
 from basicsr_effsr.options.problem import Problem
@@ -41,7 +42,7 @@ def command(
         typer.echo(strict_json(option_schema()))
         return
     if docs:
-        from basicsr_effsr.options.page import option_page
+        from basicsr_effsr.options.schema import option_page
 
         typer.echo(option_page(), nl=False)
         return
@@ -53,11 +54,12 @@ def command(
         raise stop('check', error) from error
     datasets = options.get('datasets')
     is_train = bool(options.get('train')) or (isinstance(datasets, dict) and 'train' in datasets)
-    found, will = forecast(options, is_train, every_image=every_image)
+    context = inspected(options, is_train, every_image=every_image)
+    found, will = context.found, forecast(context)
     if not any(problem.fatal for problem in found):
         from basicsr_effsr.host.dry_run import dry_step
 
-        found += dry_step(options, is_train)
+        found += dry_step(context.opt, is_train)
     found = with_lines(found, opt)
     fatal = any(problem.fatal for problem in found)
     if as_json:

@@ -30,13 +30,20 @@ def one_line(error: BaseException | str) -> str:
     return ' '.join(map(printable, words)) or type(error).__name__
 
 
-def near(name: Any, known: Iterable[str]) -> str:
-    """' (did you mean ...?)', or the known names if none is near."""
+def nearest(name: Any, known: Iterable[str], likeness: float = 0.6) -> str | None:
+    """The known name that is most like ``name``, whose case counts for nothing; None if none is."""
     names = [str(k) for k in known]
     likely = {n.lower(): n for n in reversed(names)}  # a slip of the case is the likeliest of all
-    match = get_close_matches(str(name).lower(), likely, 1)
-    if match:
-        return f'did you mean {likely[match[0]]!r}?'
+    match = get_close_matches(str(name).lower(), likely, 1, likeness)
+    return likely[match[0]] if match else None
+
+
+def near(name: Any, known: Iterable[str]) -> str:
+    """'did you mean ...?', or the known names if none is near."""
+    names = [str(k) for k in known]
+    likely = nearest(name, names)
+    if likely is not None:
+        return f'did you mean {likely!r}?'
     shown = sorted(n for n in names if not n.endswith('_effsr'))
     return f'known are {", ".join(shown[:12])}{" ..." if len(shown) > 12 else ""}'
 
