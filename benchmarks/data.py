@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Subset
 import basicsr_effsr
 from basicsr_effsr.imaging.bicubic import imresize
 from datasets_prep.files import list_images, read_image, write_png
-from datasets_prep.jobs import Plan
+from datasets_prep.jobs import Schedule
 from datasets_prep.lmdb_maker import make_lmdb
 from datasets_prep.lr import make_lr
 from datasets_prep.pack import make_pack
@@ -105,14 +105,14 @@ def compare_resizing(photos: list[Path], rounds: int) -> Table:
 
 def build(photos: list[Path], work: Path, workers: int) -> Table:
     large_images(photos, work / 'large')
-    plan = Plan(workers)
+    plan = Schedule(workers)
     steps = [
-        ('sub-images of HR (PNG)', lambda: make_subimages(work / 'large', work / 'HR', plan=plan)),
-        ('LR x4 of the sub-images (PNG)', lambda: make_lr(work / 'HR', work, scales=(SCALE,), plan=plan)),
-        ('LMDB of HR', lambda: make_lmdb(work / 'HR', work / 'HR.lmdb', plan=plan)),
-        ('LMDB of LR', lambda: make_lmdb(work / 'X4', work / 'X4.lmdb', plan=plan)),
-        ('pack of HR', lambda: make_pack(work / 'HR', work / 'HR.pack', plan=plan)),
-        ('pack of LR', lambda: make_pack(work / 'X4', work / 'X4.pack', plan=plan)),
+        ('sub-images of HR (PNG)', lambda: make_subimages(work / 'large', work / 'HR', schedule=plan)),
+        ('LR x4 of the sub-images (PNG)', lambda: make_lr(work / 'HR', work, scales=(SCALE,), schedule=plan)),
+        ('LMDB of HR', lambda: make_lmdb(work / 'HR', work / 'HR.lmdb', schedule=plan)),
+        ('LMDB of LR', lambda: make_lmdb(work / 'X4', work / 'X4.lmdb', schedule=plan)),
+        ('pack of HR', lambda: make_pack(work / 'HR', work / 'HR.pack', schedule=plan)),
+        ('pack of LR', lambda: make_pack(work / 'X4', work / 'X4.pack', schedule=plan)),
     ]
     outputs = ['HR', 'X4', 'HR.lmdb', 'X4.lmdb', 'HR.pack', 'X4.pack']
     table = Table('step', 'seconds', 'images', 'MB', title=f'Building, {workers} worker process(es)')

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from basicsr_effsr.utils.console import Commands, Console, say
+from basicsr_effsr.utils.interrupt import sigterm_interrupts
 
 app = typer.Typer(
     name='datasets_prep',
@@ -25,6 +26,9 @@ Workers = Annotated[int, typer.Option('--workers', '-j', min=0, help='Processes;
 Shard = Annotated[str, typer.Option('--shard', help='i/n: this machine takes every n-th item from the i-th on.')]
 DryRun = Annotated[bool, typer.Option('--dry-run', help='Only say what would be done.')]
 Overwrite = Annotated[bool, typer.Option('--overwrite', help='Make again what is there.')]
+FilenameTmpl = Annotated[str, typer.Option(help='LR stem from the HR stem; DIV2K: {}x{scale}.')]
+Compression = Annotated[int, typer.Option(help='PNG level, 0 to 9.')]
+_SHARED: dict[str, Any] = {'workers': 0, 'shard': '1/1', 'dry_run': False}
 _CPUS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
@@ -33,13 +37,23 @@ def _app() -> None:
     """Keeps the commands sub-commands."""
 
 
-def _run(command: Callable, workers: int = 0, shard: str = '1/1', dry_run: bool = False, /, *args, **options) -> None:
-    """Calls ``command(*args, plan=..., **options)``, prints its summary and leaves with its exit code."""
-    from datasets_prep.jobs import Plan, parse_shard
+def _run(function: str, options: dict[str, Any]) -> None:
+    """Calls ``module:function`` of this package, prints its summary and leaves with its exit code.
 
-    plan = Plan(workers, parse_shard(shard), dry_run, progress=Console(stderr=True).is_terminal)
+    Args:
+        function: loaded only now, because what it imports takes a while.
+        options: of the command line; those that all commands share become the schedule.
+    """
+    from datasets_prep.jobs import Schedule, parse_shard
+
+    module, _, name = function.partition(':')
+    workers, shard, dry_run = (options.pop(key, other) for key, other in _SHARED.items())
+    if 'scales' in options:
+        options['scales'] = _scales(options['scales'])
+    schedule = Schedule(workers, parse_shard(shard), dry_run, progress=Console(stderr=True).is_terminal)
     try:
-        summary = command(*args, plan=plan, **options)
+        with sigterm_interrupts():
+            summary = getattr(import_module(f'datasets_prep.{module}'), name)(**options, schedule=schedule)
     except KeyboardInterrupt:
         say('interrupted; run the same command again to go on', err=True)
         raise typer.Exit(130) from None
@@ -64,41 +78,28 @@ def download(
     ] = None,
     sources: Annotated[Path | None, typer.Option(help='Another table of sources, for a mirror.')] = None,
     keep_archives: Annotated[bool, typer.Option('--keep-archives', help='Keep archives after unpacking.')] = False,
-    workers: Annotated[int, typer.Option('--workers', '-j', min=1, help='Downloads at a time.')] = 2,
     shard: Shard = '1/1',
     dry_run: DryRun = False,
 ) -> None:
     """Fetches, verifies and unpacks data sets (DIV2K, Flickr2K, DF2K, LSDIR, Set5, ...)."""
-    from datasets_prep import download as module
-
-    table = sources or module.SOURCES
+    options = locals()
     if not names:
-        _show_sources(table)
+        _show_sources(sources)
         return
-    _run(
-        module.download,
-        workers,
-        shard,
-        dry_run,
-        names,
-        root,
-        sources=table,
-        archives=archives,
-        keep_archives=keep_archives,
-    )
+    _run('download:download', options)
 
 
-def _show_sources(path: Path) -> None:
-    from datasets_prep.download import checksum_of, read_sources
+def _show_sources(path: Path | None) -> None:
+    from datasets_prep.sources import read_sources
 
     sets = read_sources(path)
     rows = []
     for name, entry in sets.items():
-        how = 'needs ' + ', '.join(entry['needs']) if 'needs' in entry else f'{len(entry.get("files", []))} archives'
-        rows.append((name, entry['about'], entry['licence'], 'by hand' if 'manual' in entry else how))
+        how = f'needs {", ".join(entry.needs)}' if entry.needs else f'{len(entry.files)} archives'
+        rows.append((name, entry.about, entry.licence, 'by hand' if entry.manual else how))
     Console().table('', ('data set', 'what', 'licence', 'how'), rows)
-    archives = {file['url']: file for entry in sets.values() for file in entry.get('files', [])}
-    known = sum(checksum_of(file) is not None for file in archives.values())
+    archives = {file.url: file for entry in sets.values() for file in entry.files}
+    known = sum(file.checksum is not None for file in archives.values())
     say(f'checksums known: {known} of {len(archives)} archives')
 
 
@@ -112,7 +113,7 @@ def lr(
     ] = None,
     hr_out: Annotated[Path | None, typer.Option(help='Folder for the cropped HR images.')] = None,
     folder_tmpl: Annotated[str, typer.Option(help='Name of the folder of a scale.')] = 'X{scale}',
-    filename_tmpl: Annotated[str, typer.Option(help='LR stem from the HR stem; DIV2K: {}x{scale}.')] = '{}',
+    filename_tmpl: FilenameTmpl = '{}',
     alpha: Annotated[str, typer.Option(help='What to do with transparency: refuse or drop.')] = 'refuse',
     overwrite: Overwrite = False,
     workers: Workers = _CPUS,
@@ -120,24 +121,7 @@ def lr(
     dry_run: DryRun = False,
 ) -> None:
     """Makes LR images with MATLAB's bicubic, bit for bit."""
-
-    def command(plan):
-        from datasets_prep.lr import make_lr
-
-        return make_lr(
-            hr,
-            out,
-            scales=_scales(scales),
-            modulus=modulus,
-            hr_out=hr_out,
-            folder_tmpl=folder_tmpl,
-            filename_tmpl=filename_tmpl,
-            alpha=alpha,
-            overwrite=overwrite,
-            plan=plan,
-        )
-
-    _run(command, workers, shard, dry_run)
+    _run('lr:make_lr', locals())
 
 
 @app.command()
@@ -148,30 +132,14 @@ def subimages(
     crop: Annotated[int, typer.Option(help='Side of a sub-image in HR pixels.')] = 480,
     step: Annotated[int, typer.Option(help='Distance of two sub-images in HR pixels.')] = 240,
     thresh: Annotated[int, typer.Option(help='A rest up to this many HR pixels is left out.')] = 0,
-    compression: Annotated[int, typer.Option(help='PNG level, 0 to 9.')] = 3,
+    compression: Compression = 3,
     overwrite: Overwrite = False,
     workers: Workers = _CPUS,
     shard: Shard = '1/1',
     dry_run: DryRun = False,
 ) -> None:
     """Cuts images into overlapping sub-images, named as BasicSR names them."""
-
-    def command(plan):
-        from datasets_prep.subimages import make_subimages
-
-        return make_subimages(
-            folder,
-            out,
-            scale=scale,
-            crop=crop,
-            step=step,
-            thresh=thresh,
-            compression=compression,
-            overwrite=overwrite,
-            plan=plan,
-        )
-
-    _run(command, workers, shard, dry_run)
+    _run('subimages:make_subimages', locals())
 
 
 @app.command()
@@ -181,20 +149,14 @@ def meta_info(
     dry_run: DryRun = False,
 ) -> None:
     """Writes BasicSR's meta_info_file: the name and shape of every image."""
-
-    def command(plan):
-        from datasets_prep.meta_info import make_meta_info
-
-        return make_meta_info(folder, out, plan=plan)
-
-    _run(command, 0, '1/1', dry_run)
+    _run('meta_info:make_meta_info', locals())
 
 
 @app.command()
 def lmdb(
     folder: Annotated[Path, typer.Argument(help='Folder of (sub-)images.')],
     out: Annotated[Path, typer.Argument(help='The LMDB, ending in .lmdb.')],
-    compression: Annotated[int, typer.Option(help='PNG level, 0 to 9.')] = 1,
+    compression: Compression = 1,
     strip: Annotated[str, typer.Option(help='Ending left out of the keys, as x4 of DIV2K.')] = '',
     overwrite: Overwrite = False,
     workers: Workers = _CPUS,
@@ -202,13 +164,7 @@ def lmdb(
     dry_run: DryRun = False,
 ) -> None:
     """Builds an LMDB in BasicSR's format."""
-
-    def command(plan):
-        from datasets_prep.lmdb_maker import make_lmdb
-
-        return make_lmdb(folder, out, compression=compression, strip=strip, overwrite=overwrite, plan=plan)
-
-    _run(command, workers, shard, dry_run)
+    _run('lmdb_maker:make_lmdb', locals())
 
 
 @app.command()
@@ -221,13 +177,7 @@ def pack(
     dry_run: DryRun = False,
 ) -> None:
     """Packs images, uncompressed, for PackedPairedImageDataset."""
-
-    def command(plan):
-        from datasets_prep.pack import make_pack
-
-        return make_pack(source, out, overwrite=overwrite, plan=plan)
-
-    _run(command, workers, shard, dry_run)
+    _run('pack:make_pack', locals())
 
 
 @app.command()
@@ -235,7 +185,7 @@ def verify(
     hr: Annotated[Path, typer.Argument(help='HR images: a folder, an .lmdb or a .pack.')],
     lr: Annotated[Path | None, typer.Argument(help='LR images, likewise.')] = None,
     scale: Annotated[int, typer.Option(help='HR size over LR size.')] = 1,
-    filename_tmpl: Annotated[str, typer.Option(help='LR stem from the HR stem; DIV2K: {}x{scale}.')] = '{}',
+    filename_tmpl: FilenameTmpl = '{}',
     bicubic: Annotated[bool, typer.Option(help='Compare LR with the bicubic of HR.')] = True,
     tolerance: Annotated[float, typer.Option(help='Allowed fraction of differing values.')] = 0.0,
     border: Annotated[int, typer.Option(help='LR pixels along the sides not compared; 2 for sub-images.')] = 0,
@@ -245,29 +195,7 @@ def verify(
     dry_run: DryRun = False,
 ) -> None:
     """Checks pairs, sizes, decodability, and that LR is the bicubic of HR."""
-
-    def command(plan):
-        from datasets_prep.files import refuse_image_name
-        from datasets_prep.verify import verify as check
-        from datasets_prep.verify import write_report
-
-        if report is not None:
-            refuse_image_name('verify', report)
-        summary = check(
-            hr,
-            lr,
-            scale=scale,
-            filename_tmpl=filename_tmpl,
-            bicubic=bicubic,
-            tolerance=tolerance,
-            border=border,
-            plan=plan,
-        )
-        if report is not None and not summary.interrupted and not dry_run:
-            write_report(report, summary)
-        return summary
-
-    _run(command, workers, shard, dry_run)
+    _run('verify:verify', locals())
 
 
 @app.command()
@@ -278,13 +206,4 @@ def sample(
     dry_run: DryRun = False,
 ) -> None:
     """Writes a small paired data set from the photographs inside scikit-image; needs no network."""
-    from datasets_prep.sample import SCALES, sample_files, write_sample
-
-    if dry_run:
-        files = sample_files(out, pack=pack)
-        there = 0 if overwrite else sum(file.is_file() for file in files)
-        say(f'sample: would write {len(files) - there}, {there} already there (dry run, nothing written)')
-        return
-    counts = write_sample(out, pack=pack, overwrite=overwrite)
-    scales = ', '.join(f'x{scale}' for scale in SCALES)
-    say(f'{out}: {counts["train"]} photographs to train on, {counts["val"]} held out, LR at {scales} (MATLAB bicubic)')
+    _run('sample:write_sample', locals())

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -13,7 +11,7 @@ import numpy as np
 
 from basicsr_effsr.imaging.decode import ImageError, decode_stored, read_header
 from basicsr_effsr.imaging.header import SUFFIXES
-from basicsr_effsr.utils.files import fcntl, read_regular, write_bytes
+from basicsr_effsr.utils.files import read_regular, write_bytes
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -23,15 +21,6 @@ def read_image(path: Path) -> np.ndarray:
         ImageError: when the file is damaged, cut off or of other pixels.
     """
     return decode_stored(read_regular(path), str(path))
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) from the header of an image file.
-
-    Raises:
-        ImageError: when the header cannot be read.
-    """
-    return image_shape(path)[:2]
 
 
 def image_shape(path: Path) -> tuple[int, int, int]:
@@ -62,10 +51,14 @@ def list_images(folder: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: when the folder does not exist.
+        ValueError: when there is none in it.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f'{folder}: no such folder; check the path')
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith('.'))
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith('.'))
+    if not files:
+        raise ValueError(f'{folder}: holds no image; check the path')
+    return files
 
 
 def is_one_line(name: str) -> bool:
@@ -99,39 +92,6 @@ def refuse_image_name(command: str, path: Path) -> None:
 
 
 def newest(stamps: Iterable[int]) -> int:
-    """The latest of the modification times (ns) that do not lie in the future, which tell nothing."""
+    """The latest of the modification times (ns) that do not lie in the future, which say nothing."""
     now = time.time_ns()
     return max((stamp for stamp in stamps if stamp <= now), default=0)
-
-
-class BusyError(ValueError):
-    """Another run is writing what this one was to write."""
-
-
-@contextmanager
-def alone(lock: Path, out: Path) -> Iterator[None]:
-    """Keeps a second run from writing ``out`` within the block; the system frees the lock when a process dies.
-
-    Raises:
-        BusyError: when another process is at it.
-    """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    file = lock.open('w')
-    try:
-        while fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise BusyError(f'{out}: another run is writing it; wait for that one') from None
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                    break
-            file.close()  # the run before has removed it between our open and our lock
-            file = lock.open('w')
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                lock.unlink()
-    finally:
-        file.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 from basicsr_effsr.data.templates import check_file_template, check_folder_template
 from basicsr_effsr.imaging.bicubic import imresize, mod_crop
 from datasets_prep.files import ImageError, list_images, read_image, write_png
-from datasets_prep.jobs import Job, OutputFolders, Plan, Summary, protect_sources, run_jobs
+from datasets_prep.jobs import ALONE, Job, Schedule, Summary, make_files
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def make_lr(
     filename_tmpl: str = '{}',
     alpha: str = 'refuse',
     overwrite: bool = False,
-    plan: Plan | None = None,
+    schedule: Schedule = ALONE,
 ) -> Summary:
     """Writes ``out/X<scale>/<name>.png`` for every image of ``hr`` and every scale.
 
@@ -54,7 +54,7 @@ def make_lr(
             name, where ``{scale}`` may be used too; DIV2K's own names are ``{}x{scale}``.
         alpha: ``'refuse'`` images with transparency, or ``'drop'`` it.
         overwrite: make again what exists.
-        plan: workers, shard, dry run, progress.
+        schedule: workers, shard, dry run, progress.
 
     Returns:
         What became of each HR image.
@@ -64,7 +64,6 @@ def make_lr(
             ``hr_out``, or outputs among the originals.
         FileNotFoundError: when ``hr`` does not exist.
     """
-    plan = plan or Plan()
     if not scales or min(scales) < 1:
         raise ValueError(f'lr: scales must be positive integers, got {scales}')
     modulus = lcm(*scales) if modulus is None else modulus
@@ -84,31 +83,13 @@ def make_lr(
         target = hr_out / f'{source.stem}.png' if hr_out is not None else None
         outputs = (*lr.values(), *([target] if target else []))
         jobs.append(Job(str(source), _Task(source, target, lr, modulus, alpha), (source,), outputs))
-    if not jobs:
-        raise ValueError(f'lr: {hr} holds no image; give the folder of the HR images')
-    _refuse_equal_outputs(jobs)
     if hr_out is None:
         _refuse_other_suffixes(jobs)
-    protect_sources('lr', jobs, [*folders.values(), *([hr_out] if hr_out is not None else [])])
-
-    common = {'command': 'lr', 'modulus': modulus, 'alpha': alpha}
+    common = {'modulus': modulus, 'alpha': alpha}
     settings = {path: {**common, 'filename_tmpl': filename_tmpl, 'scale': scale} for scale, path in folders.items()}
     if hr_out is not None:
         settings[hr_out] = common
-    claimed = OutputFolders(settings, overwrite=overwrite, dry_run=plan.dry_run, names=('filename_tmpl',))
-    summary = run_jobs('lr', jobs, _make_one, plan, is_done=claimed.is_done)
-    if not plan.dry_run:
-        claimed.settle(jobs, summary)
-    return summary
-
-
-def _refuse_equal_outputs(jobs: list[Job]) -> None:
-    owners: dict[Path, str] = {}
-    for job in jobs:
-        for path in job.outputs:
-            if path in owners:
-                raise ValueError(f'{owners[path]} and {job.name} would both be written to {path}; rename one of them')
-            owners[path] = job.name
+    return make_files('lr', jobs, _make_one, settings, schedule, names=('filename_tmpl',), overwrite=overwrite)
 
 
 def _refuse_other_suffixes(jobs: list[Job]) -> None:

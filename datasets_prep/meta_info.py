@@ -6,10 +6,10 @@ from pathlib import Path
 
 from basicsr_effsr.utils.files import write_bytes
 from datasets_prep.files import image_shape, is_one_line, list_images, refuse_image_name
-from datasets_prep.jobs import Job, Plan, Summary, run_jobs
+from datasets_prep.jobs import ALONE, Job, Schedule, Summary, run_jobs
 
 
-def make_meta_info(folder: Path, out: Path, *, plan: Plan | None = None) -> Summary:
+def make_meta_info(folder: Path, out: Path, *, schedule: Schedule = ALONE) -> Summary:
     """Writes the names and shapes of the images of ``folder``, from their headers, to the text file ``out``.
 
     Nothing is written when an image cannot be read.
@@ -17,7 +17,7 @@ def make_meta_info(folder: Path, out: Path, *, plan: Plan | None = None) -> Summ
     Args:
         folder: the images, usually HR sub-images.
         out: the text file.
-        plan: workers, dry run, progress; it is one file, so shards are refused.
+        schedule: workers, dry run, progress; it is one file, so shards are refused.
 
     Returns:
         What became of each image.
@@ -27,21 +27,18 @@ def make_meta_info(folder: Path, out: Path, *, plan: Plan | None = None) -> Summ
             name of an image, or for a shard.
         FileNotFoundError: when the folder does not exist.
     """
-    plan = plan or Plan()
-    if plan.shard != (1, 1):
+    if schedule.shard != (1, 1):
         raise ValueError('meta-info: writes one small file from headers only; run it without --shard')
     refuse_image_name('meta-info', out)
     files = list_images(folder)
-    if not files:
-        raise ValueError(f'meta-info: {folder} holds no image; give the folder of the sub-images')
     for file in files:
         if not is_one_line(file.name) or file.name.split(' ')[0] != file.name:
             raise ValueError(
                 f'meta-info: {file}: its name must be one word in UTF-8, as BasicSR reads up to the first space; '
                 'rename it, or train without meta_info_file'
             )
-    summary = run_jobs('meta-info', [Job(str(file), file) for file in files], image_shape, plan)
-    if plan.dry_run or summary.exit_code:
+    summary = run_jobs('meta-info', [Job(str(file), file) for file in files], image_shape, schedule)
+    if schedule.dry_run or summary.exit_code:
         return summary
     lines = []
     for file in files:

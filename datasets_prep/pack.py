@@ -1,21 +1,19 @@
-"""Building packs (``data.packs``) in several processes, so that a killed run goes on where it was."""
+"""Building packs (``data.packs``) in several processes."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import zlib
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from basicsr_effsr.data.packs import PACK_SUFFIX, RECORD, Pack, PackError, end_of_images, header_and_tail, layout
 from basicsr_effsr.data.packs import to_planes as planes_of
-from datasets_prep.files import BusyError, ImageError, alone, is_one_line, newest
-from datasets_prep.jobs import Job, Plan, Summary, run_jobs
+from basicsr_effsr.utils.files import WriteError, atomic_path, write_bytes
+from datasets_prep.files import ImageError, is_one_line, newest
+from datasets_prep.jobs import ALONE, Job, Schedule, Summary
+from datasets_prep.staging import build, staging_folder
 from datasets_prep.stores import Store, open_store, worker_store
 
 
@@ -24,8 +22,7 @@ class _Task:
     source: Path
     name: str
     shape: tuple[int, int, int]
-    building: Path
-    offset: int
+    target: Path
 
 
 def shard_path(out: Path, shard: tuple[int, int]) -> Path:
@@ -35,18 +32,17 @@ def shard_path(out: Path, shard: tuple[int, int]) -> Path:
     return out if count == 1 else out.with_name(f'{out.stem}-{index:0{digits}d}-of-{count}{PACK_SUFFIX}')
 
 
-def make_pack(source: Path, out: Path, *, overwrite: bool = False, plan: Plan | None = None) -> Summary:
+def make_pack(source: Path, out: Path, *, overwrite: bool = False, schedule: Schedule = ALONE) -> Summary:
     """Writes the images of a folder or an LMDB into one pack.
 
-    The pack appears under its name only when every image is in it. Until then the work lies in two hidden
-    files beside it, from which an interrupted run goes on; what they hold is checked before it is trusted.
+    The pack appears under its name only when every image is in it; see ``staging``.
 
     Args:
         source: folder of images, or ``.lmdb`` folder; 8 bit, gray or colour, without alpha.
         out: the file, ending in ``.pack``. With a shard i/n the file is ``<stem>-<i>-of-<n>.pack`` and holds
             every n-th image; the data set reads a folder of such packs as one.
         overwrite: make the pack again although it is there.
-        plan: workers, shard, dry run, progress.
+        schedule: workers, shard, dry run, progress.
 
     Returns:
         What became of each image.
@@ -55,7 +51,6 @@ def make_pack(source: Path, out: Path, *, overwrite: bool = False, plan: Plan | 
         ValueError: when ``out`` has another ending, the source is empty or not readable as what it seems.
         FileNotFoundError: when the source does not exist.
     """
-    plan = plan or Plan()
     if out.suffix != PACK_SUFFIX:
         raise ValueError(f'pack: the output must end in {PACK_SUFFIX}, got {out.name!r}')
     if source.suffix == PACK_SUFFIX:
@@ -64,11 +59,10 @@ def make_pack(source: Path, out: Path, *, overwrite: bool = False, plan: Plan | 
         raise ValueError(f'pack: {out}: is a folder, a pack is a file; choose another name')
     store = open_store(source)
     worker_store.cache_clear()
-    names = plan.mine(store.names)
+    names = schedule.mine(store.names)
     if not names:
-        raise ValueError(f'pack: {source} holds no image for shard {plan.shard[0]}/{plan.shard[1]}; check the folder')
-    out = shard_path(out, plan.shard)
-    plan = Plan(plan.workers, (1, 1), plan.dry_run, plan.progress)
+        raise ValueError(f'pack: {source} holds no image for shard {schedule.shard[0]}/{schedule.shard[1]}')
+    out = shard_path(out, schedule.shard)
 
     shapes, bad = [], {}
     for name in names:
@@ -79,49 +73,21 @@ def make_pack(source: Path, out: Path, *, overwrite: bool = False, plan: Plan | 
     if bad:
         return Summary('pack', failed=bad, notes=['pack: nothing was written'])
     records = layout(shapes)
-    stamps = [_stamp(store, name) for name in names]
-    building, journal, lock = (out.with_name(f'.{out.name}.{end}') for end in ('building', 'journal', 'lock'))
-    if not overwrite and _is_whole(out, names, records, newest(stamps)):
-        if not plan.dry_run:
-            with suppress(BusyError), alone(lock, out):
-                journal.unlink(missing_ok=True)  # of a run killed in its last moment
-        return Summary('pack', skipped=len(names))
-
-    jobs = [
-        Job(store.where(name), _Task(source, name, shape, building, int(record['offset'])))
-        for name, shape, record in zip(names, shapes, records, strict=True)
-    ]
-    if plan.dry_run:
-        return run_jobs('pack', jobs, _store_one, plan)
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(json.dumps([str(source), names, shapes]).encode()).hexdigest()
-    with alone(lock, out):
-        if not overwrite and _is_whole(out, names, records, newest(stamps)):  # by a run that ended meanwhile
-            journal.unlink(missing_ok=True)
-            return Summary('pack', skipped=len(names))
-        crcs = {} if overwrite else _resume(building, journal, key, records, stamps)
-        if not crcs:
-            building.write_bytes(b'')
-            journal.write_text(key + '\n', encoding='utf-8')
-        os.truncate(building, end_of_images(records))
-        index = {job.name: i for i, job in enumerate(jobs)}
-        with journal.open('a', encoding='utf-8') as log:
-
-            def note(job: Job, crc: int) -> None:
-                i = index[job.name]
-                log.write(f'{i} {crc} {stamps[i]}\n')
-                log.flush()
-                crcs[i] = crc
-
-            summary = run_jobs(
-                'pack', jobs, _store_one, plan, is_done=lambda job: index[job.name] in crcs, on_result=note
-            )
-        if summary.exit_code == 0:
-            records['crc32'] = [crcs[i] for i in range(len(jobs))]
-            _finish(building, out, records, names)
-            journal.unlink()
-    return summary
+    staging = staging_folder(out, source.resolve(), names, shapes)
+    tasks = [_Task(source, *item, staging / f'{i}.planes') for i, item in enumerate(zip(names, shapes, strict=True))]
+    jobs = [Job(store.where(task.name), task, (store.file(task.name),), (task.target,)) for task in tasks]
+    changed = newest(file.stat().st_mtime_ns for file in {job.sources[0] for job in jobs})
+    return build(
+        'pack',
+        out,
+        staging,
+        jobs,
+        _stage,
+        lambda: _put_together(staging / 'ready', [task.target for task in tasks], records, names),
+        lambda: _is_whole(out, names, records, changed),
+        replace(schedule, shard=(1, 1)),
+        overwrite=overwrite,
+    )
 
 
 def _checked_shape(store: Store, name: str) -> tuple[int, int, int]:
@@ -137,42 +103,16 @@ def _checked_shape(store: Store, name: str) -> tuple[int, int, int]:
     return shape
 
 
-def _stamp(store: Store, name: str) -> int:
-    files = getattr(store, 'files', None)
-    return (files[name] if files else store.path / 'data.mdb').stat().st_mtime_ns
-
-
 def _is_whole(out: Path, names: list[str], records: np.ndarray, changed: int) -> bool:
     try:
         pack = Pack(out)
-    except (FileNotFoundError, PackError):
+    except (OSError, PackError):
         return False
     same = all(np.array_equal(pack.records[field], records[field]) for field in RECORD.names[:4])  # type: ignore[index]
     return pack.names == names and same and out.stat().st_mtime_ns >= changed
 
 
-def _resume(building: Path, journal: Path, key: str, records: np.ndarray, stamps: list[int]) -> dict[int, int]:
-    """Position and CRC of the images that an earlier run has stored, if intact and not changed since."""
-    if not (building.is_file() and journal.is_file()):
-        return {}
-    lines = journal.read_text(encoding='utf-8').split('\n')
-    if lines[0] != key:
-        return {}
-    crcs = {}
-    with building.open('rb') as file:
-        for line in lines[1:-1]:  # what follows the last line end was cut off
-            position, crc, stamp = (int(word) for word in line.split())
-            if stamp != stamps[position]:
-                continue
-            record = records[position]
-            file.seek(int(record['offset']))
-            data = file.read(int(record['height']) * int(record['width']) * int(record['channels']))
-            if zlib.crc32(data) == crc:
-                crcs[position] = crc
-    return crcs
-
-
-def _store_one(task: _Task) -> int:
+def _stage(task: _Task) -> None:
     store = worker_store(task.source)
     img = store.read(task.name)
     if img.dtype != np.uint8:
@@ -181,19 +121,22 @@ def _store_one(task: _Task) -> int:
     height, width, channels = task.shape
     if planes.shape != (channels, height, width):
         raise ImageError(f'{store.where(task.name)}: the pixels {planes.shape} contradict the header {task.shape}')
-    with task.building.open('r+b') as file:
-        file.seek(task.offset)
-        file.write(planes.data)
-    return zlib.crc32(planes.data)
+    write_bytes(task.target, planes.data)
 
 
-def _finish(building: Path, out: Path, records: np.ndarray, names: list[str]) -> None:
-    header, tail = header_and_tail(records, names)
-    with building.open('r+b') as file:
-        file.write(header)
+def _put_together(ready: Path, staged: list[Path], records: np.ndarray, names: list[str]) -> Path:
+    with atomic_path(ready, sync=True) as part, part.open('wb') as file:
+        for i, (planes, record) in enumerate(zip(staged, records, strict=True)):
+            data = planes.read_bytes()
+            if len(data) != int(record['height']) * int(record['width']) * int(record['channels']):
+                planes.unlink()
+                raise WriteError(f'{planes}: is cut off, as after a loss of power; run the same command again')
+            records['crc32'][i] = zlib.crc32(data)
+            file.seek(int(record['offset']))
+            file.write(data)
+        header, tail = header_and_tail(records, names)
         file.seek(end_of_images(records))
         file.write(tail)
-        file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(building, out)
+        file.seek(0)
+        file.write(header)
+    return ready

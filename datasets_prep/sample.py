@@ -5,13 +5,14 @@ Run: python -m datasets_prep sample
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 
 from basicsr_effsr.imaging.bicubic import imresize, mod_crop
-from basicsr_effsr.utils.files import sweep_parts
 from datasets_prep.files import read_image, write_png
+from datasets_prep.jobs import ALONE, Job, Schedule, Summary, make_files
 from datasets_prep.pack import make_pack
 
 SCALES = (2, 3, 4)
@@ -28,6 +29,12 @@ PHOTOGRAPHS = {
     ),
     'val': ('astronaut.png', 'chelsea.png'),
 }
+
+
+@dataclass(frozen=True)
+class _Task:
+    source: Path
+    targets: dict[int, Path]  # by scale; 1 is HR
 
 
 def photograph_folder() -> Path:
@@ -49,8 +56,13 @@ def photograph_folder() -> Path:
 
 
 def write_sample(
-    out: Path, *, scales: tuple[int, ...] = SCALES, pack: bool = False, overwrite: bool = False
-) -> dict[str, int]:
+    out: Path,
+    *,
+    scales: tuple[int, ...] = SCALES,
+    pack: bool = False,
+    overwrite: bool = False,
+    schedule: Schedule = ALONE,
+) -> Summary:
     """Writes ``out/{train,val}/HR`` and ``out/{train,val}/LR_bicubic/X<scale>``, the same names in each.
 
     Photographs that are stored as JPEG are halved first, so that no compression blocks are left in what
@@ -61,66 +73,47 @@ def write_sample(
         scales: scales of the low-resolution images; each must divide 12.
         pack: write ``out/train/HR.pack`` and ``out/train/LR_bicubic/X<scale>.pack``, too.
         overwrite: write again what exists.
+        schedule: workers, dry run, progress.
 
     Returns:
-        Number of photographs in each of ``train`` and ``val``.
+        What became of each photograph, and of each image in the packs.
 
     Raises:
         ValueError: for a scale that does not divide 12.
         FileNotFoundError: when the photographs are not installed.
+        WriteError: when a file cannot be written.
     """
-    _check_scales(scales)
-    folder = photograph_folder()
-    out.mkdir(parents=True, exist_ok=True)
-    sweep_parts(out)
-    for split, names in PHOTOGRAPHS.items():
-        for name in names:
-            targets = _targets(out / split, name, scales)
-            wanted = {scale: path for scale, path in targets.items() if overwrite or not path.is_file()}
-            if not wanted:
-                continue
-            hr = read_image(folder / name)
-            if name.endswith('.jpg'):
-                hr = imresize(hr, scale=Fraction(1, 2))
-            hr = mod_crop(hr, MODULUS)
-            for scale, path in wanted.items():
-                write_png(path, hr if scale == 1 else imresize(hr, scale=Fraction(1, scale)))
-    if pack:
-        for file in _packs(out, scales):
-            make_pack(file.with_suffix(''), file, overwrite=overwrite)
-    return {split: len(names) for split, names in PHOTOGRAPHS.items()}
-
-
-def sample_files(out: Path, *, scales: tuple[int, ...] = SCALES, pack: bool = False) -> list[Path]:
-    """The files that ``write_sample`` writes, whether they are there or not.
-
-    Raises:
-        ValueError: for a scale that does not divide 12.
-        FileNotFoundError: when the photographs are not installed.
-    """
-    _check_scales(scales)
-    photograph_folder()
-    images = [
-        file
-        for split, names in PHOTOGRAPHS.items()
-        for name in names
-        for file in _targets(out / split, name, scales).values()
-    ]
-    return [*images, *(_packs(out, scales) if pack else [])]
-
-
-def _check_scales(scales: tuple[int, ...]) -> None:
     odd = [scale for scale in scales if scale < 1 or MODULUS % scale]
     if odd:
         raise ValueError(f'sample: scales must divide {MODULUS}, got {odd}; make others with the command lr')
+    source = photograph_folder()
+    folders = {
+        split: {1: out / split / 'HR', **{scale: out / split / 'LR_bicubic' / f'X{scale}' for scale in scales}}
+        for split in PHOTOGRAPHS
+    }
+    jobs = []
+    for split, names in PHOTOGRAPHS.items():
+        for name in names:
+            targets = {scale: folder / f'{Path(name).stem}.png' for scale, folder in folders[split].items()}
+            jobs.append(Job(name, _Task(source / name, targets), (), tuple(targets.values())))
+    settings: dict[Path, dict] = {folder: {} for split in folders.values() for folder in split.values()}
+    summary = make_files('sample', jobs, _make_one, settings, schedule, overwrite=overwrite)
+    packed = list(folders['train'].values()) if pack and not summary.exit_code else []
+    if schedule.dry_run:
+        summary.notes += [f'would pack: {folder}' for folder in packed]
+        packed = []
+    for folder in packed:
+        its = make_pack(folder, folder.with_suffix('.pack'), overwrite=overwrite, schedule=schedule)
+        summary = replace(its, title='sample', done=summary.done + its.done, skipped=summary.skipped + its.skipped)
+        if summary.exit_code:
+            break
+    return summary
 
 
-def _targets(folder: Path, name: str, scales: tuple[int, ...]) -> dict[int, Path]:
-    """The files of a photograph by their scale; 1 is HR."""
-    png = Path(name).stem + '.png'
-    return {scale: folder / 'LR_bicubic' / f'X{scale}' / png for scale in scales} | {1: folder / 'HR' / png}
-
-
-def _packs(out: Path, scales: tuple[int, ...]) -> list[Path]:
-    lr = out / 'train' / 'LR_bicubic'
-    return [out / 'train' / 'HR.pack', *(lr / f'X{scale}.pack' for scale in scales)]
+def _make_one(task: _Task) -> None:
+    hr = read_image(task.source)
+    if task.source.suffix == '.jpg':
+        hr = imresize(hr, scale=Fraction(1, 2))
+    hr = mod_crop(hr, MODULUS)
+    for scale, path in task.targets.items():
+        write_png(path, hr if scale == 1 else imresize(hr, scale=Fraction(1, scale)))

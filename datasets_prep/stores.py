@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -16,20 +17,25 @@ from datasets_prep.files import image_shape, list_images, read_image
 LMDB_SUFFIX = '.lmdb'
 
 
-class Store(Protocol):
-    """Images by name; a name has no suffix. The names are in the order of the files of a folder."""
+@dataclass(frozen=True)
+class Store:
+    """Images by name; a name has no suffix.
 
-    path: Path
+    Attributes:
+        names: in the order of the files of a folder.
+        shape: (height, width, channels) of an image, without decoding its pixels.
+        read: its pixels, (H, W) or BGR(A) (H, W, C), uint8 or uint16.
+        file: the file that holds it.
+        where: what a message calls it.
+        damaged: names of the images that do not match their checksums.
+    """
+
     names: list[str]
-
-    def shape(self, name: str) -> tuple[int, int, int]:
-        """(height, width, channels) without decoding the pixels."""
-
-    def read(self, name: str) -> np.ndarray:
-        """(H, W) or BGR(A) (H, W, C), uint8 or uint16."""
-
-    def where(self, name: str) -> str:
-        """What a message calls the image."""
+    shape: Callable[[str], tuple[int, int, int]]
+    read: Callable[[str], np.ndarray]
+    file: Callable[[str], Path]
+    where: Callable[[str], str]
+    damaged: Callable[[], Iterable[str]] = tuple
 
 
 def open_store(path: Path) -> Store:
@@ -37,13 +43,12 @@ def open_store(path: Path) -> Store:
 
     Raises:
         FileNotFoundError: when there is none.
-        ValueError: when it cannot be read as what its name says.
+        ValueError: when it cannot be read as what its name says, or is empty.
     """
-    if path.suffix == PACK_SUFFIX:
-        return PackStore(path)
-    if path.suffix == LMDB_SUFFIX:
-        return LmdbStore(path)
-    return FolderStore(path)
+    store = {PACK_SUFFIX: _pack, LMDB_SUFFIX: _lmdb}.get(path.suffix, _folder)(path)
+    if not store.names:
+        raise ValueError(f'{path}: holds no image; check the path')
+    return store
 
 
 @lru_cache(maxsize=4)
@@ -52,64 +57,48 @@ def worker_store(path: Path) -> Store:
     return open_store(path)
 
 
-class FolderStore:
-    """The images directly in a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.files: dict[str, Path] = {}
-        for file in list_images(path):
-            if file.stem in self.files:
-                raise ValueError(f'{path}: {self.files[file.stem].name} and {file.name} share a name; rename one')
-            self.files[file.stem] = file
-        self.names = sorted(self.files, key=folder_order)
-
-    def shape(self, name: str) -> tuple[int, int, int]:
-        return image_shape(self.files[name])
-
-    def read(self, name: str) -> np.ndarray:
-        return read_image(self.files[name])
-
-    def where(self, name: str) -> str:
-        return str(self.files[name])
+def _folder(path: Path) -> Store:
+    files: dict[str, Path] = {}
+    for file in list_images(path):
+        if file.stem in files:
+            raise ValueError(f'{path}: {files[file.stem].name} and {file.name} share a name; rename one')
+        files[file.stem] = file
+    return Store(
+        sorted(files, key=folder_order),
+        lambda name: image_shape(files[name]),
+        lambda name: read_image(files[name]),
+        files.__getitem__,
+        lambda name: str(files[name]),
+    )
 
 
-class LmdbStore:
-    """An LMDB in BasicSR's format."""
+def _lmdb(path: Path) -> Store:
+    """In BasicSR's format."""
+    shapes = lmdbs.shapes(path)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._shapes = lmdbs.shapes(path)
-        self.names = sorted(self._shapes, key=folder_order)
-
-    def shape(self, name: str) -> tuple[int, int, int]:
-        return self._shapes[name]
-
-    def read(self, name: str) -> np.ndarray:
-        data = lmdbs.get(self.path, name)
+    def read(name: str) -> np.ndarray:
+        data = lmdbs.get(path, name)
         if data is None:
-            raise ImageError(f'{self.where(name)}: is missing; make the LMDB again')
-        return decode_stored(data, self.where(name))
+            raise ImageError(f'{path}:{name}: is missing; make the LMDB again')
+        return decode_stored(data, f'{path}:{name}')
 
-    def where(self, name: str) -> str:
-        return f'{self.path}:{name}'
+    names = sorted(shapes, key=folder_order)
+    return Store(names, shapes.__getitem__, read, lambda name: path / 'data.mdb', lambda name: f'{path}:{name}')
 
 
-class PackStore:
-    """A pack."""
+def _pack(path: Path) -> Store:
+    pack = Pack(path)
+    index = {name: i for i, name in enumerate(pack.names)}
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.pack = Pack(path)
-        self.names = self.pack.names
-        self._index = {name: i for i, name in enumerate(self.names)}
-
-    def shape(self, name: str) -> tuple[int, int, int]:
-        channels, height, width = self.pack.shape(self._index[name])
+    def shape(name: str) -> tuple[int, int, int]:
+        channels, height, width = pack.shape(index[name])
         return height, width, channels
 
-    def read(self, name: str) -> np.ndarray:
-        return from_planes(self.pack.image(self._index[name]))
-
-    def where(self, name: str) -> str:
-        return f'{self.path}:{name}'
+    return Store(
+        pack.names,
+        shape,
+        lambda name: from_planes(pack.image(index[name])),
+        lambda name: path,
+        lambda name: f'{path}:{name}',
+        pack.damaged,
+    )

@@ -6,14 +6,12 @@ sub-images of ``0001.png`` are ``0001_s001.png``, ``0001_s002.png``, ... row by 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
-from datasets_prep.files import ImageError, image_size, list_images, read_image, write_png
-from datasets_prep.jobs import Job, OutputFolders, Plan, Summary, protect_sources, run_jobs
-
-_NAME = re.compile(r'(?P<stem>.+)_s(?P<number>[0-9]{3,})\.png')
+from datasets_prep.files import ImageError, image_shape, list_images, read_image, write_png
+from datasets_prep.jobs import ALONE, Job, Schedule, Summary, make_files
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def make_subimages(
     thresh: int = 0,
     compression: int = 3,
     overwrite: bool = False,
-    plan: Plan | None = None,
+    schedule: Schedule = ALONE,
 ) -> Summary:
     """Cuts every image of ``folder`` into overlapping PNG sub-images in ``out``.
 
@@ -71,8 +69,8 @@ def make_subimages(
         step: distance of two sub-images in HR pixels.
         thresh: a rest of at most this many HR pixels at the end gets no sub-image of its own.
         compression: PNG level, 0 to 9.
-        overwrite: make again what exists; sub-images of an earlier cut that the new one has not are removed.
-        plan: workers, shard, dry run, progress.
+        overwrite: make again what exists.
+        schedule: workers, shard, dry run, progress.
 
     Returns:
         What became of each image.
@@ -81,7 +79,6 @@ def make_subimages(
         ValueError: for impossible options, two files with the same sub-image names, or ``out`` being ``folder``.
         FileNotFoundError: when ``folder`` does not exist.
     """
-    plan = plan or Plan()
     if scale < 1 or crop < 1 or step < 1 or thresh < 0 or not 0 <= compression <= 9:
         raise ValueError(
             'subimages: scale, crop and step must be positive, thresh not negative, compression 0 to 9; '
@@ -93,71 +90,32 @@ def make_subimages(
             f'got {crop}, {step}, {thresh}'
         )
     jobs: list[Job] = []
-    owners: dict[str, Path] = {}
     for source in list_images(folder):
         stem = source.stem.removesuffix(f'x{scale}') if scale > 1 else source.stem
-        if stem in owners:
-            raise ValueError(f'{owners[stem]} and {source} would have sub-images of one name; rename one of them')
-        owners[stem] = source
         task = _Task(source, out, stem, crop // scale, step // scale, thresh // scale, compression)
         jobs.append(Job(str(source), task, (source,), _outputs(task)))
-    if not jobs:
-        raise ValueError(f'subimages: {folder} holds no image; give the folder of the images to cut')
-    protect_sources('subimages', jobs, [out])
     names = ('scale', 'crop', 'step', 'thresh', 'compression')
-    settings = dict(zip(names, (scale, crop, step, thresh, compression), strict=True))
-    claimed = OutputFolders(
-        {out: {'command': 'subimages', **settings}}, overwrite=overwrite, dry_run=plan.dry_run, names=('scale',)
-    )
-    stale = _stale(out, jobs, [job for job in plan.mine(jobs) if not claimed.is_done(job)])
-    if not plan.dry_run:
-        for path in stale:
-            path.unlink(missing_ok=True)
-    summary = run_jobs('subimages', jobs, _cut, plan, is_done=claimed.is_done)
-    if plan.dry_run:
-        summary.notes += [f'would remove {len(stale)} sub-images that the new cut has not'] if stale else []
-    else:
-        claimed.settle(jobs, summary)
-    return summary
+    settings = {out: dict(zip(names, (scale, crop, step, thresh, compression), strict=True))}
+    return make_files('subimages', jobs, _cut, settings, schedule, names=('scale',), overwrite=overwrite)
 
 
-def _stale(out: Path, jobs: list[Job], todo: list[Job]) -> list[Path]:
-    """The sub-images, by their names, that an earlier cut of the sources in ``todo`` has left and no source has now.
-
-    Those of a source that cannot be read now stay.
-    """
-    if not out.is_dir():
-        return []
-    planned = {path.name for job in jobs for path in job.outputs}
-    stems = {job.task.stem for job in todo if job.outputs or _is_readable(job.task.source)}
-    found = []
-    for path in out.iterdir():
-        name = _NAME.fullmatch(path.name)
-        if name and name['stem'] in stems and path.name not in planned and path.name == _name(*name.group(1, 2)):
-            found.append(path)
-    return found
-
-
-def _is_readable(source: Path) -> bool:
-    try:
-        return bool(image_size(source))
-    except ImageError:
-        return False
-
-
-def _name(stem: str, number: int | str) -> str:
-    return f'{stem}_s{int(number):03d}.png'
+def _name(stem: str, number: int) -> str:
+    return f'{stem}_s{number:03d}.png'
 
 
 def _outputs(task: _Task) -> tuple[Path, ...]:
     """The files that a source will be cut into; none when it cannot be, which the job then reports."""
     try:
-        height, width = image_size(task.source)
-        count = len(positions(height, task.crop, task.step, task.thresh))
-        count *= len(positions(width, task.crop, task.step, task.thresh))
-    except ValueError:
+        height, width, _ = image_shape(task.source)
+        corners = _corners(task, height, width)
+    except (OSError, ValueError):
         return ()
-    return tuple(task.out / _name(task.stem, i) for i in range(1, count + 1))
+    return tuple(task.out / _name(task.stem, i) for i in range(1, len(corners) + 1))
+
+
+def _corners(task: _Task, height: int, width: int) -> list[tuple[int, int]]:
+    rows, columns = (positions(side, task.crop, task.step, task.thresh) for side in (height, width))
+    return [(top, left) for top in rows for left in columns]
 
 
 def _cut(task: _Task) -> int:
@@ -167,10 +125,13 @@ def _cut(task: _Task) -> int:
             f'{task.source}: both sides must be at least the crop size {task.crop}, '
             f'got {img.shape[0]}x{img.shape[1]}; leave the image out or cut smaller'
         )
-    number = 0
-    for top in positions(img.shape[0], task.crop, task.step, task.thresh):
-        for left in positions(img.shape[1], task.crop, task.step, task.thresh):
-            number += 1
-            part = img[top : top + task.crop, left : left + task.crop]
-            write_png(task.out / _name(task.stem, number), part, compression=task.compression)
-    return number
+    corners = _corners(task, *img.shape[:2])
+    for surplus in count(len(corners) + 1):  # of an earlier cut; first, so that a killed run leaves none
+        try:
+            (task.out / _name(task.stem, surplus)).unlink()
+        except FileNotFoundError:
+            break
+    for number, (top, left) in enumerate(corners, start=1):
+        part = img[top : top + task.crop, left : left + task.crop]
+        write_png(task.out / _name(task.stem, number), part, compression=task.compression)
+    return len(corners)

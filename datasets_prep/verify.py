@@ -13,9 +13,9 @@ from basicsr_effsr.data.pairs import check_sizes, match
 from basicsr_effsr.data.templates import check_file_template
 from basicsr_effsr.imaging.bicubic import imresize
 from basicsr_effsr.utils.files import write_bytes
-from datasets_prep.files import ImageError
-from datasets_prep.jobs import Job, Plan, Summary, run_jobs
-from datasets_prep.stores import FolderStore, PackStore, open_store, worker_store
+from datasets_prep.files import ImageError, refuse_image_name
+from datasets_prep.jobs import ALONE, Job, Schedule, Summary, run_jobs
+from datasets_prep.stores import open_store, worker_store
 
 _CUT_BORDER = 2  # the widened kernel reaches two LR pixels to either side
 
@@ -41,7 +41,8 @@ def verify(
     bicubic: bool = True,
     tolerance: float = 0.0,
     border: int = 0,
-    plan: Plan | None = None,
+    report: Path | None = None,
+    schedule: Schedule = ALONE,
 ) -> Summary:
     """Reads every image of ``hr`` and, when given, of ``lr``, and compares each pair.
 
@@ -60,7 +61,8 @@ def verify(
         border: LR pixels along each side whose values are not compared; 2 for sub-images, which were cut
             after the resizing and so have neighbours that the bicubic of the HR sub-image does not see. An
             image of which nothing is left is a failure.
-        plan: workers, shard, dry run, progress.
+        report: write the findings to this JSON file, too.
+        schedule: workers, shard, dry run, progress.
 
     Returns:
         Failures under the name of the offending file; the fraction of differing values of each pair in
@@ -70,16 +72,15 @@ def verify(
         ValueError: for impossible options or an empty data set.
         FileNotFoundError: when one of the two does not exist.
     """
-    plan = plan or Plan()
     if scale < 1 or not 0 <= tolerance <= 1 or border < 0:
         raise ValueError(
             f'verify: scale must be positive, tolerance 0 to 1, border not negative, got {scale}, {tolerance}, {border}'
         )
+    if report is not None:
+        refuse_image_name('verify', report)
     check_file_template('verify: --filename-tmpl', filename_tmpl, scale=True)
     worker_store.cache_clear()
     hr_store = open_store(hr)
-    if not hr_store.names:
-        raise ValueError(f'verify: {hr} holds no image; give a folder of images, an .lmdb or a .pack')
     lr_store = open_store(lr) if lr is not None else None
 
     summary = Summary('verify')
@@ -95,15 +96,17 @@ def verify(
         Job(hr_store.where(name), _Task(hr, lr, name, lr_name, scale, bicubic, tolerance, border))
         for name, lr_name in pairs
     ]
-    if not plan.dry_run:
-        for store in (hr_store, lr_store):
-            if isinstance(store, PackStore):
-                summary.failed |= dict.fromkeys(map(store.where, store.pack.damaged()), 'does not match its checksum')
-    compared = run_jobs('verify', jobs, _compare, plan)
+    if not schedule.dry_run:
+        for store in filter(None, (hr_store, lr_store)):
+            summary.failed |= dict.fromkeys(map(store.where, store.damaged()), 'does not match its checksum')
+    compared = run_jobs('verify', jobs, _compare, schedule)
     compared.failed = {**compared.failed, **summary.failed}
     if lr is not None and bicubic and compared.results:
         worst = max(compared.results.values())
         compared.notes.append(f'verify: pixels that differ from the bicubic of HR: {worst:.4%} in the worst good pair')
+    if report is not None and not compared.interrupted and not schedule.dry_run:
+        findings = {'failed': compared.failed, 'differing': compared.results}
+        write_bytes(report, json.dumps(findings, indent=1, sort_keys=True).encode())
     return compared
 
 
@@ -116,13 +119,12 @@ def _compare(task: _Task) -> float:
         return 0.0
     lr_store = worker_store(task.lr)
     where = lr_store.where(task.lr_name)
-    if isinstance(hr_store, FolderStore) and isinstance(lr_store, FolderStore):
-        suffixes = hr_store.files[task.hr_name].suffix, lr_store.files[task.lr_name].suffix
-        if suffixes[0] != suffixes[1]:
-            raise ImageError(
-                f'ends in {suffixes[0]}, its LR image {where} in {suffixes[1]}, but BasicSR looks for both under one '
-                'suffix; make PNG files of the HR images (lr --hr-out does)'
-            )
+    suffixes = {store.file(name).suffix for store, name in ((hr_store, task.hr_name), (lr_store, task.lr_name))}
+    if len(suffixes - {'.pack', '.mdb'}) > 1:
+        raise ImageError(
+            f'has another suffix than its LR image {where}, but BasicSR looks for both under one; make PNG files of '
+            'the HR images (lr --hr-out does)'
+        )
     lr = lr_store.read(task.lr_name)
     if hr.dtype != lr.dtype or hr.shape[2:] != lr.shape[2:]:
         raise ImageError(
@@ -157,9 +159,3 @@ def _inside(different: np.ndarray, border: int) -> float | None:
 
 def _channels(img: np.ndarray) -> int:
     return 1 if img.ndim == 2 else img.shape[2]
-
-
-def write_report(path: Path, summary: Summary) -> None:
-    """Writes every failure and the fraction of differing values of every good pair to a JSON file."""
-    findings = {'failed': summary.failed, 'differing': summary.results}
-    write_bytes(path, json.dumps(findings, indent=1, sort_keys=True).encode())

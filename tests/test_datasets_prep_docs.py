@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from basicsr_effsr.imaging.bicubic import imresize
-from datasets_prep import download as downloads
+from datasets_prep import sources
 from datasets_prep.cli import app
 from datasets_prep.files import encode_png, write_png
 
@@ -87,15 +87,14 @@ def write_archive(path: Path, members: dict[str, np.ndarray]) -> None:
 
 def stand_ins(root: Path) -> Path:
     """The archives as if fetched by hand, LSDIR's apart, and the real table with their numbers of images."""
-    table = json.loads(downloads.SOURCES.read_text(encoding='utf-8'))
+    table = json.loads(sources.SOURCES.read_text(encoding='utf-8'))
     for entry in table['sets'].values():
         for file in entry.get('files', []):
             file |= {'size': None, 'sha256': None, 'md5': None, 'images': PER_SET}
             path = root / 'datasets' / 'archives' / Path(file['url']).name
             if not path.exists():
                 write_archive(path, member_names(file['url']))
-        merges = entry.get('merge', [])
-        for merge in merges if isinstance(merges, list) else [merges]:
+        for merge in entry.get('merge', []):
             merge['images'] = PER_SET * len(merge['folders'])
         if 'first' in entry:
             entry |= {'first': PER_SET, 'images': PER_SET}
@@ -113,7 +112,7 @@ def prepared(tmp_path_factory):
     root = tmp_path_factory.mktemp('page')
     said = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(downloads, 'SOURCES', stand_ins(root))
+        patch.setattr(sources, 'SOURCES', stand_ins(root))
         for stem, hr in photographs('photos').items():
             write_png(root / 'photos' / f'{stem}.png', hr)
         for block in BLOCKS:

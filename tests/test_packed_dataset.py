@@ -17,7 +17,7 @@ from basicsr_effsr.data.draws import SampleIndex, draw
 from basicsr_effsr.data.packs import PackError
 from basicsr_effsr.host.loop import replacements
 from datasets_prep.files import read_image, write_png
-from datasets_prep.jobs import Plan
+from datasets_prep.jobs import Schedule
 from datasets_prep.lmdb_maker import make_lmdb
 from datasets_prep.lr import make_lr
 from datasets_prep.pack import make_pack
@@ -149,7 +149,7 @@ def test_it_can_be_sent_to_another_process_after_use(pair):
 def test_a_folder_of_shards_is_one_data_set(pair):
     for name in ('HR', 'X3'):
         for i in (1, 2):
-            make_pack(pair / name, pair / f'{name}s' / f'{name}.pack', plan=Plan(shard=(i, 2)))
+            make_pack(pair / name, pair / f'{name}s' / f'{name}.pack', schedule=Schedule(shard=(i, 2)))
     shards = packed(pair, dataroot_gt=str(pair / 'HRs'), dataroot_lq=str(pair / 'X3s'))
     for i in range(3):
         index = SampleIndex(i, seed=5, epoch=2, position=i)
