@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
+import lzma
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from basicsr_effsr.imaging.header import SUFFIXES
-from basicsr_effsr.utils.files import atomic_path
+from basicsr_effsr.utils.files import WriteError, atomic_path, open_regular
 
 MAX_RATIO = 50  # photographs do not shrink; a zip bomb does by hundreds
+MAX_HEADER = 64 * 2**20  # bytes that are held in memory at once: of a list of members, or of what tells of one
+MAX_MEMBERS = 200_000  # LSDIR has 84,991 in all
 _SLACK = 64 * 2**20
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, OSError, NotImplementedError)
+_STREAMS: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
+    b'\x1f\x8b': lambda file: gzip.GzipFile(fileobj=file),  # type: ignore[dict-item, return-value]
+    b'BZ': bz2.BZ2File,
+    b'\xfd7': lzma.LZMAFile,
+}
+_DAMAGE = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error),
+    *(ArithmeticError, EOFError, LookupError, MemoryError, OSError, RuntimeError, ValueError),
+)
 
 
 class ArchiveError(ValueError):
@@ -49,7 +63,8 @@ def extract(archive: Path, into: Path, *, first: int | None = None) -> tuple[int
 
     Raises:
         ArchiveError: when a member would leave ``into``, is a link or a device, when the members are
-            unreasonably large, or when the archive is damaged or of an unknown kind.
+            unreasonably large or many, or when the archive is damaged or of an unknown kind.
+        WriteError: when a file cannot be written.
     """
     try:
         with _opened(archive) as (members, stream):
@@ -68,7 +83,7 @@ def extract(archive: Path, into: Path, *, first: int | None = None) -> tuple[int
                     if out.tell() != member.size:
                         raise ArchiveError(f'{archive}: {member.name} is cut off; the archive is damaged')
                 written += 1
-    except ArchiveError:
+    except (ArchiveError, WriteError):
         raise
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -81,38 +96,67 @@ def extract(archive: Path, into: Path, *, first: int | None = None) -> tuple[int
 _Stream = Callable[[_Member], IO[bytes]]
 
 
+class _Bounded(io.RawIOBase):
+    """A file of which neither much is read at once nor much in all: what an archive claims may exceed all memory."""
+
+    def __init__(self, archive: Path, file: IO[bytes], length: int) -> None:
+        self._archive = archive
+        self._file = file
+        self._length = length
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MAX_HEADER or self._file.tell() > self._length:
+            raise ArchiveError(f'{self._archive}: is unreasonably large when unpacked; that is no set of photographs')
+        return self._file.read(size if size >= 0 else MAX_HEADER)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        if offset > self._length:
+            raise ArchiveError(f'{self._archive}: is unreasonably large when unpacked; that is no set of photographs')
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        return True
+
+
 @contextmanager
 def _opened(archive: Path) -> Iterator[tuple[list[_Member], _Stream]]:
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as z:
-            for info in z.infolist():
-                kind = stat.S_IFMT(info.external_attr >> 16)
-                if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                    raise ArchiveError(
-                        f'{archive}: {info.filename!r} is a link or a device; the archive is not to be trusted'
-                    )
-                if info.flag_bits & 1:
-                    raise ArchiveError(f'{archive}: {info.filename!r} is encrypted; unpack it by hand')
-            yield (
-                [_Member(i.filename, i.file_size, i) for i in z.infolist() if not i.is_dir()],
-                lambda member: z.open(member.inner),  # type: ignore[arg-type]
-            )
-        return
-    with tarfile.open(archive) as t:
-        members = []
-        for entry in t:
-            if not (entry.isreg() or entry.isdir()):
-                raise ArchiveError(f'{archive}: {entry.name!r} is a link or a device; the archive is not to be trusted')
-            if entry.isreg():
-                members.append(_Member(entry.name, entry.size, entry))
+    with open_regular(archive) as file:
+        length = MAX_RATIO * archive.stat().st_size + _SLACK
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(_Bounded(archive, file, length)) as z:
+                for info in z.infolist():
+                    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                        raise _untrusted(archive, info.filename)
+                    if info.flag_bits & 1:
+                        raise ArchiveError(f'{archive}: {info.filename!r} is encrypted; unpack it by hand')
+                yield (
+                    [_Member(i.filename, i.file_size, i) for i in z.infolist() if not i.is_dir()],
+                    lambda member: z.open(member.inner),  # type: ignore[arg-type]
+                )
+            return
+        file.seek(0)
+        stream = _STREAMS.get(file.read(2), lambda file: file)
+        file.seek(0)
+        bounded = _Bounded(archive, stream(file), length)
+        with tarfile.open(fileobj=bounded, mode='r:') as t:
+            members: list[_Member] = []
+            for entry in t:
+                if len(members) == MAX_MEMBERS:
+                    raise ArchiveError(f'{archive}: holds more than {MAX_MEMBERS} files; that is no set of photographs')
+                if not (entry.isreg() or entry.isdir()) or entry.issparse():
+                    raise _untrusted(archive, entry.name)
+                if entry.isreg():
+                    members.append(_Member(entry.name, entry.size, entry))
+            while bounded.read(2**20):  # to where the checksum stands
+                pass
+            yield members, lambda member: t.extractfile(member.inner)  # type: ignore[arg-type, return-value, misc]
 
-        def stream(member: _Member) -> IO[bytes]:
-            file = t.extractfile(member.inner)  # type: ignore[arg-type]
-            if file is None:
-                raise ArchiveError(f'{archive}: {member.name!r} is no file')
-            return file
 
-        yield members, stream
+def _untrusted(archive: Path, name: str) -> ArchiveError:
+    return ArchiveError(f'{archive}: {name!r} is a link, a device or full of holes; the archive is not to be trusted')
 
 
 def _judge(archive: Path, members: list[_Member], into: Path) -> None:
@@ -120,12 +164,17 @@ def _judge(archive: Path, members: list[_Member], into: Path) -> None:
     for member in members:
         path = PurePosixPath(member.name)
         bad = path.is_absolute() or '..' in path.parts or '\\' in member.name or ':' in member.name or not path.parts
-        if bad or any(ord(letter) < 32 for letter in member.name):
-            raise ArchiveError(f'{archive}: {member.name!r} would be written outside {into}; it is not to be trusted')
+        odd = any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in member.name)
+        if bad or odd or any(len(part.encode(errors='replace')) > 255 for part in path.parts):
+            raise ArchiveError(f'{archive}: {member.name!r} is no name of a file in {into}; it is not to be trusted')
         folded = str(path).casefold()
         if folded in seen:
             raise ArchiveError(f'{archive}: {seen[folded]!r} and {member.name!r} are one file on some systems')
         seen[folded] = member.name
+    for folded, name in seen.items():
+        folder = next((str(parent) for parent in PurePosixPath(folded).parents if str(parent) in seen), None)
+        if folder is not None:
+            raise ArchiveError(f'{archive}: {seen[folder]!r} is a file, and the folder of {name!r}; it is damaged')
     if not members:
         raise ArchiveError(f'{archive}: is empty')
     total, packed = sum(member.size for member in members), archive.stat().st_size
