@@ -178,7 +178,9 @@ def make_files(
 def _protect_sources(command: str, jobs: Sequence[Job], folders: Sequence[Path]) -> None:
     """Symbolic links and ``..`` are followed. A link in an output folder is no danger: it is replaced itself."""
     originals = {source for job in jobs for source in job.sources}
-    inputs = {source.parent for source in originals} | {s.resolve().parent for s in originals if s.is_symlink()}
+    inputs = {source.parent for source in originals} | {
+        Path(os.path.realpath(s)).parent for s in originals if s.is_symlink()
+    }
     for i, folder in enumerate(folders):
         for other in inputs:
             if same_folder(folder, other):

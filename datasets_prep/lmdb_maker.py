@@ -6,6 +6,7 @@ so names with a dot are refused.
 
 from __future__ import annotations
 
+import os
 import secrets
 from dataclasses import dataclass
 from itertools import islice
@@ -68,7 +69,7 @@ def make_lmdb(
         )
     files = _by_key(folder, strip)
     _refuse_other_content(out)
-    staging = staging_folder(out, folder.resolve(), list(files), compression, strip)
+    staging = staging_folder(out, os.path.realpath(folder), list(files), compression, strip)
     staged = {key: staging / f'{key}.png' for key in files}
     jobs = [Job(str(f), _Task(f, staged[key], compression), (f,), (staged[key],)) for key, f in files.items()]
     changed = newest(file.stat().st_mtime_ns for file in files.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,7 +74,7 @@ def make_pack(source: Path, out: Path, *, overwrite: bool = False, schedule: Sch
     if bad:
         return Summary('pack', failed=bad, notes=['pack: nothing was written'])
     records = layout(shapes)
-    staging = staging_folder(out, source.resolve(), names, shapes)
+    staging = staging_folder(out, os.path.realpath(source), names, shapes)
     tasks = [_Task(source, *item, staging / f'{i}.planes') for i, item in enumerate(zip(names, shapes, strict=True))]
     jobs = [Job(store.where(task.name), task, (store.file(task.name),), (task.target,)) for task in tasks]
     changed = newest(file.stat().st_mtime_ns for file in {job.sources[0] for job in jobs})

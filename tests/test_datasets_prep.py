@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import struct
 import subprocess
 import sys
@@ -1015,9 +1014,9 @@ class TestCommandLine:
         (tmp_path / 'out').write_text('a file')
         result = self.run('subimages', hr, tmp_path / 'out' / 'sub', '--crop', 24, '--step', 12, '-j', 0)
         assert result.exit_code == 2
-        assert re.fullmatch(
-            rf'datasets_prep.*: {tmp_path}/out/sub/\S+: cannot be written \(Not a directory\); .*\n', result.output
-        )
+        assert str(tmp_path / 'out' / 'sub') in result.output
+        assert 'Not a directory' in result.output
+        assert 'Errno' not in result.output
 
     @pytest.mark.parametrize(
         ('name', 'encoding', 'shown'),
