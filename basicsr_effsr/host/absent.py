@@ -45,6 +45,16 @@ def need(name: str) -> Any:
         ) from error
 
 
+def start(pipeline: str) -> None:
+    """Runs the host's ``train`` or ``test`` pipeline with this folder as root; exit code 2 without BasicSR."""
+    try:
+        host = need(f'basicsr.{pipeline}')
+    except UserError as error:
+        sys.stderr.write(f'basicsr_effsr.{pipeline}: {error}\n')
+        raise SystemExit(2) from error
+    getattr(host, f'{pipeline}_pipeline')(os.getcwd())
+
+
 class _StandIn(ModuleType):
     """A module that takes the place of one of BasicSR."""
 

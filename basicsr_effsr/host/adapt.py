@@ -12,14 +12,13 @@ import sys
 from argparse import ArgumentError, ArgumentParser
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import wraps
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from basicsr_effsr._registration import derives_from_ours
+from basicsr_effsr._registration import derives_from_ours, lookup
 from basicsr_effsr.host import DEAD_TORCHVISION, OPTIONS, REGISTRY, VERSION
 from basicsr_effsr.utils.errors import UserError
 
@@ -139,21 +138,14 @@ def output_root(root_path: str) -> str:
 
 def uses_our_classes(opt: dict[str, Any]) -> bool:
     """True if the model, a network or a data set of the options is one of this package, or derived from one."""
-    from basicsr.utils import registry
-
-    networks = [net for key, net in opt.items() if key.startswith('network_')]
     data_sets = opt.get('datasets')
-    wanted = [(registry.MODEL_REGISTRY, opt.get('model_type'))]
-    for found, sections in (
-        (registry.ARCH_REGISTRY, networks),
-        (registry.DATASET_REGISTRY, data_sets.values() if isinstance(data_sets, dict) else ()),
-    ):
-        wanted += [(found, section.get('type')) for section in sections if isinstance(section, dict)]
-    for found, name in wanted:
-        with suppress(KeyError):
-            if isinstance(name, str) and derives_from_ours(found.get(name)):
-                return True
-    return False
+    sections = [('MODEL', {'type': opt.get('model_type')})]
+    sections += [('ARCH', section) for key, section in opt.items() if key.startswith('network_')]
+    sections += [('DATASET', section) for section in (data_sets.values() if isinstance(data_sets, dict) else ())]
+    return any(
+        isinstance(section, dict) and derives_from_ours(lookup(registry, section.get('type'))[0])
+        for registry, section in sections
+    )
 
 
 def _adapt_options(module: ModuleType) -> None:

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,15 @@ def take_folder(opt: Options) -> list[Problem]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        Path(lock.lock_file).write_text(f'process {os.getpid()} on {platform.node()}', encoding='utf-8')
     except Timeout:
-        who = Path(lock.lock_file).read_text(encoding='utf-8') or 'another process'
+        who = 'another process'
+        with suppress(OSError):  # Windows lets nobody read it
+            who = Path(lock.lock_file).read_text(encoding='utf-8') or who
         return [Problem('name', f'{folder} is being written by {who}; wait for it, stop it, or take another name')]
     except OSError as error:
         return [Problem('name', f'{folder} cannot be written: {error}')]
+    with suppress(OSError):
+        Path(lock.lock_file).write_text(f'process {os.getpid()} on {platform.node()}', encoding='utf-8')
     atexit.register(weakref.finalize(opt, _leave_folder, lock, os.getpid()))  # before filelock's own end of a process
     sweep_parts(folder)
     return []
@@ -60,8 +64,9 @@ def take_folder(opt: Options) -> list[Problem]:
 
 def _leave_folder(lock: BaseFileLock, owner: int) -> None:
     if os.getpid() == owner:  # and not a loader process, which a fork gave the same objects
-        if lock.lock_counter == 1:
-            Path(lock.lock_file).unlink(missing_ok=True)
+        with suppress(OSError):  # Windows removes no open file
+            if lock.lock_counter == 1:
+                Path(lock.lock_file).unlink()
         lock.release()
 
 
@@ -85,12 +90,11 @@ def _read_state(file: Path) -> dict[str, Any]:
 
 
 def _is_state(state: Any) -> bool:
-    if not isinstance(state, dict) or not all(type(state.get(key)) is int for key in ('epoch', 'iter')):
-        return False
-    kept = [state.get(kind) for kind in ('optimizers', 'schedulers')]
-    if not all(isinstance(found, list) and all(isinstance(one, dict) for one in found) for found in kept):
-        return False
-    return all({'state', 'param_groups'} <= set(optimizer) for optimizer in state['optimizers'])
+    match state:
+        case {'epoch': int(), 'iter': int(), 'optimizers': [*optimizers], 'schedulers': [*schedulers]}:
+            fields = [one for one in optimizers if isinstance(one, dict) and {'state', 'param_groups'} <= one.keys()]
+            return len(fields) == len(optimizers) and all(isinstance(one, dict) for one in schedulers)
+    return False
 
 
 def _check_companions(opt: Options, state: Path, iteration: int) -> None:
@@ -137,7 +141,12 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
         opt['path']['resume_state'] = str(file)
         asked = {key: value for key, value in opt['path'].items() if key.startswith('param_key_')}
         check_resume(opt, state['iter'])
-        _read_what_was_saved(opt, asked)
+        ignored = opt['path'].get('ignore_resume_networks') or []
+        for (
+            key,
+            value,
+        ) in asked.items():  # the host puts params for params_ema alone, and everywhere
+            opt['path'][key] = value if key.replace('param_key_', 'network_') in ignored else 'params'
         if run.seed is not None and run.seed != opt['manual_seed']:  # without manual_seed BasicSR draws another
             warn(f'manual_seed: {run.seed} of the resumed state counts, and not {opt["manual_seed"]}')
             opt['manual_seed'] = run.seed
@@ -148,14 +157,3 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
     if files:
         raise CheckpointError(f'no state in {files[0].parent} can be read; move the folder away to begin again')
     return None
-
-
-def _read_what_was_saved(opt: Options, asked: Options) -> None:
-    """Keys of checkpoints: ``params`` for the run's own files, what was asked for elsewhere.
-
-    The host puts ``params`` for ``params_ema`` alone, and everywhere. An empty key would then read the moving average
-    into the network that is trained, and a key of a foreign file is in no file of the run.
-    """
-    ignored = opt['path'].get('ignore_resume_networks') or []
-    for key, value in asked.items():
-        opt['path'][key] = value if key.replace('param_key_', 'network_') in ignored else 'params'

@@ -122,9 +122,9 @@ class EffSRModel(SRModel):
         self.ema_decay = train.get('ema_decay') or 0
         if self.ema_decay > 0:
             self._init_ema()
-        self.losses = nn.ModuleDict(self._build_losses(train)).to(self.device)
-        if self.needs_losses and not self.losses:
-            raise ValueError(f'{type(self).__name__}: train names no loss; give losses, or pixel_opt as BasicSR does')
+        named = {'l_pix': train.get('pixel_opt'), 'l_percep': train.get('perceptual_opt')} | (train.get('losses') or {})
+        losses = {name: build_loss(option) for name, option in named.items() if option}
+        self.losses = nn.ModuleDict(losses).to(self.device)
         self.step = TrainingStep(train, self.device)
         self.setup_optimizers()
         self.setup_schedulers()
@@ -143,10 +143,6 @@ class EffSRModel(SRModel):
             key = 'params_ema' if key == 'params' else key
             self.load_network(self.net_g_ema, path['pretrain_network_g'], path.get('strict_load_g', True), key)
         self.net_g_ema.eval()
-
-    def _build_losses(self, train: dict[str, Any]) -> dict[str, nn.Module]:
-        named = {'l_pix': train.get('pixel_opt'), 'l_percep': train.get('perceptual_opt')} | (train.get('losses') or {})
-        return {name: build_loss(option) for name, option in named.items() if option}
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
         return make_optimizer(optim_type, params, lr=lr, **kwargs)
@@ -235,8 +231,7 @@ class EffSRModel(SRModel):
             self._save_run_state(current_iter)  # with the scores of this validation
 
     def test(self) -> None:
-        bare = self.get_bare_model(self.net_g)
-        net = self._fused or getattr(self, 'net_g_ema', None) or bare
+        net = self._fused or getattr(self, 'net_g_ema', None) or self.get_bare_model(self.net_g)
         was_training = net.training
         net.eval()
         with torch.no_grad():

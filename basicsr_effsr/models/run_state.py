@@ -109,17 +109,9 @@ class RunState:
         return [f'{p}: {now_is} of the option file counts, it was {was}' for p, (was, now_is) in changed.items()]
 
 
-SAVED = {
-    'seed': int | None,
-    'sampling': dict,
-    'made_with': dict,
-    'random': dict,
-    'scaler': dict,
-    'best': dict,
-    'nonfinite': int,
-    'teacher': dict,
-    'networks': list,
-}
+SAVED = {name: type(value) for name, value in vars(RunState(seed=0)).items()}  # of what a side file holds
+for own in ('file', 'known', 'resumed'):
+    del SAVED[own]
 
 
 def write(content: dict[str, Any], file: Path) -> None:
@@ -150,11 +142,13 @@ def read_side_file(file: Path) -> dict[str, Any]:
         stored = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a truncated file
         raise CheckpointError(f'side file {file} cannot be read ({type(error).__name__}), it is truncated') from error
-    if not isinstance(stored, dict) or 'random' not in stored or not stored.keys() <= SAVED.keys():
+    if (
+        not isinstance(stored, dict)
+        or 'random' not in stored
+        or not stored.keys() <= SAVED.keys()
+        or any(not isinstance(value, SAVED[name]) for name, value in stored.items() if (name, value) != ('seed', None))
+    ):
         raise CheckpointError(f'side file {file} must be what a run wrote beside its state, and is something else')
-    wrong = [name for name, value in stored.items() if not isinstance(value, SAVED[name])]
-    if wrong:
-        raise CheckpointError(f'side file {file} is damaged: {wrong[0]} is {type(stored[wrong[0]]).__name__}')
     return stored
 
 
