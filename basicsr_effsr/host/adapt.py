@@ -12,6 +12,7 @@ import sys
 from argparse import ArgumentError, ArgumentParser
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import wraps
 from importlib.machinery import ModuleSpec
 from pathlib import Path
