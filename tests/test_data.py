@@ -250,7 +250,7 @@ class TestSampler:
 
     def test_a_resumed_run_draws_no_other_random_numbers(self):
         sampler = ResumableSampler(Length(4), 1, 0)
-        loader = make_loader(Length(4), {'num_worker_per_gpu': 0}, sampler, StagePlan(2))
+        loader = make_loader(Length(4), {'num_worker_per_gpu': 0}, PlannedBatches(sampler, StagePlan(2)))
         torch.manual_seed(0)
         expected = torch.rand(1)
         torch.manual_seed(0)
@@ -267,7 +267,7 @@ class TestSampler:
     def test_workers_change_nothing(self, pairs, workers):
         def epoch_of(workers, epoch):
             sampler = ResumableSampler(train, 1, 0, 4, seed=3)
-            loader = make_loader(train, {'num_worker_per_gpu': workers}, sampler, StagePlan(2))
+            loader = make_loader(train, {'num_worker_per_gpu': workers}, PlannedBatches(sampler, StagePlan(2)))
             sampler.set_epoch(epoch)
             return torch.cat([batch['gt'] for batch in loader])
 
@@ -283,7 +283,7 @@ class TestStages:
     def test_size_and_batch_follow_the_iteration_and_nothing_is_decoded_in_vain(self):
         data = Length(9)
         sampler = ResumableSampler(data, 1, 0, 1)
-        loader = make_loader(data, {'num_worker_per_gpu': 0}, sampler, StagePlan(4, PROGRESSIVE))
+        loader = make_loader(data, {'num_worker_per_gpu': 0}, PlannedBatches(sampler, StagePlan(4, PROGRESSIVE)))
         shapes = []
         for epoch in range(2):
             sampler.set_epoch(epoch)
@@ -310,6 +310,6 @@ class TestStages:
     def test_patches_have_the_size_of_the_stage(self, pairs):
         train = build(pairs)
         sampler = ResumableSampler(train, 1, 0, 4)
-        loader = make_loader(train, {'num_worker_per_gpu': 2}, sampler, StagePlan(4, PROGRESSIVE))
+        loader = make_loader(train, {'num_worker_per_gpu': 2}, PlannedBatches(sampler, StagePlan(4, PROGRESSIVE)))
         shapes = [tuple(batch['gt'].shape[i] for i in (0, 2, 3)) for batch in loader][:8]
         assert shapes == [(4, 9, 9)] * 3 + [(2, 15, 15)] * 2 + [(1, 24, 24)] * 3

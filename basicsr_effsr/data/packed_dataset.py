@@ -12,7 +12,7 @@ from basicsr_effsr.archs.effsr_blocks import register_in
 from basicsr_effsr.data.draws import Draw
 from basicsr_effsr.data.packs import Pack
 from basicsr_effsr.data.paired_dataset import EffSRPairedDataset
-from basicsr_effsr.data.pairs import ROOTS, check_patch, check_sizes, open_packs, pairs_in_packs
+from basicsr_effsr.data.pairs import ROOTS, check_sizes, open_packs, pairs_in_packs
 
 __all__ = ['PackedPairedImageDataset']
 
@@ -25,9 +25,9 @@ class PackedPairedImageDataset(EffSRPairedDataset):
     ``io_backend`` is not read. Gray images come out with three equal channels. The samples are equal, too.
 
     Raises:
-        FileNotFoundError, ValueError: when a pack is missing, damaged or cut off, an HR image has no LR image,
-            a pair is not of the given scale or smaller than a patch, or an option is impossible; the message
-            names it. To validate, an HR image may be up to scale - 1 pixels larger; these are cropped off.
+        FileNotFoundError, ValueError: when a pack is missing, damaged or cut off, an HR image has no LR image; when a
+            sample is taken, its pair is not of the given scale or smaller than a patch. The message names it. To
+            validate, an HR image may be up to scale - 1 pixels larger; these are cropped off.
     """
 
     def list_pairs(self, opt: dict[str, Any]) -> None:
@@ -35,23 +35,6 @@ class PackedPairedImageDataset(EffSRPairedDataset):
         packed = {**opt, 'type': name}
         self.gt, self.lq = (open_packs(name, packed, key) for key in ROOTS)
         self.pairs = [(pair.gt, pair.lq) for pair in pairs_in_packs(name, packed, self.gt, self.lq)]
-        for gt, lq in self.pairs:
-            sizes = self.gt.size(gt), self.lq.size(lq)
-            check_sizes(self.gt.called(gt), self.lq.called(lq), *sizes, opt['scale'], training=self.training)
-        if self.training:
-            self.check_gt_size(opt['gt_size'])
-
-    def check_gt_size(self, gt_size: int) -> None:
-        """Refuses a patch that does not fit into every image; a run with stages asks for its largest.
-
-        Args:
-            gt_size: side of the HR patch.
-
-        Raises:
-            ValueError: an LR image is smaller than the LR patch.
-        """
-        for _, name in self.pairs:
-            check_patch(self.lq.called(name), self.lq.size(name), gt_size, self.opt['scale'])
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -60,8 +43,10 @@ class PackedPairedImageDataset(EffSRPairedDataset):
         (name, lq_name), scale = self.pairs[index], self.opt['scale']
         (gt_pack, i), (lq_pack, j) = self.gt.find(name), self.lq.find(lq_name)
         _, height, width = lq_pack.shape(j)
+        called = self.lq.called(lq_name)
+        check_sizes(self.gt.called(name), called, gt_pack.shape(i)[1:], (height, width), scale, training=self.training)
         if self.training:
-            drawn, patch = self.draw(index, self.lq.called(lq_name), (height, width))
+            drawn, patch = self.draw(index, called, (height, width))
             gt, lq = cut_planes(gt_pack, i, drawn, patch, scale), cut_planes(lq_pack, j, drawn, patch)
         else:
             gt, lq = gt_pack.image(i)[:, : height * scale, : width * scale].copy(), lq_pack.image(j).copy()

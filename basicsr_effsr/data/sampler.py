@@ -110,32 +110,22 @@ class PlannedBatches(Sampler):
 
 
 def make_loader(
-    dataset: Dataset,
-    dataset_opt: dict[str, Any],
-    sampler: ResumableSampler,
-    plan: StagePlan,
-    *,
-    multiplier: int = 1,
-    resumed: tuple[int, int] = (0, 0),
-    anchor: tuple[int, int] = (0, 0),
+    dataset: Dataset, dataset_opt: dict[str, Any], batches: PlannedBatches, *, multiplier: int = 1
 ) -> torch.utils.data.DataLoader:
     """The training loader, with the keys of BasicSR's ``build_dataloader``.
 
     Args:
         dataset: a data set of this package.
         dataset_opt: ``num_worker_per_gpu``, ``pin_memory``, ``persistent_workers``.
-        sampler: the order of the samples.
-        plan: stages of the run.
+        batches: which samples come together, and when.
         multiplier: GPUs of one process without a launcher.
-        resumed: (epoch, iterations done) to start from.
-        anchor: see ``PlannedBatches``.
     """
     workers = dataset_opt['num_worker_per_gpu'] * multiplier
     return torch.utils.data.DataLoader(
         dataset,
-        batch_sampler=PlannedBatches(sampler, plan, resumed, anchor),
+        batch_sampler=batches,
         num_workers=workers,
-        generator=sampler.generator,
+        generator=batches.sampler.generator,
         pin_memory=dataset_opt.get('pin_memory', False),
         persistent_workers=bool(dataset_opt.get('persistent_workers', False)) and workers > 0,
     )

@@ -108,9 +108,6 @@ def replacements(opt: Options) -> dict[str, Any]:
         arguments = (plan, len(dataset), ratio, world, dataset_opt['batch_size_per_gpu'])
         if ours:
             PlannedBatches(source, plan)  # refuses an epoch without a batch, in words
-            sides = [stage.gt_size for stage in plan.stages if stage.gt_size]
-            if sides and hasattr(dataset, 'check_gt_size'):
-                dataset.check_gt_size(max(sides))
         sampling = {
             'images': len(dataset),
             'ratio': ratio,
@@ -132,6 +129,7 @@ def replacements(opt: Options) -> dict[str, Any]:
                 'read ahead themselves; set num_worker_per_gpu'
             )
         at = (run.resumed['epoch'], run.resumed['iter']) if run.resumed else (0, 0)
-        return make_loader(dataset, dataset_opt, source, plan, multiplier=multiplier, resumed=at, anchor=anchor)
+        batches = PlannedBatches(source, plan, at, anchor)
+        return make_loader(dataset, dataset_opt, batches, multiplier=multiplier)
 
     return {'load_resume_state': load_resume_state, 'EnlargedSampler': sampler, 'build_dataloader': loader}
