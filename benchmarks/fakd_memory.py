@@ -46,9 +46,9 @@ def resident() -> int:
 
 
 def forms() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    from basicsr_effsr.losses.fakd_loss import feature_affinity
+    from basicsr_effsr.losses.fakd_loss import FAKDLoss
 
-    return {'definition': definition, 'streamed': feature_affinity}
+    return {'definition': definition, 'streamed': FAKDLoss()}
 
 
 def features(side: int, batch: int, device: str) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from basicsr_effsr.archs.asid_arch import (
     ASID,
-    ChannelAttention,
     SharedAttention,
+    TransposedAttention,
     grid_image,
     grid_tokens,
     meso_image,
@@ -137,7 +137,7 @@ def test_spatial_attention_written_out():
 
 @pytest.mark.parametrize('spread', [False, True])
 def test_channel_attention_written_out(spread):
-    module = ChannelAttention(3, spread).double()
+    module = TransposedAttention(3, spread).double()
     nn.init.constant_(module.temperature, 1.7)
     x = torch.randn(1, 3, 16, 24, dtype=torch.float64)
     hidden = F.conv2d(F.conv2d(x, module.qkv.weight), module.qkv_dwconv.weight, padding=1, groups=9)

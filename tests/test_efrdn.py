@@ -29,9 +29,6 @@ from basicsr_effsr.archs.efrdn_arch import (
     SpatialGate,
     channel_shuffle,
     fold,
-    interleave,
-    scca,
-    scsa,
     unfold,
 )
 from basicsr_effsr.utils.complexity import count_macs, peak_memory
@@ -400,7 +397,6 @@ def test_shuffles_let_every_group_see_all_inputs():
     x = torch.arange(8.0).view(1, 8, 1, 1)
     assert channel_shuffle(x, 2).flatten().tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
     assert channel_shuffle(x, 4).flatten().tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
-    assert interleave(x, 10 + x).flatten().tolist()[:4] == [0, 10, 1, 11]
 
 
 def test_coefficients_written_out():
@@ -479,13 +475,13 @@ def test_gcrb_written_out():
     torch.testing.assert_close(gcrb(x), x + normed(gcrb.expand, y, groups=2), rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize('make', [scsa, scca])
-def test_self_calibration_written_out(make):
+@pytest.mark.parametrize('gate', [SpatialGate(), ChannelGate(8)])
+def test_self_calibration_written_out(gate):
     """Fig. 2: the left half times a gate of itself, the right half plain, merged and added to the input."""
-    block: SelfCalibration = make(16, 4).double()
+    block = SelfCalibration(16, gate, 4).double()
     x = image(2, 16, 9, 8)
     left, right = x[:, :8], x[:, 8:]
-    if make is scsa:
+    if isinstance(gate, SpatialGate):
         gate = torch.sigmoid(
             F.conv2d(torch.stack((left.mean(1), left.max(1)[0]), 1), block.gate.conv.weight, padding=3)
         )

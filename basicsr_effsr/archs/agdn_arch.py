@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from itertools import product
-from typing import Any, ClassVar, Dict, Iterator, Mapping
+from typing import Any, ClassVar, Dict, Iterator, Literal, Mapping, Optional
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -26,16 +26,14 @@ from .effsr_blocks import (
     CCALayer,
     GatedDconvFFN,
     LayerNorm2d,
-    check_choice,
     check_input,
-    check_positive,
-    count_numbers,
+    check_options,
     is_compiling,
     normalize,
-    pixelshuffle_tails,
     pixelshuffle_upsampler,
     register_in,
     rgb_mean,
+    usual_options,
 )
 
 __all__ = ['AGDN']
@@ -119,7 +117,7 @@ class BlueprintESA(ESA):
 
     def __init__(self, num_feat: int, esa_channels: int) -> None:
         super().__init__(num_feat, esa_channels)
-        self.conv3 = BSConv(esa_channels, esa_channels)  # type: ignore[assignment]
+        self.conv3 = BSConv(esa_channels, esa_channels)
 
 
 class Scale(nn.Module):
@@ -330,27 +328,17 @@ class AGDN(nn.Module):
         num_out_ch: int = 3,
         num_feat: int = 42,
         num_block: int = 7,
-        upscale: int = 4,
-        spatial_attn: str = 'mvsa',
-        channel_attn: str = 'rcca',
+        upscale: Literal[2, 3, 4] = 4,
+        spatial_attn: Literal['mvsa', 'esa', 'none'] = 'mvsa',
+        channel_attn: Literal['rcca', 'cca', 'none'] = 'rcca',
         use_sgsa: bool = True,
         num_heads: int = 3,
-        tlc: int | None = 48,
+        tlc: Optional[int] = 48,
     ) -> None:
         super().__init__()
-        check_choice('AGDN', 'upscale', upscale, (2, 3, 4))
-        check_choice('AGDN', 'spatial_attn', spatial_attn, ('mvsa', 'esa', 'none'))
-        check_choice('AGDN', 'channel_attn', channel_attn, ('rcca', 'cca', 'none'))
-        check_positive(
-            'AGDN',
-            num_in_ch=num_in_ch,
-            num_out_ch=num_out_ch,
-            num_feat=num_feat,
-            num_block=num_block,
-            num_heads=num_heads,
-        )
-        if tlc:
-            check_positive('AGDN', tlc=tlc)
+        check_options(AGDN, locals())
+        if tlc and (not isinstance(tlc, int) or tlc < 1):
+            raise ValueError(f'AGDN: tlc must be a side in pixels, or none, got {tlc!r}')
         if num_feat % 2 or num_feat < 4:
             raise ValueError(f'AGDN: num_feat must be even and at least 4, got {num_feat}')
         if use_sgsa and num_feat % num_heads:
@@ -375,19 +363,11 @@ class AGDN(nn.Module):
     @staticmethod
     def options_of(state: Mapping[str, Tensor]) -> Iterator[Dict[str, Any]]:
         """Options that weights with these names may be of, the likeliest first."""
-        first = state['fea_conv.weight']
-        options: Dict[str, Any] = {
-            'num_in_ch': first.shape[1],
-            'num_feat': first.shape[0],
-            'num_block': count_numbers(state, r'B(\d+)\.'),
-            'use_sgsa': 'B1.ea.restormer_attn.temperature' in state,
-        }
-        if options['use_sgsa']:
-            options['num_heads'] = state['B1.ea.restormer_attn.temperature'].shape[0]
-        shapes = product(('mvsa', 'esa', 'none'), ('rcca', 'cca', 'none'))
-        tails = pixelshuffle_tails(state['upsampler.0.weight'].shape[0], first.shape[1])
-        for (spatial, channel), (out, upscale) in product(shapes, tails):
-            yield {**options, 'spatial_attn': spatial, 'channel_attn': channel, 'num_out_ch': out, 'upscale': upscale}
+        heads = 'B1.ea.restormer_attn.temperature'
+        options = {'use_sgsa': True, 'num_heads': len(state[heads])} if heads in state else {'use_sgsa': False}
+        usual = list(usual_options(state, 'fea_conv.weight', r'B(\d+)\.', 'upsampler.0.weight'))
+        for spatial, channel, each in product(('mvsa', 'esa', 'none'), ('rcca', 'cca', 'none'), usual):
+            yield {**each, **options, 'spatial_attn': spatial, 'channel_attn': channel}
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)

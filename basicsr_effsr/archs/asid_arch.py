@@ -11,7 +11,7 @@ Differences:  images are RGB in [0, 1] outside; the authors' range [-1, 1], in w
 from __future__ import annotations
 
 from itertools import product
-from typing import Any, ClassVar, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, ClassVar, Dict, Iterator, List, Literal, Mapping, Optional, Tuple
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -22,14 +22,12 @@ from .effsr_blocks import (
     ESA,
     GatedDconvFFN,
     LayerNorm2d,
-    check_choice,
     check_input,
-    check_positive,
-    count_numbers,
+    check_options,
     normalize,
-    pixelshuffle_tails,
     pixelshuffle_upsampler,
     register_in,
+    usual_options,
 )
 
 __all__ = ['ASID']
@@ -173,7 +171,7 @@ class SpatialLayer(nn.Module):
         return self.gfn(self.cnorm(x)) + x, attention
 
 
-class ChannelAttention(nn.Module):
+class TransposedAttention(nn.Module):
     """Transposed attention inside groups of pixels.  (N, C, 8 rows, 8 columns) -> same.
 
     Args:
@@ -211,11 +209,11 @@ class CAM(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.canorm1 = LayerNorm2d(dim, eps=1e-6)
-        self.cttn1 = ChannelAttention(dim, spread=False)
+        self.cttn1 = TransposedAttention(dim, spread=False)
         self.cnorm1 = LayerNorm2d(dim, eps=1e-6)
         self.gfn1 = GatedDconvFFN(dim, dim)
         self.canorm2 = LayerNorm2d(dim, eps=1e-6)
-        self.cttn2 = ChannelAttention(dim, spread=True)
+        self.cttn2 = TransposedAttention(dim, spread=True)
         self.cnorm2 = LayerNorm2d(dim, eps=1e-6)
         self.gfn2 = GatedDconvFFN(dim, dim)
 
@@ -355,15 +353,13 @@ class ASID(nn.Module):
         num_out_ch: int = 3,
         num_feat: int = 48,
         num_block: int = 3,
-        upscale: int = 4,
-        attention_sharing: str = 'inter',
+        upscale: Literal[2, 3, 4] = 4,
+        attention_sharing: Literal['inter', 'intra', 'none'] = 'inter',
         information_distillation: bool = True,
         channel_split: bool = True,
     ) -> None:
         super().__init__()
-        check_choice('ASID', 'upscale', upscale, (2, 3, 4))
-        check_choice('ASID', 'attention_sharing', attention_sharing, ('inter', 'intra', 'none'))
-        check_positive('ASID', num_in_ch=num_in_ch, num_out_ch=num_out_ch, num_feat=num_feat, num_block=num_block)
+        check_options(ASID, locals())
         if num_feat % 4:
             raise ValueError(
                 f'ASID: num_feat must be a multiple of 4, a quarter is split off at a time, got {num_feat}'
@@ -390,24 +386,10 @@ class ASID(nn.Module):
     @staticmethod
     def options_of(state: Mapping[str, Tensor]) -> Iterator[Dict[str, Any]]:
         """Options that weights with these names may be of, the likeliest first."""
-        first = state['input.weight']
-        options: Dict[str, Any] = {
-            'num_in_ch': first.shape[1],
-            'num_feat': first.shape[0],
-            'num_block': count_numbers(state, r'block(\d+)\.'),
-        }
-        forms = product(('inter', 'intra', 'none'), (True, False), (True, False))
-        for (sharing, distil, split), (out, upscale) in product(
-            forms, pixelshuffle_tails(state['up.0.weight'].shape[0], first.shape[1])
-        ):
-            yield {
-                **options,
-                'num_out_ch': out,
-                'upscale': upscale,
-                'attention_sharing': sharing,
-                'information_distillation': distil,
-                'channel_split': split,
-            }
+        usual = list(usual_options(state, 'input.weight', r'block(\d+)\.', 'up.0.weight'))
+        for sharing, distil, split, each in product(('inter', 'intra', 'none'), (True, False), (True, False), usual):
+            how = {'attention_sharing': sharing, 'information_distillation': distil, 'channel_split': split}
+            yield {**each, **how}
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)

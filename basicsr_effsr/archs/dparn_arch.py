@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from itertools import product
-from typing import Any, Dict, Iterator, Mapping, Sequence
+from typing import Any, Dict, Iterator, Literal, Mapping, Sequence
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -24,14 +24,13 @@ from .effsr_blocks import (
     ESA,
     ESARFDN,
     UPSAMPLER_NAMES,
-    check_choice,
+    Fusable,
     check_input,
-    check_positive,
-    count_numbers,
-    pixelshuffle_tails,
+    check_options,
     pixelshuffle_upsampler,
     register_in,
     rgb_mean,
+    usual_options,
 )
 
 __all__ = ['DPARN']
@@ -180,7 +179,7 @@ class DPAB(nn.Module):
 
 
 @register_in(ARCH_REGISTRY)
-class DPARN(nn.Module):
+class DPARN(Fusable):
     """Dual path attention and re-parameterization network for efficient super-resolution.
 
     Images are RGB in [0, 1]; input (N, num_in_ch, H, W) with H, W >= ``min_size``, output
@@ -222,6 +221,7 @@ class DPARN(nn.Module):
     marks = ('head.weight', 'body.0.left.convs.0.*', 'body.0.right.convs.0.*', 'upsampler.0.weight')
     unseen = ('mix', 'act', 'image_skip', 'zero_mean', 'last_act', 'merged_training')
     renames = UPSAMPLER_NAMES
+    parts = (ReRB,)
     ncnn = 'runs, by pnnx from --form torchscript, at any size'
 
     def __init__(
@@ -231,40 +231,25 @@ class DPARN(nn.Module):
         num_out_ch: int = 3,
         num_feat: int = 52,
         num_block: int = 4,
-        upscale: int = 4,
-        num_rerb: int = 3,
+        upscale: Literal[2, 3, 4] = 4,
+        num_rerb: Literal[0, 1, 2, 3] = 3,
         expansion: int = 1,
         expand_bias: bool = True,
         merged_training: bool = True,
         branches: Sequence[str] = ('esa', 'spa'),
-        esa_type: str = 'rlfn',
+        esa_type: Literal['rlfn', 'rfdn'] = 'rlfn',
         esa_channels: int = 16,
         branch_ratio: int = 1,
         zero_mean: bool = False,
         last_act: bool = False,
-        mix: str = 'none',
-        act: str = 'relu',
-        image_skip: str = 'none',
+        mix: Literal['none', 'swap', 'shuffle', 'conv'] = 'none',
+        act: Literal['relu', 'silu'] = 'relu',
+        image_skip: Literal['none', 'nearest', 'bilinear'] = 'none',
         deploy: bool = False,
     ) -> None:
         options = {name: value for name, value in locals().items() if name not in ('self', '__class__')}
         super().__init__()
-        check_choice('DPARN', 'upscale', upscale, (2, 3, 4))
-        check_choice('DPARN', 'num_rerb', num_rerb, (0, 1, 2, 3))
-        check_choice('DPARN', 'esa_type', esa_type, tuple(_ESA))
-        check_choice('DPARN', 'mix', mix, ('none', 'swap', 'shuffle', 'conv'))
-        check_choice('DPARN', 'act', act, tuple(_ACT))
-        check_choice('DPARN', 'image_skip', image_skip, ('none', 'nearest', 'bilinear'))
-        check_positive(
-            'DPARN',
-            num_in_ch=num_in_ch,
-            num_out_ch=num_out_ch,
-            num_feat=num_feat,
-            num_block=num_block,
-            expansion=expansion,
-            esa_channels=esa_channels,
-            branch_ratio=branch_ratio,
-        )
+        check_options(DPARN, options)
         if num_feat % 2:
             raise ValueError(f'DPARN: num_feat must be even, because each path takes half of it, got {num_feat}')
         pair = isinstance(branches, Sequence) and len(branches) == 2
@@ -309,37 +294,25 @@ class DPARN(nn.Module):
     @staticmethod
     def options_of(state: Mapping[str, Tensor]) -> Iterator[Dict[str, Any]]:
         """Options that weights with these names may be of, the likeliest first."""
-        first = state['head.weight']
-        left, right = 'body.0.left.', 'body.0.right.'
-        options: Dict[str, Any] = {
-            'num_in_ch': first.shape[1],
-            'num_feat': first.shape[0],
-            'num_block': count_numbers(state, r'body\.(\d+)\.'),
-            'branches': tuple('esa' if f'{side}esa.conv1.weight' in state else 'spa' for side in (left, right)),
-        }
-        path = next((f'{side}esa.' for side in (left, right) if f'{side}esa.conv1.weight' in state), None)
-        if path is not None:
-            options['esa_channels'] = state[f'{path}conv1.weight'].shape[0]
+        half, left, right = len(state['head.weight']) // 2, 'body.0.left.', 'body.0.right.'
+        paths = [side for side in (left, right) if f'{side}esa.conv1.weight' in state]
+        options: Dict[str, Any] = {'branches': tuple('esa' if side in paths else 'spa' for side in (left, right))}
+        if paths:
+            options['esa_channels'] = len(state[f'{paths[0]}esa.conv1.weight'])
         merged = {n for n in state if re.fullmatch(r'body\.0\.(left|right)\.convs\.\d\.expand\.weight', n)}
         if merged:
             expand = state[min(merged)]
-            options['expansion'] = expand.shape[0] // expand.shape[1]
+            options['expansion'] = len(expand) // expand.shape[1]
             options['expand_bias'] = min(merged).replace('.weight', '.bias') in state
             options['num_rerb'] = len(merged) // 2
         else:
             options['deploy'] = True
         last = state.get(f'{left}convs.2.expand.weight', state.get(f'{left}convs.2.weight'))
         if last is not None:
-            options['branch_ratio'] = last.shape[1] // (first.shape[0] // 2)
-        tails = pixelshuffle_tails(state['upsampler.0.weight'].shape[0], first.shape[1])
-        for esa, mix, (out, upscale) in product(('rlfn', 'rfdn'), ('none', 'conv'), tails):
-            yield {
-                **options,
-                'esa_type': esa,
-                'num_out_ch': out,
-                'upscale': upscale,
-                **({} if mix == 'none' else {'mix': mix}),
-            }
+            options['branch_ratio'] = last.shape[1] // half
+        usual = list(usual_options(state, 'head.weight', r'body\.(\d+)\.', 'upsampler.0.weight'))
+        for esa, mix, each in product(('rlfn', 'rfdn'), ('none', 'conv'), usual):
+            yield {**each, **options, 'esa_type': esa, **({} if mix == 'none' else {'mix': mix})}
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)
@@ -348,24 +321,3 @@ class DPARN(nn.Module):
         if self.image_skip == 'none':
             return out
         return out + F.interpolate(x - self.mean_in, scale_factor=float(self.upscale), mode=self.image_skip)
-
-    def fuse(self, *, inplace: bool = False) -> DPARN:
-        """The fused form: every ReRB becomes one plain 3 x 3 convolution, added up in float64.
-
-        Args:
-            inplace: change this net instead of a copy. Hooks do not follow into a copy.
-
-        Returns:
-            The fused net, with ``deploy`` True; its state dict loads into ``DPARN(deploy=True, ...)``.
-        """
-        net = self
-        if not inplace:
-            net = type(self)(**self._options).to(self.head.weight).train(self.training)
-            net.load_state_dict(self.state_dict())
-        for parent in list(net.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, ReRB):
-                    setattr(parent, name, child.fuse())
-        net.deploy = True
-        net._options = {**net._options, 'deploy': True}
-        return net

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from itertools import product
-from typing import Any, Dict, Iterator, Mapping, cast
+from typing import Any, Dict, Iterator, Literal, Mapping, cast
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -26,10 +26,10 @@ from torch.nn import functional as F
 
 from .effsr_blocks import (
     LayerNorm2d,
-    check_choice,
     check_input,
-    check_positive,
+    check_options,
     count_numbers,
+    fused_attention,
     pixelshuffle_upsampler,
     register_in,
     rgb_mean,
@@ -81,13 +81,10 @@ def _attend(qkv: Tensor, bias: Tensor) -> Tensor:
     (3, B, h, w, heads, T, d) -> (B, h, w, heads, T, d); bias (heads, T, T).
     """
     q, k, v = qkv.flatten(1, 3).unbind(0)
-    width = q.shape[-1]
-    if width % 8 and q.is_cuda:  # the memory-efficient kernel wants whole vectors; zeros change no product
-        q, k, v = (F.pad(part, (0, -width % 8)) for part in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0), scale=width**-0.5)
+    out = fused_attention(q, k, v, bias=bias.to(q.dtype).unsqueeze(0), scale=q.shape[-1] ** -0.5)
     if _exporting():  # the kernel's own layout would be taken for granted where the graph is decomposed
         out = out.clone(memory_format=torch.contiguous_format)
-    return out[..., :width].unflatten(0, qkv.shape[1:4])
+    return out.unflatten(0, qkv.shape[1:4])
 
 
 class WindowAttention(nn.Module):
@@ -270,27 +267,16 @@ class DPARNTeacher(nn.Module):
         num_out_ch: int = 3,
         num_feat: int = 96,
         num_block: int = 4,
-        upscale: int = 4,
+        upscale: Literal[2, 3, 4] = 4,
         num_heads: int = 4,
         window_size: int = 16,
         num_grow_ch: int = 32,
         mlp_ratio: float = 2.0,
         drop_path_rate: float = 0.1,
-        tail: str = 'paper',
+        tail: Literal['paper', 'drct'] = 'paper',
     ) -> None:
         super().__init__()
-        check_choice('DPARNTeacher', 'upscale', upscale, (2, 3, 4))
-        check_choice('DPARNTeacher', 'tail', tail, ('paper', 'drct'))
-        check_positive(
-            'DPARNTeacher',
-            num_in_ch=num_in_ch,
-            num_out_ch=num_out_ch,
-            num_feat=num_feat,
-            num_block=num_block,
-            num_heads=num_heads,
-            window_size=window_size,
-            num_grow_ch=num_grow_ch,
-        )
+        check_options(DPARNTeacher, locals())
         if window_size % 2:
             raise ValueError(
                 f'DPARNTeacher: window_size must be even, because windows shift by half, got {window_size}'

@@ -7,7 +7,20 @@ file lies next to it. Shapes: N batch, C channels, H x W pixels, r upscale.
 from __future__ import annotations
 
 import re
-from typing import Iterable, List, Tuple
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Literal,
+    Mapping,
+    Optional,
+    Tuple,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +32,22 @@ __all__ = [
     'IMDB',
     'UPSAMPLER_NAMES',
     'CCALayer',
+    'Fusable',
     'GatedDconvFFN',
     'LayerNorm2d',
-    'check_choice',
+    'bottleneck_gate',
     'check_input',
-    'check_positive',
+    'check_options',
     'count_numbers',
     'divisor',
+    'fused_attention',
     'is_compiling',
     'normalize',
     'pixelshuffle_tails',
     'pixelshuffle_upsampler',
     'register_in',
     'rgb_mean',
+    'usual_options',
 ]
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K training set, as EDSR published it
@@ -62,25 +78,29 @@ def register_in(registry):
     return decorate
 
 
-def check_choice(net: str, option: str, value: object, choices: tuple) -> None:
-    """Refuses a constructor option that is not one of ``choices``.
+def check_options(cls: type, options: Mapping[str, object]) -> None:
+    """Refuses options that the annotations of a constructor do not allow.
+
+    ``Literal`` lists the choices, an ``int`` is at least 1, a ``bool`` is true or false.
+
+    Args:
+        cls: the class whose ``__init__`` takes them.
+        options: name -> value, such as ``locals()``.
 
     Raises:
-        ValueError: names the net, the option, what was found and what is possible.
+        ValueError: names the class, the option, what was found and what is possible.
     """
-    if value not in choices:
-        raise ValueError(f'{net}: {option} must be one of {list(choices)}, got {value!r}')
-
-
-def check_positive(net: str, **options: int) -> None:
-    """Refuses constructor options that must be integers of at least 1.
-
-    Raises:
-        ValueError: names the net, the option and what was found.
-    """
-    for option, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f'{net}: {option} must be an integer of at least 1, got {value!r}')
+    for option, kind in get_type_hints(cls.__init__).items():  # type: ignore[misc]
+        value = options.get(option)
+        wanted = ''
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            wanted = f'one of {list(get_args(kind))}'
+        elif kind is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            wanted = 'an integer of at least 1'
+        elif kind is bool and not isinstance(value, bool):
+            wanted = 'true or false'
+        if wanted:
+            raise ValueError(f'{cls.__name__}: {option} must be {wanted}, got {value!r}')
 
 
 def is_compiling() -> bool:
@@ -109,6 +129,38 @@ def check_input(net: nn.Module, x: Tensor, num_in_ch: int) -> None:
         )
 
 
+class Fusable(nn.Module):
+    """A network whose ``parts`` give a plain layer each by their own ``fuse()``.
+
+    Its constructor keeps what it was given in ``_options``, ``deploy`` among them, which builds the fused form.
+    """
+
+    parts: Tuple[type, ...] = ()
+    deploy: bool
+    _options: Dict[str, Any]
+
+    def fuse(self, *, inplace: bool = False) -> nn.Module:
+        """The fused form, equal to this network in eval mode: every part one plain layer, computed in float64.
+
+        Args:
+            inplace: change this network instead of a copy. Hooks do not follow into a copy.
+
+        Returns:
+            The fused network, with ``deploy`` True; its state dict loads into the class with ``deploy=True``.
+        """
+        net = self
+        if not inplace:
+            net = type(self)(**self._options).to(next(self.parameters())).train(self.training)
+            net.load_state_dict(self.state_dict())
+        for parent in list(net.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, self.parts):
+                    setattr(parent, name, child.fuse())  # type: ignore[operator]
+        net.deploy = True
+        net._options = {**net._options, 'deploy': True}
+        return net
+
+
 class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channel axis of an (N, C, H, W) map.
 
@@ -122,7 +174,7 @@ class LayerNorm2d(nn.LayerNorm):
 class ESA(nn.Module):
     """Enhanced spatial attention in the form of RLFN: a mask from a pooled map, times the input.
 
-    There is no activation between the convolutions. Bilinear resizing makes the mask depend on the
+    There is no activation around the inner convolution. Bilinear resizing makes the mask depend on the
     size of the whole map. (N, C, H, W) -> same; H, W >= 15.
 
     Args:
@@ -131,50 +183,37 @@ class ESA(nn.Module):
     """
 
     min_size = 15  # below it the stride-2 convolution leaves less than the 7 x 7 pool needs
+    inner: Tuple[str, ...] = ('conv3',)  # 3 x 3 on the pooled map, ReLU between them
 
     def __init__(self, num_feat: int, esa_channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(num_feat, esa_channels, 1)
         self.conv_f = nn.Conv2d(esa_channels, esa_channels, 1)
         self.conv2 = nn.Conv2d(esa_channels, esa_channels, 3, stride=2)
-        self.conv3 = nn.Conv2d(esa_channels, esa_channels, 3, padding=1)
+        for name in self.inner:
+            self.add_module(name, nn.Conv2d(esa_channels, esa_channels, 3, padding=1))
         self.conv4 = nn.Conv2d(esa_channels, num_feat, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         reduced = self.conv1(x)
-        pooled = F.max_pool2d(self.conv2(reduced), kernel_size=7, stride=3)
-        context = F.interpolate(self.conv3(pooled), size=x.shape[-2:], mode='bilinear', align_corners=False)
-        return x * torch.sigmoid(self.conv4(context + self.conv_f(reduced)))
-
-
-class ESARFDN(nn.Module):
-    """Enhanced spatial attention in the form of RFDN: as ``ESA``, with two more 3 x 3 and two ReLUs.
-
-    (N, C, H, W) -> same; H, W >= 15.
-
-    Args:
-        num_feat: channels C of the input.
-        esa_channels: channels of the mask branch.
-    """
-
-    min_size = 15
-
-    def __init__(self, num_feat: int, esa_channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(num_feat, esa_channels, 1)
-        self.conv_f = nn.Conv2d(esa_channels, esa_channels, 1)
-        self.conv2 = nn.Conv2d(esa_channels, esa_channels, 3, stride=2)
-        self.conv_max = nn.Conv2d(esa_channels, esa_channels, 3, padding=1)
-        self.conv3 = nn.Conv2d(esa_channels, esa_channels, 3, padding=1)
-        self.conv3_ = nn.Conv2d(esa_channels, esa_channels, 3, padding=1)
-        self.conv4 = nn.Conv2d(esa_channels, num_feat, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        reduced = self.conv1(x)
-        pooled = F.max_pool2d(self.conv2(reduced), kernel_size=7, stride=3)
-        context = self.conv3_(F.relu(self.conv3(F.relu(self.conv_max(pooled)))))
+        context = F.max_pool2d(self.conv2(reduced), kernel_size=7, stride=3)
+        for i, name in enumerate(self.inner):
+            context = self.get_submodule(name)(F.relu(context) if i else context)
         context = F.interpolate(context, size=x.shape[-2:], mode='bilinear', align_corners=False)
         return x * torch.sigmoid(self.conv4(context + self.conv_f(reduced)))
+
+
+class ESARFDN(ESA):
+    """Enhanced spatial attention in the form of RFDN: as ``ESA``, with two more 3 x 3 and two ReLUs."""
+
+    inner = ('conv_max', 'conv3', 'conv3_')
+
+
+def bottleneck_gate(num_feat: int, hidden: int) -> nn.Sequential:
+    """Gains in (0, 1) by two 1 x 1 convolutions with ReLU between them.  (N, num_feat, 1, 1) -> same."""
+    return nn.Sequential(
+        nn.Conv2d(num_feat, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, num_feat, 1), nn.Sigmoid()
+    )
 
 
 class CCALayer(nn.Module):
@@ -190,9 +229,7 @@ class CCALayer(nn.Module):
 
     def __init__(self, num_feat: int, hidden: int) -> None:
         super().__init__()
-        self.conv_du = nn.Sequential(
-            nn.Conv2d(num_feat, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, num_feat, 1), nn.Sigmoid()
-        )
+        self.conv_du = bottleneck_gate(num_feat, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         std, mean = torch.std_mean(x, dim=(2, 3), correction=0, keepdim=True)
@@ -245,6 +282,14 @@ class GatedDconvFFN(nn.Module):
         return self.project_out(F.gelu(gate) * value)
 
 
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Optional[Tensor] = None) -> Tensor:
+    """softmax(scale q k^T + bias) v by torch's fused kernels.  (..., T, C) each -> same."""
+    width = q.shape[-1]
+    if width % 8 and q.is_cuda:  # the memory-efficient kernels want whole vectors; zeros change no product
+        q, k, v = (F.pad(part, (0, -width % 8)) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)[..., :width]
+
+
 def normalize(x: Tensor) -> Tensor:
     """``x`` over its Euclidean norm along the last axis; a zero vector stays zero in every precision.
 
@@ -260,8 +305,8 @@ def pixelshuffle_upsampler(num_feat: int, num_out_ch: int, upscale: int) -> nn.S
 
 def rgb_mean(channels: int) -> Tensor:
     """DIV2K's mean as (1, channels, 1, 1); the mean of its three values where images are not RGB."""
-    values = RGB_MEAN if channels == 3 else (sum(RGB_MEAN) / 3,) * channels
-    return torch.tensor(values).view(1, channels, 1, 1)
+    mean = torch.tensor(RGB_MEAN) if channels == 3 else torch.full((channels,), sum(RGB_MEAN) / 3)
+    return mean.view(1, channels, 1, 1)
 
 
 # ---------------------------------------------------------------------- options out of a state dict
@@ -275,6 +320,26 @@ def count_numbers(names: Iterable[str], pattern: str) -> int:
 def pixelshuffle_tails(channels: int, num_in_ch: int) -> List[Tuple[int, int]]:
     """(num_out_ch, upscale) that a pixel shuffle of ``channels`` channels may be; the likeliest first."""
     return [(out, r) for out in dict.fromkeys((num_in_ch, 3, 1)) for r in (2, 3, 4) if out * r * r == channels]
+
+
+def usual_options(state: Mapping[str, Tensor], head: str, block: str, tail: str) -> Iterator[Dict[str, Any]]:
+    """What most networks show in the same way: channels, width, blocks and scale; the likeliest first.
+
+    Args:
+        state: the weights.
+        head: name of the first convolution's weight.
+        block: pattern of the names in a block, whose first group is the block's number.
+        tail: name of the weight before the pixel shuffle.
+    """
+    num_feat, num_in_ch = state[head].shape[:2]
+    for num_out_ch, upscale in pixelshuffle_tails(len(state[tail]), num_in_ch):
+        yield {
+            'num_in_ch': num_in_ch,
+            'num_out_ch': num_out_ch,
+            'num_feat': num_feat,
+            'num_block': count_numbers(state, block),
+            'upscale': upscale,
+        }
 
 
 def divisor(whole: int, part: int, usual: int) -> int:

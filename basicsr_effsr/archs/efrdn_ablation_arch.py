@@ -8,17 +8,17 @@ Differences:  as efrdn_arch.py, which must lie beside this file; a switch that i
 
 from __future__ import annotations
 
+import inspect
 import math
-import re
-from typing import Any, Dict, Iterator, Mapping, Sequence
+from typing import Any, Dict, Iterator, Literal, Mapping, Optional, Sequence
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .effsr_blocks import ESARFDN, IMDB, check_choice, count_numbers, divisor, pixelshuffle_tails, register_in
-from .efrdn_arch import CC, EFFB, EFRDN, SelfCalibration, Transformer, largest_divisor
+from .effsr_blocks import ESARFDN, IMDB, check_options, count_numbers, register_in
+from .efrdn_arch import CC, EFFB, EFRDN, SelfCalibration, Transformer
 
 __all__ = ['EFRDNAblation']
 
@@ -77,49 +77,6 @@ def give_bias(conv: nn.Conv2d) -> None:
     conv.bias = nn.Parameter(torch.empty_like(conv.weight[:, 0, 0, 0]).uniform_(-bound, bound))
 
 
-def _first(state: Mapping[str, Tensor], *patterns: str) -> Tensor | None:
-    """The first tensor whose name ends in one of ``patterns``, taken in turn."""
-    return next((state[name] for pattern in patterns for name in state if name.endswith(pattern)), None)
-
-
-def _acdm_options(state: Mapping[str, Tensor], width: int) -> Dict[str, Any]:
-    block, path = 'body.0.', 'body.0.fflbs.0.'
-    coefficients = count_numbers(state, r'body\.0\.fflbs\.0\.coefficients\.(\d+)\.')
-    options: Dict[str, Any] = {
-        'block': 'acdm',
-        'distill': width - state[f'{block}convs.0.weight'].shape[1],
-        'conv4_out': state[f'{block}conv4.weight'].shape[0],
-        'acrb': 'conv3' if f'{block}acrbs.0.weight' in state else 'none',
-        'fflb': any(name.startswith(path) for name in state),
-        'mscc': f'{block}mscc.0.left1.weight' in state,
-    }
-    if any(name.startswith(f'{block}acrbs.0.conv.') for name in state):
-        options['acrb'] = 'acrb'
-    if options['fflb']:
-        options.update(
-            {
-                'gcrb': f'{path}branches.0.1.conv1.weight' in state,
-                'effb': f'{path}effb.conv1.weight' in state,
-                'cc': coefficients > 0,
-            }
-        )
-    if coefficients:
-        both = f'{path}coefficients.0.std.0.weight' in state
-        options['cc_mode'] = 'two' if coefficients == 2 else 'four' if both else 'four_single_bottleneck'
-        options['cc_reduction'] = divisor(width, state[f'{path}coefficients.0.mean.0.weight'].shape[0], 16)
-    reduce = _first(state, '.0.reduce.conv.weight', '.0.reduce.weight')  # not the attention's
-    if reduce is not None:
-        options['gcrb_groups'] = width // reduce.shape[1]
-    fusion = _first(state, 'effb.conv1.weight')
-    if fusion is not None:
-        options['effb_groups'] = 2 * width // fusion.shape[1]
-    calibrated = _first(state, 'left1.weight')
-    if calibrated is not None:
-        options['sc_groups'] = width // 2 // calibrated.shape[1]
-        options['grouped_bias'] = _first(state, 'left1.bias') is not None
-    return options
-
-
 @register_in(ARCH_REGISTRY)
 class EFRDNAblation(EFRDN):
     """EFRDN and what its paper compares it with; input and output as there.
@@ -155,8 +112,8 @@ class EFRDNAblation(EFRDN):
         num_in_ch: int = 3,
         num_out_ch: int = 3,
         num_feat: int = 32,
-        upscale: int = 4,
-        share: Sequence[int] | None = None,
+        upscale: Literal[2, 3, 4] = 4,
+        share: Optional[Sequence[int]] = None,
         distill: int = 8,
         conv4_out: int = 32,
         cc_reduction: int = 16,
@@ -168,46 +125,28 @@ class EFRDNAblation(EFRDN):
         attn_chunks: int = 4,
         mlp_hidden: int = 144,
         deploy: bool = False,
-        block: str = 'acdm',
-        acrb: str = 'acrb',
+        block: Literal['acdm', 'imdb', 'rfdb'] = 'acdm',
+        acrb: Literal['acrb', 'conv3', 'none'] = 'acrb',
         fflb: bool = True,
         mscc: bool = True,
         gcrb: bool = True,
         effb: bool = True,
         cc: bool = True,
-        cc_mode: str = 'two',
+        cc_mode: Literal['two', 'four', 'four_single_bottleneck'] = 'two',
         grouped_bias: bool = False,
         cnn_dc: bool = True,
         trans_dc: bool = True,
-        qk_scale: float | None = None,
+        qk_scale: Optional[float] = None,
         fold_norm: bool = True,
     ) -> None:
         options = {name: value for name, value in locals().items() if name not in ('self', '__class__')}
-        check_choice('EFRDNAblation', 'block', block, ('acdm', 'imdb', 'rfdb'))
-        check_choice('EFRDNAblation', 'acrb', acrb, ('acrb', 'conv3', 'none'))
-        check_choice('EFRDNAblation', 'cc_mode', cc_mode, ('two', 'four', 'four_single_bottleneck'))
+        check_options(EFRDNAblation, options)
         if qk_scale is not None and not qk_scale > 0:
             raise ValueError(f'EFRDNAblation: qk_scale must be positive, or none for 1/sqrt(width), got {qk_scale!r}')
         if share is None:
             share = (0, 1, 0, 1) if block == 'acdm' else (0, 1, 2, 3)
-        super().__init__(
-            num_in_ch=num_in_ch,
-            num_out_ch=num_out_ch,
-            num_feat=num_feat,
-            upscale=upscale,
-            share=share,
-            distill=distill,
-            conv4_out=conv4_out,
-            cc_reduction=cc_reduction,
-            gcrb_groups=gcrb_groups,
-            effb_groups=effb_groups,
-            sc_groups=sc_groups,
-            esa_channels=esa_channels,
-            num_heads=num_heads,
-            attn_chunks=attn_chunks,
-            mlp_hidden=mlp_hidden,
-            deploy=deploy,
-        )
+        kept = {name: options[name] for name in inspect.signature(EFRDN).parameters}
+        super().__init__(**{**kept, 'share': share})
         self._options = options
         self.cnn_dc = cnn_dc
         self.trans_dc = trans_dc
@@ -258,33 +197,29 @@ class EFRDNAblation(EFRDN):
     @staticmethod
     def options_of(state: Mapping[str, Tensor]) -> Iterator[Dict[str, Any]]:
         """Options that weights with these names may be of, the likeliest first."""
-        first, block, path = state['head.weight'], 'body.0.', 'body.0.fflbs.0.'
-        width = first.shape[0]
-        blocks, places = count_numbers(state, r'body\.(\d+)\.'), count_numbers(state, r'convs\.(\d+)\.')
-        options: Dict[str, Any] = {
-            'num_in_ch': first.shape[1],
-            'num_feat': width,
-            'share': tuple(place % blocks for place in range(places)),  # the order leaves no trace
-            'mlp_hidden': state['transformers.0.mlp.0.weight'].shape[0],
-            'num_heads': largest_divisor(9 * width // 2, 8),
-            # groups of layers that are not there must still divide
-            'gcrb_groups': largest_divisor(width // 4, 2),
-            'effb_groups': largest_divisor(width, 8),
-            'sc_groups': largest_divisor(width // 2, 4),
-            'distill': min(8, width - 1),
-        }
-        mask = _first(state, 'esa.conv1.weight', f'{path}branches.0.0.conv1.weight', f'{path}branches.0.1.conv1.weight')
-        if mask is not None:
-            options['esa_channels'] = mask.shape[0]
-        if f'{block}c5.weight' in state:
-            options['block'] = 'imdb'
-        elif f'{block}distills.0.weight' in state:
-            options['block'] = 'rfdb'
-        elif f'{block}fuse_conv.weight' in state:
-            options.update(_acdm_options(state, width))
-        deploy = any(re.search(r'\.0\.(reduce|conv)\.bias$', name) for name in state)
-        for out, upscale in pixelshuffle_tails(state['up_deep.weight'].shape[0], first.shape[1]):
-            yield {**options, 'num_out_ch': out, 'upscale': upscale, **({'deploy': True} if deploy else {})}
+        path = 'body.0.fflbs.0.'
+        coefficients = count_numbers(state, r'body\.0\.fflbs\.0\.coefficients\.(\d+)\.')
+        switches: Dict[str, Any] = {'block': 'acdm'}
+        if 'body.0.c5.weight' in state:
+            switches['block'] = 'imdb'
+        elif 'body.0.distills.0.weight' in state:
+            switches['block'] = 'rfdb'
+        else:
+            switches['fflb'] = any(name.startswith(path) for name in state)
+            switches['mscc'] = 'body.0.mscc.0.left1.weight' in state
+            switches['acrb'] = 'conv3' if 'body.0.acrbs.0.weight' in state else 'none'
+            if any(name.startswith('body.0.acrbs.0.conv.') for name in state):
+                switches['acrb'] = 'acrb'
+            switches['grouped_bias'] = any(name.endswith('left1.bias') for name in state)
+        if switches.get('fflb'):
+            switches['gcrb'] = f'{path}branches.0.1.conv1.weight' in state
+            switches['effb'] = f'{path}effb.conv1.weight' in state
+            switches['cc'] = coefficients > 0
+        if coefficients:
+            both = f'{path}coefficients.0.std.0.weight' in state
+            switches['cc_mode'] = 'two' if coefficients == 2 else 'four' if both else 'four_single_bottleneck'
+        for options in EFRDN.options_of(state):
+            yield {**options, **switches}
 
     def cnn(self, shallow: Tensor) -> Tensor:
         if self.cnn_dc:

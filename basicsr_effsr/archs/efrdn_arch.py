@@ -15,7 +15,8 @@ Length:       the paper draws thirteen blocks of its own, and a drop-in is one f
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, Mapping, Sequence, Tuple
+import re
+from typing import Any, Dict, Iterator, Literal, Mapping, Sequence, Tuple
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -24,14 +25,16 @@ from torch.nn import functional as F
 
 from .effsr_blocks import (
     ESARFDN,
-    check_choice,
+    Fusable,
+    bottleneck_gate,
     check_input,
-    check_positive,
+    check_options,
     count_numbers,
     divisor,
-    pixelshuffle_tails,
+    fused_attention,
     register_in,
     rgb_mean,
+    usual_options,
 )
 
 __all__ = ['EFRDN']
@@ -40,11 +43,6 @@ __all__ = ['EFRDN']
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """Deals the channels of ``groups`` groups out in turn: (N, C, H, W) -> same."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
-
-
-def interleave(a: Tensor, b: Tensor) -> Tensor:
-    """Channels a0, b0, a1, b1, ...: two (N, C, H, W) -> (N, 2C, H, W)."""
-    return torch.stack((a, b), dim=2).flatten(1, 2)
 
 
 class ConvBN(nn.Sequential):
@@ -182,16 +180,6 @@ class SelfCalibration(nn.Module):
         return x + self.merge(channel_shuffle(torch.cat((left, self.right(right)), dim=1), self.groups))
 
 
-def scsa(num_feat: int, groups: int) -> SelfCalibration:
-    """Self-calibrated convolution with spatial attention."""
-    return SelfCalibration(num_feat, SpatialGate(), groups)
-
-
-def scca(num_feat: int, groups: int) -> SelfCalibration:
-    """Self-calibrated convolution with channel attention."""
-    return SelfCalibration(num_feat, ChannelGate(num_feat // 2), groups)
-
-
 class EFFB(nn.Module):
     """Enhanced feature fusion block, Fig. 1: three GCRBs, fused by 3x3 with SCSA, SCCA.  (N, C, H, W) -> same."""
 
@@ -199,16 +187,16 @@ class EFFB(nn.Module):
         super().__init__()
         self.gcrbs = nn.ModuleList(GCRB(num_feat, gcrb_groups, deploy) for _ in range(3))
         self.conv1 = nn.Conv2d(2 * num_feat, num_feat, 3, padding=1, groups=effb_groups, bias=False)
-        self.scsa = scsa(num_feat, sc_groups)
+        self.scsa = SelfCalibration(num_feat, SpatialGate(), sc_groups)
         self.conv2 = nn.Conv2d(2 * num_feat, num_feat, 3, padding=1, groups=effb_groups, bias=False)
-        self.scca = scca(num_feat, sc_groups)
+        self.scca = SelfCalibration(num_feat, ChannelGate(num_feat // 2), sc_groups)
 
     def forward(self, x: Tensor) -> Tensor:
         first = self.gcrbs[0](x)
         second = self.gcrbs[1](first)
         third = self.gcrbs[2](second)
-        y = self.scsa(self.conv1(interleave(first, second)))
-        return self.scca(self.conv2(interleave(y, third)))
+        y = self.scsa(self.conv1(channel_shuffle(torch.cat((first, second), dim=1), 2)))
+        return self.scca(self.conv2(channel_shuffle(torch.cat((y, third), dim=1), 2)))
 
 
 class CC(nn.Module):
@@ -221,15 +209,8 @@ class CC(nn.Module):
 
     def __init__(self, num_feat: int, reduction: int) -> None:
         super().__init__()
-
-        def bottleneck() -> nn.Sequential:
-            mid = max(num_feat // reduction, 1)
-            return nn.Sequential(
-                nn.Conv2d(num_feat, mid, 1), nn.ReLU(inplace=True), nn.Conv2d(mid, num_feat, 1), nn.Sigmoid()
-            )
-
-        self.mean = bottleneck()
-        self.std = bottleneck()
+        self.mean = bottleneck_gate(num_feat, max(num_feat // reduction, 1))
+        self.std = bottleneck_gate(num_feat, max(num_feat // reduction, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         # torch's own deviation has gradient 0 on a constant channel, where a square root would have NaN
@@ -342,11 +323,7 @@ class EMHA(nn.Module):
     def attend(self, qkv: Tensor) -> Tensor:
         """Attention of every token of a chunk to its whole chunk: (chunks, T, 3C) -> (chunks, T, C)."""
         q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        width = q.shape[-1]
-        if width % 8 and q.is_cuda:  # the memory-efficient kernels want whole vectors; zeros change no product
-            q, k, v = (F.pad(part, (0, -width % 8)) for part in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        return out[..., :width].transpose(1, 2).flatten(2)
+        return fused_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2)
 
 
 def unfold(x: Tensor) -> Tensor:
@@ -359,14 +336,8 @@ def fold(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
     (N, H W, 9C) -> (N, C, H, W) with H, W = ``size``; the divisor is 9, at edges 6, in corners 4.
     """
-    rows, columns = (_neighbours(side, tokens) for side in size)
-    return F.fold(tokens.transpose(1, 2), size, 3, padding=1) / (rows[:, None] * columns)
-
-
-def _neighbours(side: int, like: Tensor) -> Tensor:
-    """How many of positions i - 1, i, i + 1 lie within ``side``, for every i: (side,)."""
-    position = torch.arange(side, device=like.device)
-    return 3 - (position == 0).to(like.dtype) - (position == side - 1).to(like.dtype)
+    count = F.fold(F.unfold(tokens.new_ones(1, 1, *size), 3, padding=1), size, 3, padding=1)
+    return F.fold(tokens.transpose(1, 2), size, 3, padding=1) / count
 
 
 class Transformer(nn.Module):
@@ -402,7 +373,7 @@ def largest_divisor(whole: int, usual: int) -> int:
 
 
 @register_in(ARCH_REGISTRY)
-class EFRDN(nn.Module):
+class EFRDN(Fusable):
     """Efficient feature reuse distillation network for lightweight super-resolution.
 
     Images are RGB in [0, 1]; input (N, num_in_ch, H, W) with H, W >= ``min_size``, output
@@ -439,6 +410,7 @@ class EFRDN(nn.Module):
     mean_out: Tensor
     marks = ('head.weight', 'body.0.*', 'transformers.0.*', 'up_deep.weight', 'up_shallow.weight')
     unseen: Tuple[str, ...] = ('share', 'num_heads', 'attn_chunks')
+    parts = (AsymmetricConv, ConvBN)
     ncnn = 'not converted whole by pnnx: maps of five dimensions in the attention'
 
     def __init__(
@@ -447,7 +419,7 @@ class EFRDN(nn.Module):
         num_in_ch: int = 3,
         num_out_ch: int = 3,
         num_feat: int = 32,
-        upscale: int = 4,
+        upscale: Literal[2, 3, 4] = 4,
         share: Sequence[int] = (0, 1, 0, 1),
         distill: int = 8,
         conv4_out: int = 32,
@@ -464,23 +436,7 @@ class EFRDN(nn.Module):
         options = {key: value for key, value in locals().items() if key not in ('self', '__class__')}
         super().__init__()
         name = type(self).__name__
-        check_choice(name, 'upscale', upscale, (2, 3, 4))
-        check_positive(
-            name,
-            num_in_ch=num_in_ch,
-            num_out_ch=num_out_ch,
-            num_feat=num_feat,
-            distill=distill,
-            conv4_out=conv4_out,
-            cc_reduction=cc_reduction,
-            gcrb_groups=gcrb_groups,
-            effb_groups=effb_groups,
-            sc_groups=sc_groups,
-            esa_channels=esa_channels,
-            num_heads=num_heads,
-            attn_chunks=attn_chunks,
-            mlp_hidden=mlp_hidden,
-        )
+        check_options(EFRDN, options)
         whole = isinstance(share, Sequence) and all(type(number) is int for number in share)
         if not whole or not share or set(share) != set(range(len(set(share)))):
             raise ValueError(
@@ -511,7 +467,8 @@ class EFRDN(nn.Module):
             fflbs = nn.ModuleList(
                 FFLB(num_feat, cc_reduction, gcrb_groups, effb, esa_channels, deploy) for effb in effbs
             )
-            mscc = nn.Sequential(scsa(num_feat, sc_groups), scca(num_feat, sc_groups))
+            gates = SpatialGate(), ChannelGate(num_feat // 2)
+            mscc = nn.Sequential(*(SelfCalibration(num_feat, gate, sc_groups) for gate in gates))
             return ACDM(num_feat, distill, conv4_out, acrbs, fflbs, mscc)
 
         self.register_buffer('mean_in', rgb_mean(num_in_ch), persistent=False)
@@ -541,27 +498,32 @@ class EFRDN(nn.Module):
     @staticmethod
     def options_of(state: Mapping[str, Tensor]) -> Iterator[Dict[str, Any]]:
         """Options that weights with these names may be of, the likeliest first."""
-        head, block, path = state['head.weight'], 'body.0.', 'body.0.fflbs.0.'
-        width, branch = head.shape[0], f'{path}branches.0.'
-        deploy = f'{branch}0.reduce.weight' in state
-        reduce = state[f'{branch}0.reduce.weight' if deploy else f'{branch}0.reduce.conv.weight']
-        blocks, places = count_numbers(state, r'body\.(\d+)\.'), count_numbers(state, r'convs\.(\d+)\.')
-        options: Dict[str, Any] = {
-            'num_in_ch': head.shape[1],
-            'num_feat': width,
-            'share': tuple(place % blocks for place in range(places)),  # the order leaves no trace
-            'distill': width - state[f'{block}convs.0.weight'].shape[1],
-            'conv4_out': state[f'{block}conv4.weight'].shape[0],
-            'cc_reduction': divisor(width, state[f'{path}coefficients.0.mean.0.weight'].shape[0], 16),
-            'gcrb_groups': width // reduce.shape[1],
-            'effb_groups': 2 * width // state[f'{path}effb.conv1.weight'].shape[1],
-            'sc_groups': width // 2 // state[f'{path}effb.scsa.left1.weight'].shape[1],
-            'esa_channels': state[f'{branch}1.conv1.weight'].shape[0],
-            'num_heads': largest_divisor(9 * width // 2, 8),
-            'mlp_hidden': state['transformers.0.mlp.0.weight'].shape[0],
+        width = len(state['head.weight'])
+        readings = {  # layers, and what they show; EFRDNAblation may lack them, then their option must still fit
+            'distill': (r'body\.0\.convs\.0\.weight', lambda t: width - t.shape[1], min(8, width - 1)),
+            'conv4_out': (r'body\.0\.conv4\.weight', len, 32),
+            'cc_reduction': (r'.*coefficients\.0\.mean\.0\.weight', lambda t: divisor(width, len(t), 16), 16),
+            'gcrb_groups': (
+                r'.*\.0\.reduce(\.conv)?\.weight',
+                lambda t: width // t.shape[1],
+                largest_divisor(width // 4, 2),
+            ),
+            'effb_groups': (r'.*effb\.conv1\.weight', lambda t: 2 * width // t.shape[1], largest_divisor(width, 8)),
+            'sc_groups': (r'.*left1\.weight', lambda t: width // 2 // t.shape[1], largest_divisor(width // 2, 4)),
+            'esa_channels': (r'body.*(esa|branches\.0\.\d)\.conv1\.weight', len, 8),
+            'mlp_hidden': (r'transformers\.0\.mlp\.0\.weight', len, 144),
         }
-        for out, upscale in pixelshuffle_tails(state['up_deep.weight'].shape[0], head.shape[1]):
-            yield {**options, 'num_out_ch': out, 'upscale': upscale, **({'deploy': True} if deploy else {})}
+        options: Dict[str, Any] = {'num_heads': largest_divisor(9 * width // 2, 8)}
+        for option, (pattern, read, otherwise) in readings.items():
+            layer = next((tensor for name, tensor in state.items() if re.fullmatch(pattern, name)), None)
+            options[option] = otherwise if layer is None else read(layer)
+        if any(re.search(r'\.0\.(reduce|conv)\.bias$', name) for name in state):
+            options['deploy'] = True
+        # the order in which blocks are shared leaves no trace
+        places = count_numbers(state, r'convs\.(\d+)\.')
+        for usual in usual_options(state, 'head.weight', r'body\.(\d+)\.', 'up_deep.weight'):
+            blocks = usual.pop('num_block')
+            yield {**usual, **options, 'share': tuple(place % blocks for place in range(places))}
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)
@@ -569,26 +531,3 @@ class EFRDN(nn.Module):
         deep = self.trans(self.cnn(shallow), shallow)
         # the shuffle of a sum is the sum of the shuffles of Eq. 8
         return F.pixel_shuffle(self.up_deep(deep) + self.up_shallow(shallow), self.upscale) + self.mean_out
-
-    def fuse(self, *, inplace: bool = False) -> EFRDN:
-        """The fused form: no batch norms, every ACRB with one plain 3 x 3, computed in float64.
-
-        Equal to this net in eval mode.
-
-        Args:
-            inplace: change this net instead of a copy. Hooks do not follow into a copy.
-
-        Returns:
-            The fused net, with ``deploy`` True; its state dict loads into ``EFRDN(deploy=True, ...)``.
-        """
-        net = self
-        if not inplace:
-            net = type(self)(**self._options).to(self.head.weight).train(self.training)
-            net.load_state_dict(self.state_dict())
-        for parent in list(net.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, (AsymmetricConv, ConvBN)):
-                    setattr(parent, name, child.fuse())
-        net.deploy = True
-        net._options = {**net._options, 'deploy': True}
-        return net

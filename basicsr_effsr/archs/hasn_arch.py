@@ -12,7 +12,7 @@ Differences:  from the paper's text, the authors' code is followed: the depth-wi
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, Dict, Iterator, Mapping
+from typing import Any, Dict, Iterator, Literal, Mapping
 
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
@@ -22,14 +22,12 @@ from .effsr_blocks import (
     ESA,
     UPSAMPLER_NAMES,
     LayerNorm2d,
-    check_choice,
     check_input,
-    check_positive,
-    count_numbers,
+    check_options,
     divisor,
-    pixelshuffle_tails,
     pixelshuffle_upsampler,
     register_in,
+    usual_options,
 )
 
 __all__ = ['HASN']
@@ -152,7 +150,7 @@ class HASN(nn.Module):
         num_out_ch: int = 3,
         num_feat: int = 52,
         num_block: int = 6,
-        upscale: int = 4,
+        upscale: Literal[2, 3, 4] = 4,
         kernel_size: int = 7,
         mlp_ratio: int = 3,
         esa_channels: int = 16,
@@ -162,19 +160,7 @@ class HASN(nn.Module):
         use_cab: bool = True,
     ) -> None:
         super().__init__()
-        check_choice('HASN', 'upscale', upscale, (2, 3, 4))
-        check_positive(
-            'HASN',
-            num_in_ch=num_in_ch,
-            num_out_ch=num_out_ch,
-            num_feat=num_feat,
-            num_block=num_block,
-            kernel_size=kernel_size,
-            mlp_ratio=mlp_ratio,
-            esa_channels=esa_channels,
-            compress_ratio=compress_ratio,
-            squeeze_factor=squeeze_factor,
-        )
+        check_options(HASN, locals())
         if kernel_size % 2 == 0:
             raise ValueError(f'HASN: kernel_size must be odd, got {kernel_size}')
         self.upscale = upscale
@@ -195,24 +181,20 @@ class HASN(nn.Module):
     @staticmethod
     def options_of(state: Mapping[str, Tensor]) -> Iterator[Dict[str, Any]]:
         """Options that weights with these names may be of, the likeliest first."""
-        first, block = state['conv_1.weight'], 'block_1.'
-        width = first.shape[0]
+        width, block = len(state['conv_1.weight']), 'block_1.'
         options: Dict[str, Any] = {
-            'num_in_ch': first.shape[1],
-            'num_feat': width,
-            'num_block': count_numbers(state, r'block_(\d+)\.'),
             'kernel_size': state[f'{block}dwconv.conv.weight'].shape[-1],
-            'mlp_ratio': state[f'{block}f1.conv.weight'].shape[0] // width,
+            'mlp_ratio': len(state[f'{block}f1.conv.weight']) // width,
             'use_esa': f'{block}esa.conv1.weight' in state,
             'use_cab': f'{block}cab.cab.0.weight' in state,
         }
         if options['use_esa']:
-            options['esa_channels'] = state[f'{block}esa.conv1.weight'].shape[0]
+            options['esa_channels'] = len(state[f'{block}esa.conv1.weight'])
         if options['use_cab']:
-            options['compress_ratio'] = divisor(width, state[f'{block}cab.cab.0.weight'].shape[0], 3)
-            options['squeeze_factor'] = divisor(width, state[f'{block}cab.cab.3.attention.1.weight'].shape[0], 30)
-        for out, upscale in pixelshuffle_tails(state['upsampler.0.weight'].shape[0], first.shape[1]):
-            yield {**options, 'num_out_ch': out, 'upscale': upscale}
+            options['compress_ratio'] = divisor(width, len(state[f'{block}cab.cab.0.weight']), 3)
+            options['squeeze_factor'] = divisor(width, len(state[f'{block}cab.cab.3.attention.1.weight']), 30)
+        for usual in usual_options(state, 'conv_1.weight', r'block_(\d+)\.', 'upsampler.0.weight'):
+            yield {**usual, **options}
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)

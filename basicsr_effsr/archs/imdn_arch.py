@@ -8,7 +8,7 @@ Differences:  none in the function.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, Mapping
+from typing import Any, Dict, Iterator, Literal, Mapping
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -17,13 +17,11 @@ from torch import Tensor, nn
 from .effsr_blocks import (
     IMDB,
     UPSAMPLER_NAMES,
-    check_choice,
     check_input,
-    check_positive,
-    count_numbers,
-    pixelshuffle_tails,
+    check_options,
     pixelshuffle_upsampler,
     register_in,
+    usual_options,
 )
 
 __all__ = ['IMDN']
@@ -59,11 +57,10 @@ class IMDN(nn.Module):
         num_out_ch: int = 3,
         num_feat: int = 64,
         num_block: int = 6,
-        upscale: int = 4,
+        upscale: Literal[2, 3, 4] = 4,
     ) -> None:
         super().__init__()
-        check_choice('IMDN', 'upscale', upscale, (2, 3, 4))
-        check_positive('IMDN', num_in_ch=num_in_ch, num_out_ch=num_out_ch, num_feat=num_feat, num_block=num_block)
+        check_options(IMDN, locals())
         if num_feat % 4:
             raise ValueError(f'IMDN: num_feat must be a multiple of 4, got {num_feat}')
         self.upscale = upscale
@@ -79,15 +76,7 @@ class IMDN(nn.Module):
     @staticmethod
     def options_of(state: Mapping[str, Tensor]) -> Iterator[Dict[str, Any]]:
         """Options that weights with these names may be of, the likeliest first."""
-        first = state['fea_conv.weight']
-        for out, upscale in pixelshuffle_tails(state['upsampler.0.weight'].shape[0], first.shape[1]):
-            yield {
-                'num_in_ch': first.shape[1],
-                'num_out_ch': out,
-                'num_feat': first.shape[0],
-                'num_block': count_numbers(state, r'IMDB(\d+)\.'),
-                'upscale': upscale,
-            }
+        return usual_options(state, 'fea_conv.weight', r'IMDB(\d+)\.', 'upsampler.0.weight')
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)

@@ -26,24 +26,15 @@ def check_pair(who: str, pred: Tensor, target: Tensor) -> None:
         )
 
 
-def check_choice(who: str, name: str, value: object, choices: tuple) -> None:
-    """Refuses an option value that is not one of ``choices``.
+def check_above_zero(who: str, **options: float) -> None:
+    """Refuses options that are not above zero.
 
     Raises:
-        ValueError: it is not.
+        ValueError: one is not; the message names it.
     """
-    if value not in choices:
-        raise ValueError(f'{who}: {name} must be one of {", ".join(map(str, choices))}, got {value!r}')
-
-
-def check_above_zero(who: str, name: str, value: float) -> None:
-    """Refuses a number that is not above zero.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not value > 0:
-        raise ValueError(f'{who}: {name} must be above 0, got {value!r}')
+    for name, value in options.items():
+        if not value > 0:
+            raise ValueError(f'{who}: {name} must be above 0, got {value!r}')
 
 
 def at_least_float32(x: Tensor) -> Tensor:

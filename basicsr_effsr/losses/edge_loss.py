@@ -8,15 +8,17 @@ Differences:  Eq. 11 says "Laplacian operator" and takes the loss from MPRNet, w
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr_effsr.archs.effsr_blocks import register_in
-from basicsr_effsr.losses._inputs import at_least_float32, check_above_zero, check_choice, check_pair, constant
+from basicsr_effsr.archs.effsr_blocks import check_options, register_in
+from basicsr_effsr.losses._inputs import at_least_float32, check_above_zero, check_pair, constant
 
-__all__ = ['EdgeLoss', 'edge', 'laplacian', 'laplacian_pyramid']
+__all__ = ['EdgeLoss', 'laplacian', 'laplacian_pyramid']
 
 BINOMIAL = (0.05, 0.25, 0.4, 0.25, 0.05)
 LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
@@ -53,47 +55,34 @@ def laplacian(x: Tensor) -> Tensor:
 OPERATORS = {'pyramid': laplacian_pyramid, 'laplacian': laplacian}
 
 
-def edge(pred: Tensor, target: Tensor, *, eps: float = 1e-3, operator: str = 'pyramid') -> Tensor:
-    """Mean over all elements of sqrt(e^2 + eps^2), e = Lap(pred) - Lap(target).
+@register_in(LOSS_REGISTRY)
+class EdgeLoss(nn.Module):
+    """Mean over all elements of sqrt(e^2 + eps^2), e = Lap(pred) - Lap(target), Eq. 11 of DPARN.
 
     Computed as Lap(pred - target), which is the same for a linear operator and half the work.
 
     Args:
-        pred: output of the network, (N, C, H, W), in [0, 1].
-        target: ground truth, same shape.
-        eps: the constant, in units of the images.
-        operator: 'pyramid' or 'laplacian'.
-
-    Returns:
-        A scalar >= ``eps``, float32 or wider.
-    """
-    check_pair('EdgeLoss', pred, target)
-    with torch.autocast(pred.device.type, enabled=False):
-        difference = OPERATORS[operator](at_least_float32(pred) - at_least_float32(target))
-        return torch.sqrt(difference.square() + eps**2).mean()
-
-
-@register_in(LOSS_REGISTRY)
-class EdgeLoss(nn.Module):
-    """Charbonnier loss between the Laplacians of output and ground truth, Eq. 11 of DPARN; see ``edge``.
-
-    Args:
         loss_weight: factor on the returned value (Eq. 11: 0.05).
-        eps: the constant (Eq. 11: 0.001).
+        eps: the constant, in units of the images (Eq. 11: 0.001).
         operator: 'pyramid' (MPRNet) or 'laplacian' (3 x 3).
 
     Raises:
         ValueError: an option is out of its range, or the two images differ in shape.
     """
 
-    def __init__(self, *, loss_weight: float = 1.0, eps: float = 1e-3, operator: str = 'pyramid') -> None:
+    def __init__(
+        self, *, loss_weight: float = 1.0, eps: float = 1e-3, operator: Literal['pyramid', 'laplacian'] = 'pyramid'
+    ) -> None:
         super().__init__()
-        check_above_zero('EdgeLoss', 'eps', eps)
-        check_choice('EdgeLoss', 'operator', operator, tuple(OPERATORS))
+        check_options(EdgeLoss, locals())
+        check_above_zero('EdgeLoss', eps=eps)
         self.loss_weight = loss_weight
         self.eps = eps
         self.operator = operator
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Args: output and ground truth, both (N, C, H, W) in [0, 1].  Returns: a scalar."""
-        return self.loss_weight * edge(pred, target, eps=self.eps, operator=self.operator)
+        """Args: output and ground truth, both (N, C, H, W) in [0, 1].  Returns: a scalar, float32 or wider."""
+        check_pair('EdgeLoss', pred, target)
+        with torch.autocast(pred.device.type, enabled=False):
+            difference = OPERATORS[self.operator](at_least_float32(pred) - at_least_float32(target))
+            return self.loss_weight * torch.sqrt(difference.square() + self.eps**2).mean()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -22,12 +22,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from basicsr_effsr.archs.effsr_blocks import register_in
-from basicsr_effsr.losses._inputs import at_least_float32, check_above_zero, check_choice
+from basicsr_effsr.archs.effsr_blocks import check_options, register_in
+from basicsr_effsr.losses._inputs import at_least_float32, check_above_zero
 
-__all__ = ['FAKDLoss', 'feature_affinity']
+__all__ = ['FAKDLoss']
 
-ADAPTERS = ('none', 'conv1x1')
 BLOCK_ELEMENTS = {'cpu': 2**20, 'cuda': 2**24}  # entries of the matrix in memory at once: L2 cache, 64 MiB
 
 
@@ -118,68 +117,13 @@ class _StreamedAffinity(torch.autograd.Function):
         return grads * upstream, None, None, None, None, None
 
 
-def _positions_last(features: Tensor) -> Tensor:
-    """(N, C, H, W), or tokens (N, H*W, C) as a Swin trunk makes them, -> (N, C, H*W)."""
-    return features.flatten(2) if features.ndim == 4 else features.transpose(1, 2)
-
-
-def feature_affinity(
-    student: Tensor,
-    teacher: Tensor,
-    *,
-    block_size: int | None = None,
-    eps: float = 1e-7,
-    resize_teacher: bool = False,
-) -> Tensor:
+@register_in(LOSS_REGISTRY)
+class FAKDLoss(nn.Module):
     """Mean of |A_T - A_S| over all N * HW * HW entries, A = X'X with X the features over their length.
 
     One matrix per image; entry (i, j) is the cosine between positions i and j, in [-1, 1]. Memory beyond the
     arguments: the gradient, one block of rows and the unit columns of the images that are worked on together. The
     products run in float32 (or float64) even under autocast and TF32. Not twice differentiable.
-
-    Args:
-        student: features (N, C, H, W).
-        teacher: features (N, C', H, W), or tokens (N, H*W, C') in raster order; gets no gradient.
-        block_size: rows of the matrix in memory at once; None chooses by device.
-        eps: added to the length of a feature before it divides.
-        resize_teacher: let a teacher of another H x W be resized (bilinear) to the student's.
-
-    Returns:
-        A scalar in [0, 2], float32 or wider.
-
-    Raises:
-        ValueError: the grids differ and may not be resized, or the batches differ.
-    """
-    grid = student.shape[-2:]
-    if student.ndim != 4 or teacher.ndim not in (3, 4) or len(student) != len(teacher):
-        raise ValueError(
-            f"FAKDLoss: student features must be (N, C, H, W), the teacher's (N, C, H, W) or (N, H*W, C) with the "
-            f'same N, got {tuple(student.shape)} and {tuple(teacher.shape)}; check train.distill.feature_pairs'
-        )
-    with torch.no_grad():
-        teacher = at_least_float32(teacher)
-        if teacher.ndim == 4 and teacher.shape[-2:] != grid and resize_teacher:
-            teacher = F.interpolate(teacher, size=grid, mode='bilinear', align_corners=False)
-        columns_t = _positions_last(teacher)
-    if columns_t.shape[2] != grid.numel() or (teacher.ndim == 4 and teacher.shape[-2:] != grid):
-        raise ValueError(
-            f'FAKDLoss: student and teacher maps must agree in H x W, got {tuple(student.shape)} and '
-            f'{tuple(teacher.shape)}; check train.distill.feature_pairs, or set resize_teacher: true for maps'
-        )
-    columns_s = at_least_float32(student).flatten(2)
-    columns_t = columns_t.to(columns_s.dtype)
-    count, positions = len(student), grid.numel()
-    budget = BLOCK_ELEMENTS.get(student.device.type, BLOCK_ELEMENTS['cuda'])
-    rows = min(positions, block_size or max(1, budget // positions))
-    samples = min(count, max(1, budget // (rows * positions)))
-    want_grad = student.requires_grad and torch.is_grad_enabled()
-    with _full_precision(student.device.type):
-        return _StreamedAffinity.apply(columns_s, columns_t, rows, samples, eps, want_grad)
-
-
-@register_in(LOSS_REGISTRY)
-class FAKDLoss(nn.Module):
-    """Mean absolute difference of the student's and the teacher's spatial affinities; see ``feature_affinity``.
 
     Between the features of one layer pair. Eq. 7 adds the pairs up; Eq. 8 multiplies the sum by gamma. The value
     does not depend on the range of the images, while L1 does: FAKD's gamma = 10 for images in [0, 255] is
@@ -195,7 +139,7 @@ class FAKDLoss(nn.Module):
             reads the attribute and puts a trainable 1 x 1 convolution behind each student feature.
 
     Raises:
-        ValueError: an option is out of its range, or the features do not fit each other.
+        ValueError: an option is out of its range, the grids differ and may not be resized, or the batches differ.
     """
 
     def __init__(
@@ -205,13 +149,11 @@ class FAKDLoss(nn.Module):
         block_size: int | None = None,
         eps: float = 1e-7,
         resize_teacher: bool = False,
-        adapter: str = 'conv1x1',
+        adapter: Literal['none', 'conv1x1'] = 'conv1x1',
     ) -> None:
         super().__init__()
-        check_choice('FAKDLoss', 'adapter', adapter, ADAPTERS)
-        check_above_zero('FAKDLoss', 'eps', eps)
-        if block_size is not None:
-            check_above_zero('FAKDLoss', 'block_size', block_size)
+        check_options(FAKDLoss, locals())
+        check_above_zero('FAKDLoss', eps=eps, block_size=1 if block_size is None else block_size)
         self.loss_weight = loss_weight
         self.block_size = block_size
         self.eps = eps
@@ -219,12 +161,38 @@ class FAKDLoss(nn.Module):
         self.adapter = adapter
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Args: features of student and teacher, (N, C, H, W) and (N, C', H, W).  Returns: a scalar."""
-        value = feature_affinity(
-            student,
-            teacher,
-            block_size=self.block_size,
-            eps=self.eps,
-            resize_teacher=self.resize_teacher,
-        )
-        return self.loss_weight * value
+        """The value for one pair of feature maps.
+
+        Args:
+            student: features (N, C, H, W).
+            teacher: features (N, C', H, W), or tokens (N, H*W, C') in raster order; gets no gradient.
+
+        Returns:
+            A scalar in [0, 2 loss_weight], float32 or wider.
+        """
+        grid = student.shape[-2:]
+        if student.ndim != 4 or teacher.ndim not in (3, 4) or len(student) != len(teacher):
+            raise ValueError(
+                f"FAKDLoss: student features must be (N, C, H, W), the teacher's (N, C, H, W) or (N, H*W, C) with the "
+                f'same N, got {tuple(student.shape)} and {tuple(teacher.shape)}; check train.distill.feature_pairs'
+            )
+        with torch.no_grad():
+            teacher = at_least_float32(teacher)
+            if teacher.ndim == 4 and teacher.shape[-2:] != grid and self.resize_teacher:
+                teacher = F.interpolate(teacher, size=grid, mode='bilinear', align_corners=False)
+            columns_t = teacher.flatten(2) if teacher.ndim == 4 else teacher.transpose(1, 2)
+        if columns_t.shape[2] != grid.numel() or (teacher.ndim == 4 and teacher.shape[-2:] != grid):
+            raise ValueError(
+                f'FAKDLoss: student and teacher maps must agree in H x W, got {tuple(student.shape)} and '
+                f'{tuple(teacher.shape)}; check train.distill.feature_pairs, or set resize_teacher: true for maps'
+            )
+        columns_s = at_least_float32(student).flatten(2)
+        count, positions = len(student), grid.numel()
+        budget = BLOCK_ELEMENTS.get(student.device.type, BLOCK_ELEMENTS['cuda'])
+        rows = min(positions, self.block_size or max(1, budget // positions))
+        samples = min(count, max(1, budget // (rows * positions)))
+        want_grad = student.requires_grad and torch.is_grad_enabled()
+        with _full_precision(student.device.type):
+            return self.loss_weight * _StreamedAffinity.apply(
+                columns_s, columns_t.to(columns_s.dtype), rows, samples, self.eps, want_grad
+            )

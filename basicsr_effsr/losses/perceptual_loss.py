@@ -15,15 +15,16 @@ import logging
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
+from typing import Literal
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-from basicsr_effsr.archs.effsr_blocks import register_in
-from basicsr_effsr.losses._inputs import at_least_float32, check_choice, check_pair, constant
+from basicsr_effsr.archs.effsr_blocks import check_options, register_in
+from basicsr_effsr.losses._inputs import at_least_float32, check_pair, constant
 
-__all__ = ['VGGFeatureLoss', 'VGGFeatures', 'feature_distance', 'vgg_weights']
+__all__ = ['VGGFeatureLoss', 'VGGFeatures', 'vgg_weights']
 
 # widths of the convolutions of each stage; a stage ends in a 2 x 2 max-pool
 STAGES = {
@@ -57,14 +58,12 @@ class VGGFeatures(nn.Module):
         ValueError: the network or a layer does not exist.
     """
 
-    def __init__(self, network: str, layers: list[str]) -> None:
+    def __init__(self, network: Literal['vgg16', 'vgg19'], layers: list[str]) -> None:
         super().__init__()
-        check_choice('VGGFeatures', 'network', network, tuple(STAGES))
+        check_options(VGGFeatures, locals())
         names = _layer_names(network)
-        for layer in layers:
-            check_choice('VGGFeatures', f'a layer of {network}', layer, tuple(names))
-        if not layers:
-            raise ValueError('VGGFeatures: layers names none, give at least one such as relu2_2')
+        if not layers or not set(layers) <= set(names):
+            raise ValueError(f'VGGFeatures: layers must be some of {", ".join(names)}, got {list(layers)}')
         self.names = names[: max(map(names.index, layers)) + 1]
         self.layers = list(layers)
         self.min_size = 2 ** sum(name.startswith('pool') for name in self.names)
@@ -149,48 +148,11 @@ def vgg_weights(network: str, weights_path: str | None = None, download: bool = 
     return found
 
 
-def feature_distance(
-    pred: Tensor,
-    target: Tensor,
-    extractor: nn.Module,
-    layers: Mapping[str, float],
-) -> Tensor:
-    """Weighted sum over the layers of mean (Phi_j(pred) - Phi_j(target))^2, Eq. 11.
-
-    The mean runs over C_j, H_j, W_j and the batch. Images are normalised by ImageNet's mean and deviation first.
-
-    Args:
-        pred: output of the network, RGB (N, 3, H, W), in [0, 1].
-        target: ground truth, same shape; gets no gradient.
-        extractor: normalised images -> name -> features.
-        layers: layer name -> weight.
-
-    Returns:
-        A scalar >= 0, float32 or wider.
-
-    Raises:
-        ValueError: the images are not of one shape, or not RGB.
-    """
-    check_pair('VGGFeatureLoss', pred, target)
-    if pred.shape[1] != 3:
-        raise ValueError(
-            f'VGGFeatureLoss: pred and target must be RGB, (N, 3, H, W), got {tuple(pred.shape)}; take it out of '
-            'train.losses for gray images'
-        )
-    mean, std = (constant(v, pred.device, pred.dtype).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    with torch.no_grad():
-        wanted = extractor((target - mean) / std)
-    found = extractor((pred - mean) / std)
-    terms = [
-        weight * (at_least_float32(found[name]) - at_least_float32(wanted[name])).square().mean()
-        for name, weight in layers.items()
-    ]
-    return torch.stack(terms).sum()
-
-
 @register_in(LOSS_REGISTRY)
 class VGGFeatureLoss(nn.Module):
-    """Mean squared distance between VGG features of output and ground truth; see ``feature_distance``.
+    """Weighted sum over layers of mean (Phi_j(pred) - Phi_j(target))^2, Phi_j the features of a VGG, Eq. 11 of DPARN.
+
+    The mean runs over C_j, H_j, W_j and the batch. Images are normalised by ImageNet's mean and deviation first.
 
     Not the host's ``PerceptualLoss``: that one takes an L1 distance by default, returns a pair with a style term, and
     fetches VGG-19 when it is built. This one returns one scalar.
@@ -207,22 +169,22 @@ class VGGFeatureLoss(nn.Module):
 
     Raises:
         FileNotFoundError: there are no weights, and ``if_missing`` is 'error'.
-        ValueError: an option is out of its range, or the two images differ in shape.
+        ValueError: an option is out of its range, or the two images differ in shape or are not RGB.
     """
 
     def __init__(
         self,
         *,
         loss_weight: float = 1.0,
-        network: str = 'vgg16',
+        network: Literal['vgg16', 'vgg19'] = 'vgg16',
         layers: Mapping[str, float] | None = None,
         weights_path: str | None = None,
         download: bool = False,
-        if_missing: str = 'error',
+        if_missing: Literal['error', 'zero'] = 'error',
         extractor: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        check_choice('VGGFeatureLoss', 'if_missing', if_missing, ('error', 'zero'))
+        check_options(VGGFeatureLoss, locals())
         self.loss_weight = loss_weight
         self.layers = dict(layers) if layers is not None else {'relu2_2': 1.0}
         self.extractor: nn.Module | None = extractor
@@ -248,9 +210,21 @@ class VGGFeatureLoss(nn.Module):
         return self
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Args: output and ground truth, both (N, 3, H, W) in [0, 1].  Returns: a scalar."""
-        if self.extractor is None:
-            return (
-                at_least_float32(pred).sum() * 0.0
-            )  # part of the graph, so that a run with this loss alone still has gradients
-        return self.loss_weight * feature_distance(pred, target, self.extractor, self.layers)
+        """Args: output and ground truth, (N, 3, H, W) in [0, 1].  Returns: a scalar >= 0, float32 or wider."""
+        if self.extractor is None:  # part of the graph, so that a run with this loss alone still has gradients
+            return at_least_float32(pred).sum() * 0.0
+        check_pair('VGGFeatureLoss', pred, target)
+        if pred.shape[1] != 3:
+            raise ValueError(
+                f'VGGFeatureLoss: pred and target must be RGB, (N, 3, H, W), got {tuple(pred.shape)}; take it out of '
+                'train.losses for gray images'
+            )
+        mean, std = (constant(v, pred.device, pred.dtype).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        with torch.no_grad():
+            wanted = self.extractor((target - mean) / std)
+        found = self.extractor((pred - mean) / std)
+        terms = [
+            weight * (at_least_float32(found[name]) - at_least_float32(wanted[name])).square().mean()
+            for name, weight in self.layers.items()
+        ]
+        return self.loss_weight * torch.stack(terms).sum()
