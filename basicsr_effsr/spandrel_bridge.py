@@ -25,7 +25,7 @@ def architectures() -> list[Any]:
         ImportError: spandrel is not installed.
     """
     spandrel = _spandrel()
-    from basicsr_effsr.weights.build import build, on_meta, scale_of
+    from basicsr_effsr.weights.build import build, scale_of
     from basicsr_effsr.weights.checkpoint import opened
     from basicsr_effsr.weights.identify import identify, known_networks, likely, variant_of
     from basicsr_effsr.weights.names import named_for
@@ -47,10 +47,10 @@ def architectures() -> list[Any]:
 
             def load(self, state_dict: Any) -> Any:
                 found = opened(state_dict)
-                option = identify(found[1], on_meta) if found is not None else None
+                option = identify(found[1]) if found is not None else None
                 if found is None or option is None:
                     raise ValueError(f'{network}: the weights have its names, but fit none of its forms')
-                net = build(option, None, fuse=False)
+                net = build(option, fuse=False)
                 state, _, _ = named_for(net, found[1])
                 variant = variant_of(cls, option)
                 tags = [variant.removeprefix(f'{network}-')] if variant else []

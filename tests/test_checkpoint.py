@@ -14,7 +14,6 @@ from basicsr_effsr.archs.dparn_arch import DPARN
 from basicsr_effsr.archs.dparn_teacher_arch import DPARNTeacher
 from basicsr_effsr.archs.efrdn_arch import EFRDN
 from basicsr_effsr.archs.hasn_arch import HASN
-from basicsr_effsr.utils.files import write_atomic
 from basicsr_effsr.weights.checkpoint import (
     CheckpointError,
     load_into,
@@ -66,7 +65,7 @@ def test_key_is_obeyed_and_params_stands_in_for_ema_as_in_the_host(layouts, tmp_
     assert same(read_state_dict(both, 'params_ema'), ema)
     assert not same(read_state_dict(both, 'params'), ema)
     assert same(read_state_dict(layouts['params'][0], 'params_ema'), layouts['params'][1])
-    with pytest.raises(CheckpointError, match=r"has no 'weights', it has \['params'\]"):
+    with pytest.raises(CheckpointError, match=r"has no 'weights'.*'params'"):
         read_state_dict(layouts['params'][0], 'weights')
 
 
@@ -92,7 +91,7 @@ def test_truncated_missing_and_empty_files_are_named(layouts, tmp_path):
     with pytest.raises(FileNotFoundError, match=r'nowhere\.pth does not exist'):
         read_state_dict(tmp_path / 'nowhere.pth')
     torch.save({'epoch': 3}, tmp_path / 'empty.pth')
-    with pytest.raises(CheckpointError, match=r"holds no parameters, it has \['epoch'\]"):
+    with pytest.raises(CheckpointError, match=r"holds no parameters.*'epoch'"):
         read_state_dict(tmp_path / 'empty.pth')
 
 
@@ -128,20 +127,6 @@ def test_not_strict_loads_what_fits(tmp_path):
     assert torch.equal(net.conv_1.weight, source.conv_1.weight)
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    file = tmp_path / 'net.pth'
-    save_atomic({'params': {'w': torch.ones(2)}}, file)
-
-    def fail(temporary):
-        temporary.write_bytes(b'half')
-        raise OSError(28, 'No space left on device')
-
-    with pytest.raises(OSError, match='No space left'):
-        write_atomic(file, fail)
-    assert torch.equal(read_state_dict(file)['w'], torch.ones(2))
-    assert [p.name for p in tmp_path.iterdir()] == ['net.pth']
-
-
 def test_equal_content_gives_equal_bytes(tmp_path):
     """Also where one of the two was read from a file, as the state of a resumed run was."""
     betas, key = (0.9, 0.99), 'lr'
@@ -153,18 +138,11 @@ def test_equal_content_gives_equal_bytes(tmp_path):
     assert (tmp_path / 'first.pth').read_bytes() == (tmp_path / 'another_name.pth').read_bytes()
 
 
-def test_what_does_not_read_back_is_not_put_in_place(tmp_path, monkeypatch):
+def test_what_does_not_read_back_is_not_put_in_place(tmp_path):
     file = tmp_path / 'net.pth'
     save_atomic({'w': torch.ones(2)}, file)
-    real = torch.save
-
-    def short(obj, file):
-        real(obj, file)
-        file.truncate(file.tell() - 100)
-
-    monkeypatch.setattr(torch, 'save', short)
-    with pytest.raises(CheckpointError, match='truncated'):
-        save_atomic({'w': torch.zeros(2)}, file)
+    with pytest.raises(CheckpointError, match='pathlib'):
+        save_atomic({'w': file}, file)
     assert torch.equal(read_state_dict(file)['w'], torch.ones(2))
     assert [p.name for p in tmp_path.iterdir()] == ['net.pth']
 

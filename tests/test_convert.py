@@ -55,7 +55,7 @@ def test_every_published_network_is_known():
 @pytest.mark.parametrize('name', CASES)
 def test_published_networks_are_recognised_with_their_options(name, scale):
     net = on_meta({'type': name, 'upscale': scale})
-    found = identify(net.state_dict(), on_meta)
+    found = identify(net.state_dict())
     assert found is not None
     assert (found['type'], found['upscale']) == (name, scale)
     shapes = {k: v.shape for k, v in on_meta(found).state_dict().items()}
@@ -64,7 +64,7 @@ def test_published_networks_are_recognised_with_their_options(name, scale):
 
 @pytest.mark.parametrize('name', [name for name, case in CASES.items() if case.has_fuse])
 def test_deployed_forms_are_recognised(name):
-    found = identify(on_meta({'type': name, 'deploy': True}).state_dict(), on_meta)
+    found = identify(on_meta({'type': name, 'deploy': True}).state_dict())
     assert found is not None
     assert (found['type'], found['deploy']) == (name, True)
 
@@ -75,7 +75,7 @@ def test_every_option_is_found_and_gives_the_same_network(name):
     case = (CASES | ABLATIONS)[name]
     for option in dealt(name):
         net = build_network(option).eval()
-        found = identify(net.state_dict(), on_meta)
+        found = identify(net.state_dict())
         assert found is not None, option
         assert found['type'] in (name, name.removesuffix('Ablation'))
         unseen = {key: option[key] for key in unseen_of(name) if key in option}
@@ -132,23 +132,23 @@ def test_only_options_without_a_trace_are_called_so(name):
 )
 def test_other_options_are_found_too(option):
     state = on_meta(option).state_dict()
-    found = identify(state, on_meta)
+    found = identify(state)
     assert found is not None
     assert {k: found.get(k, option[k]) for k in option} == option
     assert {k: v.shape for k, v in on_meta(found).state_dict().items()} == {k: v.shape for k, v in state.items()}
 
 
 def test_agdn_s_gets_its_window():
-    found = identify(on_meta({'type': 'AGDN', 'num_feat': 24, 'num_block': 4}).state_dict(), on_meta)
+    found = identify(on_meta({'type': 'AGDN', 'num_feat': 24, 'num_block': 4}).state_dict())
     assert found is not None
     assert found['tlc'] == 96
 
 
 def test_foreign_weights_are_of_no_network():
-    assert identify(torch.nn.Conv2d(3, 3, 3).state_dict(), on_meta) is None
+    assert identify(torch.nn.Conv2d(3, 3, 3).state_dict()) is None
     cut = dict(on_meta({'type': 'HASN'}).state_dict())
     del cut['block_3.f1.conv.weight']
-    assert identify(cut, on_meta) is None
+    assert identify(cut) is None
 
 
 @pytest.mark.parametrize('prefix', ['module.', 'net_g.', 'module.model.', '_orig_mod.'])

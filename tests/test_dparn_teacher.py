@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from basicsr_effsr.archs import dparn_teacher_arch
+from basicsr_effsr.archs import dparn_teacher_arch, effsr_blocks
 from basicsr_effsr.archs.dparn_teacher_arch import DPARNTeacher, SwinBlock
 
 DRCT = {'num_feat': 180, 'num_block': 6, 'num_heads': 6, 'tail': 'drct'}
@@ -214,7 +214,7 @@ def masks(monkeypatch) -> list[tuple]:
         def __getattr__(self, name):
             return record if name == 'scaled_dot_product_attention' else getattr(nn.functional, name)
 
-    monkeypatch.setattr(dparn_teacher_arch, 'F', Recorded())
+    monkeypatch.setattr(effsr_blocks, 'F', Recorded())
     return seen
 
 

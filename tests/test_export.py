@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -18,13 +20,19 @@ from basicsr_effsr.cli import app
 from basicsr_effsr.weights import export as tool
 from basicsr_effsr.weights.build import build
 from basicsr_effsr.weights.checkpoint import read_metadata, read_state_dict
-from basicsr_effsr.weights.export import SUFFIXES, TENSORRT, ExportError, Form, export
+from basicsr_effsr.weights.export import ENDINGS, HARD, TENSORRT, ExportError, Form, export
 
 for extra in ('onnx', 'onnxruntime', 'onnxscript', 'safetensors'):
     pytest.importorskip(extra, reason='needs the extra: export')
 
 TINY = {'type': 'IMDN', 'upscale': 2, 'num_feat': 8, 'num_block': 1}
-LEAST = {'DPARNTeacher': {'num_block': 1}, 'AGDN': {'num_block': 1}}
+LEAST = {
+    'DPARNTeacher': {'num_block': 1},
+    'AGDN': {'num_block': 1},
+    'ASID': {'num_block': 1},
+    'EFRDN': {'share': (0,)},
+    'EFRDNAblation': {'share': (0,)},
+}
 SIZES = ((40, 24), (19, 47))
 PROGRAMS = hasattr(torch.export.Dim, 'DYNAMIC')
 needs_programs = pytest.mark.skipif(not PROGRAMS, reason='torch.export of any size begins with torch 2.6')
@@ -56,19 +64,18 @@ def test_onnx_takes_any_size_and_equals_pytorch(name, scale, tmp_path):
     report = export(net, Form.onnx, tmp_path / 'net.onnx', metadata={'network': name})
     assert report.largest < 1e-5
     assert report.smallest == net.min_size
-    run = tool.run_onnx(tmp_path / 'net.onnx')
+    run = tool.run_onnx((tmp_path / 'net.onnx').read_bytes())
     assert max(differences(net, run)) < 1e-5
     assert left(tmp_path) == ['net.onnx']
 
 
 @needs_programs
 @pytest.mark.slow
-@pytest.mark.parametrize('scale', [2, 3, 4])
 @pytest.mark.parametrize('name', [name for name in CASES if name not in ('IMDN', 'HASN')])
-def test_onnx_of_every_network_at_every_scale(name, scale, tmp_path):
-    net = tiny(name, upscale=scale)
+def test_onnx_of_every_network(name, tmp_path):
+    net = tiny(name, upscale=3)
     export(net, Form.onnx, tmp_path / 'net.onnx', metadata={})
-    assert max(differences(net, tool.run_onnx(tmp_path / 'net.onnx'))) < 1e-4
+    assert max(differences(net, tool.run_onnx((tmp_path / 'net.onnx').read_bytes()))) < 1e-4
 
 
 @needs_programs
@@ -78,7 +85,7 @@ def test_programs_of_networks_that_cut_windows_take_whole_windows_and_others(nam
     net = tiny(name)
     report = export(net, Form.export, tmp_path / 'net.pt2', metadata={})
     assert report.smallest <= {'ASID': 17, 'EFRDN': 21}[name]  # maps of one pixel are another program
-    run = tool.run_export(tmp_path / 'net.pt2')
+    run = tool.run_export((tmp_path / 'net.pt2').read_bytes())
     assert max(differences(net, run, ((40, 24), (21, 47), (24, 32), (33, 40)))) < 1e-5
 
 
@@ -88,12 +95,13 @@ def test_programs_of_networks_that_cut_windows_take_whole_windows_and_others(nam
 @pytest.mark.parametrize('dtype', ['fp32', 'fp16'])
 def test_other_forms_equal_pytorch(form, dtype, tmp_path):
     net = tiny()
-    file = tmp_path / f'net{SUFFIXES[form]}'
+    file = tmp_path / f'net{ENDINGS[form][0]}'
     report = export(net, form, file, metadata={'network': 'IMDN'}, dtype=dtype)
     assert report.largest <= (0 if dtype == 'fp32' else 2e-3)
-    assert [c.lr_size for c in report.compared] == [(24, 32), (37, 29)]
+    assert [c.lr_size for c in report.compared if c.image == 'picture'] == [(24, 32), (37, 29)]
+    assert {c.image for c in report.compared} == {'picture', *(HARD if dtype == 'fp16' else ())}
     if form in (Form.export, Form.torchscript):
-        run = tool.run_export(file) if form is Form.export else tool.run_torchscript(file)
+        run = tool.run_export(file.read_bytes()) if form is Form.export else tool.run_torchscript(file.read_bytes())
         call = run if dtype == 'fp32' else lambda image: run(image.half())
         assert max(differences(net, call)) <= (1e-6 if dtype == 'fp32' else 2e-3)
     else:
@@ -111,7 +119,7 @@ def test_halved_onnx_is_half_the_size_and_near(tmp_path):
     whole = export(net, Form.onnx, tmp_path / 'a.onnx', metadata={})
     half = export(net, Form.onnx, tmp_path / 'b.onnx', metadata={}, dtype='fp16')
     assert half.bytes < 0.65 * whole.bytes
-    assert max(differences(net, tool.run_onnx(tmp_path / 'b.onnx'))) < 5e-3
+    assert max(differences(net, tool.run_onnx((tmp_path / 'b.onnx').read_bytes()))) < 5e-3
     import onnx
 
     weights = onnx.load(tmp_path / 'b.onnx').graph.initializer
@@ -123,7 +131,9 @@ def test_gray_images_are_exported_with_one_channel(tmp_path):
     net = tiny(num_in_ch=1, num_out_ch=1)
     export(net, Form.onnx, tmp_path / 'net.onnx', metadata={}, channels=1)
     image = picture((21, 30), 1)
-    torch.testing.assert_close(tool.run_onnx(tmp_path / 'net.onnx')(image), net(image), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        tool.run_onnx((tmp_path / 'net.onnx').read_bytes())(image), net(image), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,16 +148,15 @@ def test_an_export_that_gives_something_else_leaves_no_file(form, tmp_path, monk
             other.load_state_dict(given.state_dict())
             with torch.no_grad():
                 other.LR_conv.bias += 0.01
-            writer(other, *arguments, **options)
+            return writer(other, *arguments, **options)
 
         return write
 
-    monkeypatch.setattr(tool, 'write_onnx', broken(tool.write_onnx))
     for name, writer in tool.WRITERS.items():
         monkeypatch.setitem(tool.WRITERS, name, broken(writer))
-    file = tmp_path / f'net{SUFFIXES[form]}'
+    file = tmp_path / f'net{ENDINGS[form][0]}'
     file.write_bytes(b'earlier')
-    with pytest.raises(ExportError, match=r'differs from PyTorch by .*, more than 1e-04; nothing was written'):
+    with pytest.raises(ExportError, match='differs from PyTorch'):
         export(net, form, file, metadata={})
     assert (left(tmp_path), file.read_bytes()) == ([file.name], b'earlier')
 
@@ -156,7 +165,7 @@ def test_an_export_that_gives_something_else_leaves_no_file(form, tmp_path, monk
 def test_forms_that_this_torch_cannot_write_are_refused_in_words(form, tmp_path, monkeypatch):
     monkeypatch.delattr(torch.export.Dim, 'DYNAMIC', raising=False)
     with pytest.raises(ExportError, match=r'torch 2\.6'):
-        export(tiny(), form, tmp_path / f'net{SUFFIXES[form]}', metadata={})
+        export(tiny(), form, tmp_path / f'net{ENDINGS[form][0]}', metadata={})
     assert left(tmp_path) == []
 
 
@@ -176,7 +185,7 @@ def test_not_a_number_does_not_pass(tmp_path):
     net = tiny()
     with torch.no_grad():
         net.LR_conv.bias[0] = torch.nan
-    with pytest.raises(ExportError, match='differs from PyTorch by nan'):
+    with pytest.raises(ExportError, match='differs from PyTorch'):
         export(net, Form.safetensors, tmp_path / 'net.safetensors', metadata={})
     assert left(tmp_path) == []
 
@@ -316,6 +325,25 @@ def test_command_refuses_in_one_sentence_and_writes_nothing(weights):
         result = run(*arguments)
         assert (result.exit_code, result.stderr.count('\n')) == (2, 1), (arguments, result.output)
     assert left(weights.parent) == ['bomb.pth', 'cut.pth', 'net.pth']
+
+
+@pytest.mark.slow
+def test_equal_exports_of_two_processes_are_equal_bytes(weights):
+    """Two processes, because TorchScript numbers the classes that one process has traced."""
+    script = f"""
+import sys
+from pathlib import Path
+from basicsr_effsr.weights.export import ENDINGS, Form, export
+from basicsr_effsr.weights.recognise import recognise
+for form in Form:
+    metadata = {{key: str(i) for i, key in enumerate('abcdefgh')}}
+    export(recognise(Path({str(weights)!r})).net, form, Path(sys.argv[1] + ENDINGS[form][0]), metadata=metadata)
+"""
+    for name in ('a', 'another name'):
+        subprocess.run([sys.executable, '-c', script, str(weights.parent / name)], check=True)
+    for form, (ending, *_) in ENDINGS.items():
+        one, other = (weights.parent / f'{name}{ending}' for name in ('a', 'another name'))
+        assert one.read_bytes() == other.read_bytes(), form
 
 
 @pytest.mark.filterwarnings('error::FutureWarning')

@@ -344,5 +344,5 @@ def usual_options(state: Mapping[str, Tensor], head: str, block: str, tail: str)
 
 def divisor(whole: int, part: int, usual: int) -> int:
     """n with max(whole // n, 1) == part: the usual one, else one that divides, else the smallest."""
-    likely = (usual, max(whole // part, 1), *range(1, whole + 1))
+    likely = (usual, max(whole // part, 1), whole // (part + 1) + 1)
     return next((n for n in likely if max(whole // n, 1) == part), usual)

@@ -12,7 +12,7 @@ import typer
 
 from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.console import say
-from basicsr_effsr.utils.errors import UserError, needs
+from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.report import strict_json
 from basicsr_effsr.weights.metadata import metadata_of
 from basicsr_effsr.weights.recognise import as_yaml, described, recognise
@@ -43,13 +43,7 @@ class ConversionReport:
     dropped: list[str]
     fused: bool
     assumed: dict[str, Any]
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """The same dtype, shape and values, not-a-number included."""
-    import torch
-
-    return a.dtype == b.dtype and a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    entry: tuple[str, ...]
 
 
 def convert(
@@ -78,8 +72,8 @@ def convert(
     """
     import torch
 
-    from basicsr_effsr.utils.files import write_atomic
-    from basicsr_effsr.weights.checkpoint import read_state_dict
+    from basicsr_effsr.utils.files import atomic_path
+    from basicsr_effsr.weights.checkpoint import as_pth, as_safetensors, read_state_dict
     from basicsr_effsr.weights.fuse import can_be_fused, fused
 
     known = recognise(source, network, param_key)
@@ -94,28 +88,19 @@ def convert(
     # the dtype of the source stays; counters that it lacks are the network's
     plain = {name: kept.get(name, tensor).detach().contiguous() for name, tensor in net.state_dict().items()}
 
-    def write(temporary: Path) -> None:
-        path = temporary.with_name(f'{temporary.name}{out.suffix}')  # readers look at the ending
-        try:
-            if layout is Layout.safetensors:
-                dtypes = sorted({str(t.dtype).removeprefix('torch.') for t in plain.values() if t.is_floating_point()})
-                facts = metadata_of(found, net, source, ', '.join(dtypes))
-                needs('safetensors.torch').save_file(plain, path, metadata=facts)
-                path.chmod(0o644)  # the library writes files that only their owner can read
-            else:
-                stored: dict[str, Any] = {'params': plain} if layout is Layout.basicsr else plain
-                if layout is Layout.module:
-                    stored = {f'module.{name}': tensor for name, tensor in plain.items()}
-                torch.save(stored, path)
-            again = read_state_dict(path)
-            if again.keys() != plain.keys() or not all(_equal(again[n], plain[n]) for n in plain):
-                raise UserError(f'{out} does not read back as it was written; check the disk')
-            path.replace(temporary)
-        finally:
-            path.unlink(missing_ok=True)
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, write)
+    if layout is Layout.safetensors:
+        dtypes = sorted({str(t.dtype).removeprefix('torch.') for t in plain.values() if t.is_floating_point()})
+        file = as_safetensors(plain, metadata_of(found, net, source, ', '.join(dtypes)))
+    else:
+        prefix = 'module.' if layout is Layout.module else ''
+        stored: dict[str, Any] = {f'{prefix}{name}': tensor for name, tensor in plain.items()}
+        file = as_pth({'params': stored} if layout is Layout.basicsr else stored)
+    with atomic_path(out, sync=True) as part:
+        part.write_bytes(file)
+        again = read_state_dict(part)
+        same = (again[n].dtype == plain[n].dtype and torch.equal(again[n], plain[n]) for n in plain)
+        if again.keys() != plain.keys() or not all(same):
+            raise UserError(f'{out} does not read back as it was written; check the disk')
     return ConversionReport(
         str(source),
         str(out),
@@ -126,6 +111,7 @@ def convert(
         known.dropped,
         bool(getattr(net, 'deploy', False)),
         known.assumed,
+        known.entry,
     )
 
 
@@ -150,7 +136,7 @@ def command(
         if out is None:
             known = recognise(source, network, param_key)
             count = sum(tensor.numel() for tensor in known.state.values())
-            facts = (known.renamed, known.dropped, bool(known.network.get('deploy')), known.assumed)
+            facts = (known.renamed, known.dropped, bool(known.network.get('deploy')), known.assumed, known.entry)
             report = ConversionReport(str(source), '', '', known.network, count, *facts)
         else:
             if out.resolve() == source.resolve():
@@ -165,6 +151,8 @@ def command(
         typer.echo(strict_json(report))
         return
     say(f'{report.source}: {described(report.network)}, {report.parameters:,} parameters')
+    if report.entry:
+        say(f'  taken from its entry {".".join(report.entry)}; --param-key names another')
     for old, new in report.renamed.items():
         say(f'  renamed {old} to {new}')
     if report.assumed:

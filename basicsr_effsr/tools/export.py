@@ -12,7 +12,7 @@ from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.console import say
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.report import strict_json
-from basicsr_effsr.weights.export import ENDINGS, SUFFIXES, TOLERANCE, ExportError, ExportReport, Form, export
+from basicsr_effsr.weights.export import ENDINGS, TOLERANCE, ExportError, ExportReport, Form, export
 from basicsr_effsr.weights.fuse import can_be_fused, fused
 from basicsr_effsr.weights.metadata import metadata_of
 
@@ -21,7 +21,7 @@ def _print(report: ExportReport) -> None:
     say(f'{report.file}: {report.network} x{report.scale}, {report.form}, {report.dtype}, {report.bytes:,} bytes')
     for each in report.compared:
         height, width = each.lr_size
-        say(f'  {height}x{width}: largest difference to PyTorch {each.difference:.2e}')
+        say(f'  {each.image} of {height}x{width}: largest difference to PyTorch {each.difference:.2e}')
     say(f'  largest of all {report.largest:.2e}, tolerance {report.tolerance:.0e}: passed')
     if report.smallest:
         say(f'  takes images from {report.smallest}x{report.smallest} on')
@@ -60,9 +60,9 @@ def command(
             net, network = fused(net), {**network, 'deploy': True}
         stem = checkpoint.with_suffix('') if checkpoint is not None else Path(f'{network["type"]}_random'.lower())
         halved = '_fp16' if dtype == 'fp16' else ''
-        target = out or stem.with_name(f'{stem.name}{halved}{SUFFIXES[form]}')
+        target = out or stem.with_name(f'{stem.name}{halved}{ENDINGS[form][0]}')
         if target.suffix not in ENDINGS[form]:
-            raise UserError(f'{target}: files of --form {form.value} end in {" or ".join(sorted(ENDINGS[form]))}')
+            raise UserError(f'{target}: files of --form {form.value} end in {" or ".join(ENDINGS[form])}')
         if checkpoint is not None and target.resolve() == checkpoint.resolve():
             raise UserError(f'--out {target} is the file the weights come from; give another name')
     except (OSError, ValueError, KeyError) as error:

@@ -20,6 +20,7 @@ with suppress(ImportError):  # Windows, where an open file cannot be removed and
     fcntl = import_module('fcntl')
 
 PART_SUFFIX = '.part'
+_swept: set[Path] = set()
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), 'make room there'),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), 'choose a folder that can be written'),
@@ -66,7 +67,7 @@ def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
     running process from one left by a killed process.
 
     Args:
-        path: the file to be written; its folder is made.
+        path: the file to be written; its folder is made, and swept before this process writes into it first.
         sync: write the file through to the disk before the rename.
 
     Raises:
@@ -74,6 +75,9 @@ def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent not in _swept:
+            _swept.add(path.parent)
+            sweep_parts(path.parent, '')
         part, handle = _locked_part(path)
     except OSError as error:
         raise WriteError.of(path, error) from error
@@ -83,15 +87,34 @@ def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
             os.fsync(handle)
         os.replace(part, path)
     except BaseException as error:
+        code = getattr(error, 'errno', None)
+        # libraries that write themselves have errors of their own, which do not say why
+        plain = code or isinstance(error, ValueError) or not isinstance(error, Exception)
+        refused = None if plain else _refused(handle)
         with suppress(OSError):
             part.unlink()
         # of a write to an open file the system names none, of what the block reads it does
         named = getattr(error, 'filename', None)
-        if isinstance(error, OSError) and error.errno and named in (None, part, str(part)):
+        if isinstance(error, OSError) and code and named in (None, part, str(part)):
             raise WriteError.of(path, error) from error
+        if refused is not None:
+            raise WriteError.of(path, refused) from error
         raise
     finally:
         os.close(handle)
+
+
+def _refused(handle: int) -> OSError | None:
+    """What the system says to one more block; None if it takes it."""
+    if fcntl is None:
+        return None
+    try:
+        end = os.fstat(handle).st_size
+        for _ in range(2):  # the first may be cut short
+            end += os.pwrite(handle, bytes(2**16), end)
+    except OSError as error:
+        return error
+    return None
 
 
 def _locked_part(path: Path) -> tuple[Path, int]:
@@ -105,7 +128,7 @@ def _locked_part(path: Path) -> tuple[Path, int]:
             os.close(handle)
             return part, os.open(os.devnull, os.O_RDONLY)
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         if part.exists():  # else a sweep came between creation and lock
             return part, handle
         os.close(handle)
@@ -132,9 +155,9 @@ def sweep_parts(folder: Path, pattern: str = '**/') -> int:
     return swept
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Writes ``data`` to ``path``, whole or not at all."""
-    with atomic_path(path) as part:
+def write_bytes(path: Path, data: bytes | memoryview, *, sync: bool = False) -> None:
+    """Writes ``data`` to ``path``, whole or not at all; see ``atomic_path``."""
+    with atomic_path(path, sync=sync) as part:
         part.write_bytes(data)
 
 
@@ -146,7 +169,5 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
     Raises:
         WriteError: the disk is full or the folder cannot be written; ``path`` is as before.
     """
-    with atomic_path(Path(path)) as part:
+    with atomic_path(Path(path), sync=True) as part:
         write(part)
-        with open(part, 'rb+') as file:  # not the file that was created, which ``write`` may have replaced
-            os.fsync(file.fileno())

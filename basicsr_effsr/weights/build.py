@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,51 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+MAX_PARTS = 20_000  # layers and tensors of a network; DRCT-L has 2,000
+MAX_VALUES = 2**30
+# networks of the host check little and raise what they hit
+BUILDING = (TypeError, RuntimeError, AssertionError, MemoryError, OverflowError)
+
+
+@contextmanager
+def bounded(parts: int = MAX_PARTS) -> Iterator[None]:
+    """Stops the building of a network of absurd size, whatever option makes it so, before it costs time or memory.
+
+    Args:
+        parts: how many layers and tensors it may have.
+
+    Raises:
+        UserError: it has more, or more than 2^30 values.
+    """
+    from torch.nn.modules.module import (
+        register_module_module_registration_hook,
+        register_module_parameter_registration_hook,
+    )
+
+    count = values = 0
+
+    def counted(_: Any, name: str, new: Any) -> None:
+        nonlocal count, values
+        count += 1
+        values += getattr(new, 'numel', int)()
+        if count > parts or values > MAX_VALUES:
+            raise UserError(f'these options make more than {parts:,} layers or {MAX_VALUES:,} values; correct them')
+
+    hooks = register_module_module_registration_hook(counted), register_module_parameter_registration_hook(counted)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def build(
-    network: dict[str, Any], weights: Path | None, param_key: str | None = None, *, fuse: bool = True
+    network: Mapping[str, Any],
+    weights: Path | None = None,
+    param_key: str | None = None,
+    *,
+    fuse: bool = True,
+    parts: int = MAX_PARTS,
 ) -> nn.Module:
     """The network in eval mode on the CPU, fused if it offers ``fuse()``.
 
@@ -24,6 +68,7 @@ def build(
         weights: checkpoint; None leaves the network as it was initialised.
         param_key: entry of the checkpoint.
         fuse: return the fused form where there is one.
+        parts: how many layers and tensors it may have.
 
     Raises:
         UserError: no such network, or an option it does not have.
@@ -38,20 +83,21 @@ def build(
     if found is None:
         raise UserError(f'there is no network {name!r}; {near(name, known)}')
     try:
-        net: nn.Module = found(**options)
-    except (TypeError, RuntimeError, AssertionError) as error:  # those of the host check little and raise what they hit
+        with bounded(parts):
+            net: nn.Module = found(**options)
+    except BUILDING as error:
         raise UserError(f'{network["type"]}: {error}; correct its options') from error
     if weights is not None:
         load_into(net, weights, param_key=param_key)
     return fused(net) if fuse else net.eval()
 
 
-def on_meta(option: Mapping[str, Any]) -> nn.Module:
+def on_meta(option: Mapping[str, Any], parts: int = MAX_PARTS) -> nn.Module:
     """A network without memory for its weights."""
     import torch
 
     with torch.device('meta'):
-        return build(dict(option), None, fuse=False)
+        return build(option, fuse=False, parts=parts)
 
 
 def scale_of(net: nn.Module, network: Mapping[str, Any], told: Any = None) -> int:

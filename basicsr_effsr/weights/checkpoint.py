@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import re
 import sys
+import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,23 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basicsr_effsr.utils.files import write_atomic
+from basicsr_effsr.utils.errors import UserError, needs
+from basicsr_effsr.utils.files import atomic_path
 from basicsr_effsr.weights.fuse import can_be_fused, fused
-from basicsr_effsr.weights.names import named_for, views
+from basicsr_effsr.weights.names import COMPUTED, named_for, views
 
-# entries that hold a network's parameters, in order of preference
+# entries that hold a network's parameters, in order of preference: moving averages first
 CONTAINERS = (
-    'params_ema',
-    'params-ema',
-    'params',
-    'state_dict',
-    'model_state_dict',
-    'model',
-    'net_g',
-    'net',
-    'generator',
+    *('params_ema', 'params-ema', 'state_dict_ema', 'model_ema', 'net_g_ema', 'ema'),
+    *('params', 'state_dict', 'model_state_dict', 'model', 'net_g', 'net', 'generator'),
 )
 EITHER = (None, 'params', 'params_ema')  # BasicSR's own two stand in for each other and for entries of other programs
+MAX_DEPTH = 4  # of entries in entries
 MAX_SHOWN = 3
 
 
@@ -40,24 +37,52 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or does not fit the network; the message says why and what to do."""
 
 
-def _load(path: Path) -> Any:
-    if not path.is_file():
+def listed(names: Iterable[Any], most: int = 8) -> str:
+    """Some names of a file, which may hold many, long and unprintable ones."""
+    return ', '.join(ascii(str(name)[:80]) for name, _ in zip(names, range(most)))  # noqa: B905 (the first few)
+
+
+def _kind(path: Path) -> str:
+    """'safetensors', or 'torch' for what ``torch.save`` writes, by content and not by name.
+
+    Raises:
+        CheckpointError: a zip that is something else, or claims more than its bytes hold.
+    """
+    with path.open('rb') as file:
+        head = file.read(9)
+    if head[8:] == b'{' and int.from_bytes(head[:8], 'little') <= path.stat().st_size:
+        return 'safetensors'
+    if head.startswith(b'PK'):
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+        names = [entry.filename.partition('/')[2] for entry in entries]
+        if 'data.pkl' not in names or any(name.startswith('code/') for name in names):
+            kind = 'a TorchScript program' if 'constants.pkl' in names else 'an archive of another kind'
+            raise CheckpointError(f'is {kind}, must hold weights; save the state dict of the network with torch.save')
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise CheckpointError('claims more bytes than it has; copy or download it again')
+    return 'torch'
+
+
+def load_stored(path: Path) -> Any:
+    """What ``torch.save`` or safetensors put into a file; never executes code from it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is none of theirs, damaged, or would call something.
+    """
+    if not path.exists():
         raise FileNotFoundError(f'checkpoint {path} does not exist; check the path, or train or download it first')
-    if path.suffix == '.safetensors':
-        try:
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise CheckpointError(f'reading {path} needs safetensors: pip install basicsr_effsr[export]') from error
-        try:
-            return load_file(path)
-        except Exception as error:  # the library has an error of its own
-            raise CheckpointError(
-                f'checkpoint {path} cannot be read: it must be a safetensors file, and is truncated or of another kind '
-                f'({" ".join(str(error).split())[:80]}); copy or download it again'
-            ) from error
+    if not path.is_file():
+        kind = 'a folder' if path.is_dir() else 'no regular file'
+        raise CheckpointError(f'checkpoint {path} is {kind}, must be a file')
     try:
+        if _kind(path) == 'safetensors':
+            return needs('safetensors.torch').load(path.read_bytes())
         return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a truncated or foreign file
+    except (CheckpointError, UserError) as error:
+        raise CheckpointError(f'checkpoint {path} {error}') from error
+    except (Exception, RecursionError) as error:  # torch raises half a dozen types, safetensors one of its own
         wanted = re.search(r'GLOBAL ([\w.]+)', str(error))
         if wanted:
             raise CheckpointError(
@@ -65,8 +90,8 @@ def _load(path: Path) -> Any:
                 'if you trust its source, save its state dict alone with torch.save'
             ) from error
         raise CheckpointError(
-            f'checkpoint {path} cannot be read: it must be a file of torch.save holding tensors only, and is truncated '
-            f'or of another kind ({type(error).__name__}); copy or download it again'
+            f'checkpoint {path} cannot be read: it must be a file of torch.save holding tensors only, or safetensors, '
+            f'and is truncated or of another kind ({type(error).__name__}); copy or download it again'
         ) from error
 
 
@@ -77,7 +102,7 @@ class Checkpoint:
     Attributes:
         state: parameters by name, on the CPU.
         renamed: name in the file, without wrappers -> name of the network.
-        dropped: names that were left out, as they are computed.
+        dropped: names that were left out: computed, or not the network's.
         entry: the entries of the file they lay in, from the outside in; empty for a bare state dict.
     """
 
@@ -87,31 +112,60 @@ class Checkpoint:
     entry: tuple[str, ...] = ()
 
 
-def opened(stored: Any, key: str | None = None) -> tuple[tuple[str, ...], dict[str, Tensor]] | None:
-    """(entries from the outside in, the state dict they lead to) of what a file holds; ``key`` before the others."""
-    if not isinstance(stored, dict) or not stored:
+def opened(stored: Any, key: str | None = None, depth: int = MAX_DEPTH) -> tuple[tuple[str, ...], dict] | None:
+    """(entries from the outside in, the state dict they lead to) of what a file holds; ``key`` before the others.
+
+    Numbers and strings that stand among the tensors are left out.
+    """
+    if not isinstance(stored, dict) or not depth:
         return None
     for name in dict.fromkeys((key, *CONTAINERS)):
-        found = opened(stored.get(name), key)
+        found = opened(stored.get(name), key, depth - 1)
         if found is not None:
             return (str(name), *found[0]), found[1]
-    if all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in stored.items()):
-        return (), stored
+    tensors = {name: value for name, value in stored.items() if isinstance(value, Tensor) and isinstance(name, str)}
+    others = [value for name, value in stored.items() if name not in tensors]
+    if tensors and all(isinstance(value, int | float | str | None) for value in others):
+        return (), tensors
     return None
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The texts in the header of a safetensors file; none for other files, or if it cannot be read."""
-    path = Path(path)
-    if path.suffix != '.safetensors':
-        return {}
     try:
-        from safetensors import safe_open
-
-        with safe_open(path, 'pt') as file:
+        if _kind(Path(path)) != 'safetensors':
+            return {}
+        with needs('safetensors').safe_open(path, 'pt') as file:
             return dict(file.metadata() or {})
     except Exception:  # whoever reads the tensors gets the sentence
         return {}
+
+
+def refuse_unusable(state: Mapping[str, Tensor]) -> None:
+    """Refuses tensors that no network can be run with; those that networks compute themselves are not looked at.
+
+    Raises:
+        CheckpointError: names the tensor and what it is: quantised, sparse, complex, without values, NaN ...
+    """
+    for name, tensor in state.items():
+        if name.endswith(COMPUTED):
+            continue
+        kind = ''
+        if tensor.is_quantized:
+            kind = 'quantised'
+        elif tensor.layout is not torch.strided:
+            kind = 'sparse'
+        elif tensor.is_meta:
+            kind = 'without values'
+        elif tensor.is_complex():
+            kind = 'complex'
+        elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            kind = f'of shape {tuple(tensor.shape)}, of which the file holds {tensor.untyped_storage().nbytes()} bytes'
+        elif tensor.is_floating_point():
+            bad = (~torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor)).sum().item()
+            kind = f'NaN or infinite in {bad} of {tensor.numel()} values' if bad else ''
+        if kind:
+            raise CheckpointError(f'holds a tensor {listed([name])} that is {kind}; weights must be plain and finite')
 
 
 def open_checkpoint(path: str | Path, param_key: str | None = None) -> tuple[tuple[str, ...], dict[str, Tensor]]:
@@ -119,19 +173,22 @@ def open_checkpoint(path: str | Path, param_key: str | None = None) -> tuple[tup
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is no checkpoint, or lacks ``param_key``.
+        CheckpointError: the file is no checkpoint, lacks ``param_key``, or its tensors cannot be used.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        raise CheckpointError(f'checkpoint {path} is a folder, must be a file; name one of the files in it')
-    stored = _load(path)
+    stored = load_stored(path)
     if not isinstance(stored, dict):
         raise CheckpointError(f'checkpoint {path} must hold a dictionary of tensors, found {type(stored).__name__}')
     found = opened(stored, param_key)
     if param_key not in EITHER and (found is None or (found[0] and param_key not in found[0])):
-        raise CheckpointError(f'checkpoint {path} has no {param_key!r}, it has {sorted(map(str, stored))}')
+        lack = f'holds no parameters under {param_key!r}' if param_key in stored else f'has no {param_key!r}'
+        raise CheckpointError(f'checkpoint {path} {lack}; its entries are {listed(stored)}')
     if found is None:
-        raise CheckpointError(f'checkpoint {path} holds no parameters, it has {sorted(map(str, stored))[:8]}')
+        raise CheckpointError(f'checkpoint {path} holds no parameters, its entries are {listed(stored)}')
+    try:
+        refuse_unusable(found[1])
+    except CheckpointError as error:
+        raise CheckpointError(f'checkpoint {path} {error}') from error
     return found
 
 
@@ -168,6 +225,12 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
+def _cast(net: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Names whose integers or booleans torch would take for floating-point values without a word."""
+    own = net.state_dict()
+    return [n for n, t in state.items() if n in own and own[n].is_floating_point() > t.is_floating_point()]
+
+
 def _tried(net: nn.Module, state: Mapping[str, Tensor], strict: bool) -> Any:
     """What a copy of ``net`` without memory says to ``state``; None if it refuses it or cannot be copied.
 
@@ -186,6 +249,10 @@ def _fits_fused(net: nn.Module, given: Mapping[str, tuple[int, ...]]) -> bool:
 def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     """Why ``net`` does not load ``state`` strictly, in words; empty if it does."""
     wanted, given = _shapes(net.state_dict()), _shapes(state)
+    cast = _cast(net, state)
+    if cast:
+        shown = ', '.join(f'{name} is {state[name].dtype}' for name in cast[:MAX_SHOWN])
+        return f'{len(cast)} not of floating point ({shown}); the checkpoint is quantised or damaged'
     if wanted == given or _tried(net, state, strict=True) is not None:
         return ''
     shapes = [name for name in wanted if name in given and wanted[name] != given[name]]
@@ -208,9 +275,9 @@ def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     elif _fits_fused(net, given):
         cause = 'the checkpoint is of the fused form: set deploy: true'
     elif getattr(net, 'deploy', False):
-        cause = 'the checkpoint is of the form that is trained, of another network or of other options: check network_g'
+        cause = 'the checkpoint is of the form that is trained, of another network or of other options'
     else:
-        cause = 'the checkpoint is of another network or of other options: check network_g'
+        cause = 'the checkpoint is of another network or of other options'
     return f'{"; ".join(parts) or "the values do not load"}; {cause}'
 
 
@@ -228,41 +295,18 @@ def load_into(net: nn.Module, path: str | Path, *, param_key: str | None = None,
         CheckpointError: it cannot be read or, if ``strict``, does not fit; nothing was loaded.
     """
     read = read_checkpoint(path, param_key, net)
-    state = read.state
+    state, cast = read.state, _cast(net, read.state)
     if strict:
-        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-        try:
-            net.load_state_dict(state, strict=True)
-        except RuntimeError as error:
-            net.load_state_dict(before)  # torch has copied what did fit
-            reason = mismatch(net, state) or str(error)
-            raise CheckpointError(f'checkpoint {path} does not fit {type(net).__name__}: {reason}') from error
+        problem = mismatch(net, state)
+        if problem:
+            raise CheckpointError(f'checkpoint {path} does not fit {type(net).__name__}: {problem}')
     else:
         own = net.state_dict()
-        fitting = {n: t for n, t in state.items() if n in own and own[n].shape == t.shape}
-        if not fitting:
+        state = {n: t for n, t in state.items() if n in own and own[n].shape == t.shape and n not in cast}
+        if not state:
             raise CheckpointError(f'checkpoint {path} shares no parameter with {type(net).__name__}: check type')
-        net.load_state_dict(fitting, strict=False)
+    net.load_state_dict(state, strict=strict)
     return read
-
-
-def save_atomic(obj: Any, path: str | Path) -> None:
-    """``torch.save`` that is all or nothing, and gives equal bytes for equal content, whatever the file is called.
-
-    Written beside ``path``, read back, then renamed.
-
-    Raises:
-        OSError: it could not be written; what ``path`` held before is untouched.
-        CheckpointError: what was written does not read back.
-    """
-    stored = io.BytesIO()  # into a file torch would write that file's name
-    torch.save(_canonical(obj), stored)
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(stored.getbuffer())
-        _load(temporary)
-
-    write_atomic(path, write)
 
 
 def _canonical(value: Any) -> Any:
@@ -272,3 +316,33 @@ def _canonical(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(map(_canonical, value))
     return sys.intern(value) if type(value) is str else value
+
+
+def as_pth(obj: Any) -> bytes:
+    """What ``torch.save`` writes; equal content gives equal bytes, as no name of a file gets into them."""
+    buffer = io.BytesIO()
+    torch.save(_canonical(obj), buffer)
+    return buffer.getvalue()
+
+
+def as_safetensors(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file with its metadata in order, which the library puts down in any."""
+    data = needs('safetensors.torch').save({name: t.contiguous() for name, t in state.items()}, dict(metadata))
+    end = 8 + int.from_bytes(data[:8], 'little')
+    header = json.loads(data[8:end])
+    header = {'__metadata__': dict(sorted(header.pop('__metadata__', {}).items())), **header}
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)
+    return len(text).to_bytes(8, 'little') + text + data[end:]
+
+
+def save_atomic(obj: Any, path: str | Path) -> None:
+    """``torch.save`` that is all or nothing: put together in memory, written beside ``path``, read back, renamed.
+
+    Raises:
+        WriteError: it could not be written; what ``path`` held before is untouched.
+        CheckpointError: what was written does not read back.
+    """
+    with atomic_path(Path(path), sync=True) as part:
+        part.write_bytes(as_pth(obj))
+        load_stored(part)

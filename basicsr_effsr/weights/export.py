@@ -1,23 +1,31 @@
-"""A network as ONNX, torch.export, TorchScript, safetensors or pth, loaded back and compared."""
+"""A network as ONNX, torch.export, TorchScript, safetensors or pth, put together in memory, loaded back, compared."""
 
 from __future__ import annotations
 
+import copy
+import io
 import json
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from importlib import import_module
+from itertools import product
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basicsr_effsr.utils.errors import needs, one_line
+from basicsr_effsr.utils.files import write_bytes
+from basicsr_effsr.weights.checkpoint import as_pth, as_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 OPSET = 18
 SIZES = ((24, 32), (37, 29))  # even and odd; enlarged where a network needs more
+HARD = ('checkerboard', 'hatching', 'dither', 'text')
 TOLERANCE = {'fp32': 1e-4, 'fp16': 2e-2}  # on images in [0, 1]; fp16 resolves 5e-4 near 1
 
 # ONNX operators that TensorRT takes, after its documentation; it is not run here
@@ -44,24 +52,23 @@ class Form(str, Enum):
     pth = 'pth'
 
 
-SUFFIXES = {
-    Form.onnx: '.onnx',
-    Form.export: '.pt2',
-    Form.torchscript: '.ts',
-    Form.safetensors: '.safetensors',
-    Form.pth: '.pth',
+# what a file of each form ends in, the usual one first
+ENDINGS = {
+    Form.onnx: ('.onnx',),
+    Form.export: ('.pt2',),
+    Form.torchscript: ('.ts', '.pt'),
+    Form.safetensors: ('.safetensors',),
+    Form.pth: ('.pth',),
 }
-
-ENDINGS = {form: {suffix} for form, suffix in SUFFIXES.items()}
-ENDINGS[Form.torchscript].add('.pt')
 
 
 @dataclass(frozen=True)
 class Compared:
-    """The exported network against PyTorch at one LR size: largest absolute difference."""
+    """The exported network against PyTorch on one image: largest absolute difference."""
 
     lr_size: tuple[int, int]
     difference: float
+    image: str
 
 
 @dataclass
@@ -115,17 +122,30 @@ def trace_size(net: nn.Module) -> tuple[int, int]:
     return (height + 3, width + 3) if _local_window(net) else first
 
 
-def sample(net: nn.Module, size: tuple[int, int], channels: int) -> Tensor:
-    """A smooth picture with some noise, (1, C, H, W) in [0, 1], of the network's dtype."""
+def sample(net: nn.Module, size: tuple[int, int], channels: int, image: str = 'picture') -> Tensor:
+    """A test image, (1, C, H, W) in [0, 1], of the network's dtype.
+
+    Args:
+        net: the network.
+        size: H and W.
+        channels: C.
+        image: 'picture', smooth with some noise, or one of ``HARD``: what few digits do not suffice for.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(size[0] * 1000 + size[1])
-    rows = torch.linspace(0, 6.3, size[0])[:, None]
-    columns = torch.linspace(0, 4.7, size[1])[None]
+    row, column = torch.arange(size[0])[:, None], torch.arange(size[1])[None]
+    rows, columns = torch.linspace(0, 6.3, size[0])[:, None], torch.linspace(0, 4.7, size[1])[None]
     waves = torch.stack([(rows * (i + 1)).sin() * (columns + i).cos() for i in range(channels)])
     noise = torch.rand(channels, *size, generator=generator)
-    image = (0.5 + 0.35 * waves + 0.2 * (noise - 0.5)).clamp(0, 1)[None]
-    return image.to(next(net.parameters()).dtype)
+    made = {
+        'picture': (0.5 + 0.35 * waves + 0.2 * (noise - 0.5)).clamp(0, 1),
+        'checkerboard': (row + column) % 2,
+        'hatching': (row + column) % 4 < 2,
+        'dither': 0.5 + 0.35 * waves > noise,
+        'text': (row % 9 < 2) | (noise[:1, row // 9, column // 5] < 0.5) | (column % 5 > 3),
+    }[image]
+    return made.to(next(net.parameters()).dtype).expand(1, channels, *size).contiguous()
 
 
 def smallest_side(net: nn.Module, exported: Callable[[Tensor], Tensor], channels: int, limit: float) -> int:
@@ -152,9 +172,13 @@ def smallest_side(net: nn.Module, exported: Callable[[Tensor], Tensor], channels
 
 
 def compare(
-    net: nn.Module, exported: Callable[[Tensor], Tensor], channels: int, sizes: tuple[tuple[int, int], ...]
+    net: nn.Module,
+    exported: Callable[[Tensor], Tensor],
+    channels: int,
+    sizes: tuple[tuple[int, int], ...],
+    images: tuple[str, ...] = ('picture',),
 ) -> list[Compared]:
-    """Differences to PyTorch in float32 at the sizes.
+    """Differences to PyTorch in float32 on the images at the sizes.
 
     Raises:
         ExportError: the exported network fails at a size, or gives another shape.
@@ -162,8 +186,8 @@ def compare(
     import torch
 
     found = []
-    for size in sizes:
-        image = sample(net, size, channels)
+    for kind, size in product(images, sizes):
+        image = sample(net, size, channels, kind)
         with torch.no_grad():
             expected = net(image)
             try:
@@ -176,7 +200,8 @@ def compare(
                 f'the exported network gives {tuple(given.shape)} at {size[0]}x{size[1]}, '
                 f'PyTorch {tuple(expected.shape)}'
             )
-        found.append(Compared(size, (given.float() - expected.float()).abs().max().item()))
+        largest = (given.float() - expected.float()).abs().max().item()
+        found.append(Compared(size, largest if isfinite(largest) else inf, kind))
     return found
 
 
@@ -210,18 +235,15 @@ def _exported_program(net: nn.Module, channels: int, *, guarded: bool = False) -
     raise ExportError(f'{type(net).__name__} cannot be exported with any height and width: {text}') from failed
 
 
-def write_onnx(net: nn.Module, path: Path, channels: int, metadata: dict[str, str], *, half: bool = False) -> None:
+def write_onnx(net: nn.Module, channels: int, metadata: dict[str, str], half: bool) -> bytes:
     """ONNX of a float32 network with dynamic height and width, names ``lq`` and ``sr``.
 
     Args:
         net: in eval mode on the CPU.
-        path: the file.
         channels: of the input image.
         metadata: put into the file.
         half: store weights, and compute, in float16.
     """
-    import logging
-
     import torch
 
     onnx = needs('onnx')
@@ -256,11 +278,11 @@ def write_onnx(net: nn.Module, path: Path, channels: int, metadata: dict[str, st
         # the weights and maps of the float32 graph are halved; sizes, resizing and ranges stay as they are
         model = needs('onnxruntime.transformers.float16').convert_float_to_float16(model)
     onnx.helper.set_model_props(model, metadata)
-    onnx.save(model, path)
-    onnx.checker.check_model(str(path))
+    onnx.checker.check_model(model)
+    return model.SerializeToString(deterministic=True)
 
 
-def run_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+def run_onnx(file: bytes) -> Callable[[Tensor], Tensor]:
     """The ONNX file as a function, on one CPU thread."""
     import torch
 
@@ -268,7 +290,7 @@ def run_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    session = runtime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    session = runtime.InferenceSession(file, options, providers=['CPUExecutionProvider'])
     half = session.get_inputs()[0].type == 'tensor(float16)'
 
     def call(image: Tensor) -> Tensor:
@@ -278,10 +300,10 @@ def run_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     return call
 
 
-def operators_of(path: Path) -> dict[str, int]:
+def operators_of(file: bytes) -> dict[str, int]:
     """ONNX operators of a file and how often each occurs; inlined functions are looked into."""
     onnx, inliner = needs('onnx'), needs('onnx.inliner')
-    model = inliner.inline_local_functions(onnx.load(path, load_external_data=False))
+    model = inliner.inline_local_functions(onnx.load_from_string(file))
     found: dict[str, int] = {}
 
     def walk(graph: Any) -> None:
@@ -295,84 +317,85 @@ def operators_of(path: Path) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def write_export(net: nn.Module, path: Path, channels: int, metadata: dict[str, str]) -> None:
+def write_export(net: nn.Module, channels: int, metadata: dict[str, str], half: bool) -> bytes:
     """The program of ``torch.export`` with dynamic height and width."""
     import torch
 
+    file = io.BytesIO()
     program = _exported_program(net, channels, guarded=True)
-    torch.export.save(program, path, extra_files={'metadata.json': json.dumps(metadata)})
+    torch.export.save(program, file, extra_files={'metadata.json': json.dumps(metadata)})
+    return file.getvalue()
 
 
-def run_export(path: Path) -> Callable[[Tensor], Tensor]:
+def run_export(file: bytes) -> Callable[[Tensor], Tensor]:
     """The saved program as a function."""
     import torch
 
-    return torch.export.load(path).module()
+    return torch.export.load(io.BytesIO(file)).module()
 
 
-def write_torchscript(net: nn.Module, path: Path, channels: int, metadata: dict[str, str]) -> None:
+def write_torchscript(net: nn.Module, channels: int, metadata: dict[str, str], half: bool) -> bytes:
     """TorchScript by tracing; the comparison at a second size shows whether sizes were frozen into it."""
     import torch
 
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter('ignore')
-            traced = torch.jit.trace(net, (sample(net, trace_size(net), channels),), check_trace=False)
-    except Exception as error:  # whatever the network's code raises on traced sizes
-        text = one_line(error)[:200]
-        raise ExportError(f'{type(net).__name__} cannot be traced, use --form export or onnx: {text}') from error
-    with warnings.catch_warnings():
+    file = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')  # the format is deprecated, and asked for
-        torch.jit.save(traced, path, _extra_files={'metadata.json': json.dumps(metadata)})
+        try:
+            traced = torch.jit.trace(net, (sample(net, trace_size(net), channels),), check_trace=False)
+        except Exception as error:  # whatever the network's code raises on traced sizes
+            text = one_line(error)[:200]
+            raise ExportError(f'{type(net).__name__} cannot be traced, use --form export or onnx: {text}') from error
+        torch.jit.save(traced, file, _extra_files={'metadata.json': json.dumps(metadata)})
+    return file.getvalue()
 
 
-def run_torchscript(path: Path) -> Callable[[Tensor], Tensor]:
+def run_torchscript(file: bytes) -> Callable[[Tensor], Tensor]:
     """The saved script as a function."""
     import torch
 
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the format is deprecated, and asked for
-        return torch.jit.load(path)
+        return torch.jit.load(io.BytesIO(file))
 
 
-def write_safetensors(net: nn.Module, path: Path, channels: int, metadata: dict[str, str]) -> None:
+def write_safetensors(net: nn.Module, channels: int, metadata: dict[str, str], half: bool) -> bytes:
     """The weights, with the metadata in the header."""
-    save_file = needs('safetensors.torch').save_file
-    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, path, metadata=metadata)
-    path.chmod(0o644)  # the library writes files that only their owner can read
+    return as_safetensors(net.state_dict(), metadata)
 
 
-def write_pth(net: nn.Module, path: Path, channels: int, metadata: dict[str, str]) -> None:
+def write_pth(net: nn.Module, channels: int, metadata: dict[str, str], half: bool) -> bytes:
     """The weights as BasicSR stores them, under ``params``."""
+    return as_pth({'params': dict(net.state_dict())})
+
+
+def _run_weights(net: nn.Module, file: bytes) -> Callable[[Tensor], Tensor]:
+    """A second network of the same form, initialised otherwise, into which the weights are loaded strictly."""
     import torch
 
-    torch.save({'params': dict(net.state_dict())}, path)
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    if file.startswith(b'PK'):
+        state = torch.load(io.BytesIO(file), weights_only=True)['params']
+    else:
+        state = needs('safetensors.torch').load(file)
+    twin.load_state_dict(state, strict=True)
+    return twin
 
 
-def _run_weights(net: nn.Module) -> Callable[[Path], Callable[[Tensor], Tensor]]:
-    """Weights are loaded strictly into a second network of the same form, initialised otherwise."""
-    import copy
-
-    import torch
-
-    def load(path: Path) -> Callable[[Tensor], Tensor]:
-        from basicsr_effsr.weights.checkpoint import load_into
-
-        twin = copy.deepcopy(net)
-        with torch.no_grad():
-            for parameter in twin.parameters():
-                parameter.zero_()
-        load_into(twin, path)
-        return twin
-
-    return load
-
-
-WRITERS: dict[Form, Callable[[Any, Path, int, dict[str, str]], None]] = {
+WRITERS: dict[Form, Callable[[Any, int, dict[str, str], bool], bytes]] = {
+    Form.onnx: write_onnx,
     Form.export: write_export,
     Form.torchscript: write_torchscript,
     Form.safetensors: write_safetensors,
     Form.pth: write_pth,
+}
+RUNNERS: dict[Form, Callable[[bytes], Callable[[Tensor], Tensor]]] = {
+    Form.onnx: run_onnx,
+    Form.export: run_export,
+    Form.torchscript: run_torchscript,
 }
 
 
@@ -403,66 +426,37 @@ def export(
         ExportError: PyTorch refuses, or the difference is larger than the tolerance.
         UserError: a package of the extra is missing.
     """
-    import copy
-
-    from basicsr_effsr.utils.files import write_atomic
-
     limit = TOLERANCE[dtype] if tolerance is None else tolerance
     factor = int(getattr(net, 'upscale', 0)) if scale is None else scale
     half = dtype == 'fp16'
-    written = copy.deepcopy(net).half() if half and form is not Form.onnx else net
-    loaders = {Form.onnx: run_onnx, Form.export: run_export, Form.torchscript: run_torchscript}
-    load: Callable[[Path], Callable[[Tensor], Tensor]] = loaders.get(form) or _run_weights(net)
-    report: list[ExportReport] = []
-
-    def write_and_compare(temporary: Path) -> None:
-        # engines and torch.save look at the ending, which a temporary name must therefore keep
-        path = temporary.with_name(f'{temporary.name}{SUFFIXES[form]}')
-        try:
-            if form is Form.onnx:
-                write_onnx(written, path, channels, metadata, half=half)
-            else:
-                WRITERS[form](written, path, channels, metadata)
-            run = load(path)
-            takes_half = half and form in (Form.export, Form.torchscript)
-            sizes = sizes_for(net)
-            if form is Form.export and _local_window(net):
-                sizes = (trace_size(net), sizes[1])  # the program states that smaller images are not its own
-            call = (lambda image: run(image.half())) if takes_half else run
-            found = compare(net, call, channels, sizes)
-            operators = operators_of(path) if form is Form.onnx else {}
-            report.append(
-                ExportReport(
-                    str(out),
-                    form.value,
-                    dtype,
-                    type(net).__name__,
-                    factor,
-                    path.stat().st_size,
-                    found,
-                    limit,
-                    smallest_side(net, call, channels, limit) if form not in (Form.safetensors, Form.pth) else 0,
-                    operators,
-                    getattr(net, 'ncnn', 'not tried'),
-                    sorted(set(operators) - TENSORRT),
-                )
-            )
-            largest = report[0].largest
-            if not largest <= limit:
-                raise ExportError(
-                    f'{type(net).__name__} as {form.value} ({dtype}) differs from PyTorch by {largest:.2e}, more than '
-                    f'{limit:.0e}; nothing was written'
-                )
-            path.replace(temporary)
-        finally:
-            path.unlink(missing_ok=True)
-
-    new_folder = not out.parent.exists()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write_atomic(out, write_and_compare)
-    except BaseException:
-        if new_folder and not any(out.parent.iterdir()):
-            out.parent.rmdir()
-        raise
-    return report[0]
+    file = WRITERS[form](copy.deepcopy(net).half() if half and form is not Form.onnx else net, channels, metadata, half)
+    run = RUNNERS[form](file) if form in RUNNERS else _run_weights(net, file)
+    takes_half = half and form in (Form.export, Form.torchscript)
+    call = (lambda image: run(image.half())) if takes_half else run
+    sizes = sizes_for(net)
+    if form is Form.export and _local_window(net):
+        sizes = (trace_size(net), sizes[1])  # the program states that smaller images are not its own
+    found = compare(net, call, channels, sizes) + compare(net, call, channels, sizes[1:], HARD if half else ())
+    operators = operators_of(file) if form is Form.onnx else {}
+    report = ExportReport(
+        str(out),
+        form.value,
+        dtype,
+        type(net).__name__,
+        factor,
+        len(file),
+        found,
+        limit,
+        smallest_side(net, call, channels, limit) if form in RUNNERS else 0,
+        operators,
+        getattr(net, 'ncnn', 'not tried'),
+        sorted(set(operators) - TENSORRT),
+    )
+    worst = max(found, key=lambda compared: compared.difference)
+    if worst.difference > limit:
+        raise ExportError(
+            f'{type(net).__name__} as {form.value} ({dtype}) differs from PyTorch by {worst.difference:.2e} on a '
+            f'{worst.image}, more than {limit:.0e}; nothing was written'
+        )
+    write_bytes(out, file, sync=True)
+    return report

@@ -16,13 +16,14 @@ Only ``options_of`` is needed.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from basicsr_effsr._registration import register
+from basicsr_effsr.weights.build import MAX_PARTS, on_meta
 from basicsr_effsr.weights.names import COMPUTED, renamed_by, views
 
 State = Mapping[str, Tensor]
@@ -92,22 +93,23 @@ def likely(state: State) -> Iterator[tuple[str, Any, dict[str, Tensor]]]:
                 yield name, cls, ours
 
 
-def identify(state: State, build: Callable[[Options], nn.Module]) -> Options | None:
+def most_parts(state: State) -> int:
+    """How many layers and tensors a network may have whose weights are ``state``; a fused one has few tensors."""
+    return min(1000 + 20 * len(state), MAX_PARTS)
+
+
+def identify(state: State) -> Options | None:
     """``type`` and options of the network that ``state`` loads into with ``strict=True``; None if there is none.
 
     Options that leave no trace in the weights (``unseen``) have their default values, or those of a published variant.
     Where several values give the same layers (8 // 3 == 8 // 4), one of them is found, the default if it is among
     them.
-
-    Args:
-        state: names and tensors.
-        build: makes a network from ``type`` and options, best on the meta device.
     """
     for name, cls, ours in likely(state):
         shapes = {n: s for n, s in shapes_of(ours).items() if not n.endswith(COMPUTED)}
         for option in candidates(name, cls, ours):
             try:
-                own = shapes_of(build(option).state_dict())
+                own = shapes_of(on_meta(option, most_parts(state)).state_dict())
             except (ValueError, TypeError):
                 continue
             if {n: s for n, s in own.items() if not n.endswith(COMPUTED)} == shapes:

@@ -6,17 +6,23 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
-WRAPPERS = ('module.', 'net_g.', 'netG.', 'model.', 'net.', 'generator.')  # put in front of names by programs
+AVERAGED = ('generator_ema.', 'net_g_ema.', 'model_ema.', 'ema_model.', 'ema.')
+WRAPPERS = (*AVERAGED, 'module.', 'net_g.', 'netG.', 'model.', 'net.', 'generator.')  # in front of names, by programs
+MAX_DEPTH = 8  # of wrappers in wrappers
 COMPILED = '_orig_mod.'  # torch.compile puts it in front of whatever was compiled, a part of a network too
 COMPUTED = ('rel_pos_indices', 'relative_position_index', 'attn_mask', 'total_ops', 'total_params')
 
 
-def views(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The state dict below every chain of wrappers, the longest chain with most of the names first, itself last."""
+def views(state: Mapping[str, Tensor], depth: int = MAX_DEPTH) -> Iterator[dict[str, Tensor]]:
+    """The state dict below every chain of wrappers, itself last.
+
+    Moving averages come first, then the longest chain with most of the names.
+    """
     plain = {name.replace(COMPILED, ''): tensor for name, tensor in state.items()}
-    inner = [{n.removeprefix(prefix): t for n, t in plain.items() if n.startswith(prefix)} for prefix in WRAPPERS]
-    for inside in sorted(filter(None, inner), key=len, reverse=True):
-        yield from views(inside)
+    inner = [(p, {n.removeprefix(p): t for n, t in plain.items() if n.startswith(p)}) for p in WRAPPERS if depth]
+    for _, inside in sorted(inner, key=lambda found: (found[0] not in AVERAGED, -len(found[1]))):
+        if inside:
+            yield from views(inside, depth - 1)
     yield plain
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from basicsr_effsr._registration import lookup
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.weights.build import build, on_meta
-from basicsr_effsr.weights.checkpoint import mismatch, open_checkpoint, read_metadata
+from basicsr_effsr.weights.build import build
+from basicsr_effsr.weights.checkpoint import listed, mismatch, open_checkpoint, read_metadata
 from basicsr_effsr.weights.fuse import can_be_fused
-from basicsr_effsr.weights.identify import candidates, identify, known_networks, likely
+from basicsr_effsr.weights.identify import candidates, identify, known_networks, likely, most_parts
 from basicsr_effsr.weights.names import named_for, views
 
 
@@ -41,6 +41,7 @@ class Recognised:
         renamed: name in the file -> name of the network.
         dropped: names that were left out, as they are computed.
         assumed: options that neither the weights nor the caller show, with the values they were taken to have.
+        entry: the entries of the file they lay in, from the outside in.
     """
 
     net: nn.Module
@@ -49,6 +50,7 @@ class Recognised:
     renamed: dict[str, str]
     dropped: list[str]
     assumed: dict[str, Any]
+    entry: tuple[str, ...] = ()
 
 
 def _stated(source: Path) -> dict[str, Any] | None:
@@ -56,7 +58,7 @@ def _stated(source: Path) -> dict[str, Any] | None:
     facts = read_metadata(source)
     try:
         options = json.loads(facts['options'])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         return None
     if facts.get('network') not in known_networks() or not isinstance(options, dict):
         return None
@@ -72,17 +74,17 @@ def _assumed(found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
 
 
 def _fitting(
-    network: Mapping[str, Any], given: Mapping[str, Any], stored: Mapping[str, Tensor]
+    network: Mapping[str, Any], given: Mapping[str, Any], stored: Mapping[str, Tensor], entry: tuple[str, ...] = ()
 ) -> tuple[Recognised | None, str]:
     """What was recognised if ``stored`` loads strictly into the network, and if not, why it does not."""
-    net = build(dict(network), None, fuse=False)
+    net = build(network, fuse=False, parts=most_parts(stored))
     state, renamed, dropped = named_for(net, stored)
     problem = mismatch(net, state)
     if not problem:
         net.load_state_dict(state, strict=True)
-        return Recognised(net, dict(network), state, renamed, dropped, _assumed(network, given)), ''
+        return Recognised(net, dict(network), state, renamed, dropped, _assumed(network, given), entry), ''
     if can_be_fused(net):
-        found, _ = _fitting({**network, 'deploy': True}, given, stored)
+        found, _ = _fitting({**network, 'deploy': True}, given, stored, entry)
         return found, problem
     return None, problem
 
@@ -99,33 +101,28 @@ def recognise(source: Path, network: Mapping[str, Any] | None = None, param_key:
     Raises:
         UserError: no network that is known, or not the given one; the message lists what does not fit.
     """
-    _, stored = open_checkpoint(source, param_key)
+    entry, stored = open_checkpoint(source, param_key)
     if network is not None:
-        found, problem = _fitting(network, network, stored)
+        found, problem = _fitting(network, network, stored, entry)
         if found is None:
-            own = identify(stored, on_meta)
+            own = identify(stored)
             if own is not None:
                 itself = f'by its weights it is {described(own)}'
                 problem = f'{problem}; {itself}' if own['type'] == network['type'] else itself
             raise UserError(f'{source} does not fit {network["type"]} with the given options: {problem}')
         return found
-    header = _stated(source)
-    if header is not None:
+    header = _stated(source)  # of other versions or by other hands it may be wrong; then the weights decide
+    for option, given in ((header, header or {}), (identify(stored), {})):
         try:
-            found, _ = _fitting(header, header, stored)
-        except ValueError:  # a header of other versions or by other hands; the weights decide
-            found = None
-        if found is not None:
-            return found
-    option = identify(stored, on_meta)
-    if option is not None:
-        found, problem = _fitting(option, {}, stored)
+            found = _fitting(option, given, stored, entry)[0] if option is not None else None
+        except ValueError:
+            continue
         if found is not None:
             return found
     for name, cls, state in likely(stored):
         problem = _nearest(name, candidates(name, cls, state), state)
         raise UserError(f'{source} looks like {name} and does not fit it: {problem}; give --arch and --set')
-    first = ', '.join(list(next(views(stored)))[:4])
+    first = listed(next(views(stored)), 4)
     raise UserError(
         f'{source}: unrecognised architecture, its names begin {first}; known from weights are '
         f'{", ".join(known_networks())}, for another one give --arch'
