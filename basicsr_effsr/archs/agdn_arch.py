@@ -26,6 +26,7 @@ from .effsr_blocks import (
     CCALayer,
     GatedDconvFFN,
     LayerNorm2d,
+    at_least_float32,
     check_input,
     check_options,
     is_compiling,
@@ -60,7 +61,7 @@ def local_variance(x: Tensor, kernel_size: int, stride: int) -> Tensor:
     (N, C, H, W) -> the size that max pooling with padding 1 gives. At least float32 inside, around the
     mean of the whole map: the difference of two moments cancels otherwise.
     """
-    wide = x if x.dtype == torch.float64 else x.float()
+    wide = at_least_float32(x)
     centred = F.pad(wide - wide.mean(dim=(2, 3), keepdim=True), (1, 1, 1, 1), mode='reflect')
     mean = F.avg_pool2d(centred, kernel_size, stride)
     square = F.avg_pool2d(centred.square(), kernel_size, stride)
@@ -317,6 +318,7 @@ class AGDN(nn.Module):
     mean_out: Tensor
     marks = ('fea_conv.weight', 'B1.c1_d.weight', 'B1.c1_r.pw.weight', 'B1.c4.weight', 'upsampler.0.weight')
     unseen = ('tlc',)
+    supports_half = False  # each MVSA enlarges errors some twentyfold on text, hatching, dither (docs/tools.md)
     variants: ClassVar[Dict[str, Dict[str, int]]] = {'AGDN-S': {'num_feat': 24, 'num_block': 4, 'tlc': 96}}
     renames = UPSAMPLER_NAMES
     ncnn = 'not converted whole by pnnx, even with tlc=0: maps of five dimensions in the self-attention'

@@ -35,6 +35,7 @@ __all__ = [
     'Fusable',
     'GatedDconvFFN',
     'LayerNorm2d',
+    'at_least_float32',
     'bottleneck_gate',
     'check_input',
     'check_options',
@@ -47,6 +48,7 @@ __all__ = [
     'pixelshuffle_upsampler',
     'register_in',
     'rgb_mean',
+    'std_and_mean',
     'usual_options',
 ]
 
@@ -161,6 +163,23 @@ class Fusable(nn.Module):
         return net
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in float32 if it is of a smaller floating type, unchanged otherwise; the gradient returns in its type.
+
+    Sums, norms and deviations do not fit the 8 or 11 significant bits of bf16 and fp16.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def std_and_mean(x: Tensor) -> Tuple[Tensor, Tensor]:
+    """Biased deviation and mean of each channel, computed in float32 at least.  (N, C, H, W) -> two (N, C, 1, 1).
+
+    The gradient on a constant channel is 0, not the NaN that the square root of a zero variance would give.
+    """
+    std, mean = torch.std_mean(at_least_float32(x), dim=(2, 3), correction=0, keepdim=True)
+    return std.to(x.dtype), mean.to(x.dtype)
+
+
 class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channel axis of an (N, C, H, W) map.
 
@@ -219,8 +238,7 @@ def bottleneck_gate(num_feat: int, hidden: int) -> nn.Sequential:
 class CCALayer(nn.Module):
     """Contrast-aware channel attention (IMDN): gains from the mean plus the deviation per channel.
 
-    The deviation is the biased one, with no epsilon; on a constant channel its gradient is 0, not
-    the NaN that the square root of a zero variance would give. (N, C, H, W) -> same.
+    The deviation is the biased one, with no epsilon.  (N, C, H, W) -> same.
 
     Args:
         num_feat: channels C of the input.
@@ -232,7 +250,7 @@ class CCALayer(nn.Module):
         self.conv_du = bottleneck_gate(num_feat, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        std, mean = torch.std_mean(x, dim=(2, 3), correction=0, keepdim=True)
+        std, mean = std_and_mean(x)
         return x * self.conv_du(std + mean)
 
 
@@ -291,11 +309,11 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Opti
 
 
 def normalize(x: Tensor) -> Tensor:
-    """``x`` over its Euclidean norm along the last axis; a zero vector stays zero in every precision.
+    """``x`` over its Euclidean norm along the last axis, computed in float32 at least; a zero vector stays zero.
 
-    The bound of ``F.normalize``, 1e-12, is 0 in float16, where a zero vector would become NaN.
+    In float16 the norm of a large map overflows, and the bound of ``F.normalize``, 1e-12, is 0.
     """
-    return F.normalize(x, dim=-1, eps=max(1e-12, torch.finfo(x.dtype).tiny))
+    return F.normalize(at_least_float32(x), dim=-1).to(x.dtype)
 
 
 def pixelshuffle_upsampler(num_feat: int, num_out_ch: int, upscale: int) -> nn.Sequential:

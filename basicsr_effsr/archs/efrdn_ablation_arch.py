@@ -17,7 +17,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .effsr_blocks import ESARFDN, IMDB, check_options, count_numbers, register_in
+from .effsr_blocks import ESARFDN, IMDB, check_options, count_numbers, register_in, std_and_mean
 from .efrdn_arch import CC, EFFB, EFRDN, SelfCalibration, Transformer
 
 __all__ = ['EFRDNAblation']
@@ -52,7 +52,7 @@ class SharedCC(CC):
         del self.std
 
     def forward(self, x: Tensor) -> Tensor:
-        std, mean = torch.std_mean(x, dim=(2, 3), correction=0, keepdim=True)
+        std, mean = std_and_mean(x)
         return 0.5 * (self.mean(mean) + self.mean(std))
 
 

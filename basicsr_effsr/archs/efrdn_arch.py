@@ -34,6 +34,7 @@ from .effsr_blocks import (
     fused_attention,
     register_in,
     rgb_mean,
+    std_and_mean,
     usual_options,
 )
 
@@ -213,8 +214,7 @@ class CC(nn.Module):
         self.std = bottleneck_gate(num_feat, max(num_feat // reduction, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        # torch's own deviation has gradient 0 on a constant channel, where a square root would have NaN
-        std, mean = torch.std_mean(x, dim=(2, 3), correction=0, keepdim=True)
+        std, mean = std_and_mean(x)
         return 0.5 * (self.mean(mean) + self.std(std))
 
 

@@ -37,14 +37,6 @@ def check_above_zero(who: str, **options: float) -> None:
             raise ValueError(f'{who}: {name} must be above 0, got {value!r}')
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """``x`` in float32 if it is of a smaller floating type, unchanged otherwise; the gradient returns in its type.
-
-    Sums over a batch of images do not fit the 8 or 11 significant bits of bf16 and fp16.
-    """
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 @lru_cache(maxsize=64)
 def constant(values: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The tensor of ``values``, made once per device and type: a copy in every iteration would wait for the GPU."""

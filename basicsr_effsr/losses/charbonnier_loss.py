@@ -14,8 +14,8 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-from basicsr_effsr.archs.effsr_blocks import check_options, register_in
-from basicsr_effsr.losses._inputs import at_least_float32, check_above_zero, check_pair
+from basicsr_effsr.archs.effsr_blocks import at_least_float32, check_options, register_in
+from basicsr_effsr.losses._inputs import check_above_zero, check_pair
 
 __all__ = ['EpsCharbonnierLoss']
 

@@ -15,8 +15,8 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr_effsr.archs.effsr_blocks import check_options, register_in
-from basicsr_effsr.losses._inputs import at_least_float32, check_above_zero, check_pair, constant
+from basicsr_effsr.archs.effsr_blocks import at_least_float32, check_options, register_in
+from basicsr_effsr.losses._inputs import check_above_zero, check_pair, constant
 
 __all__ = ['EdgeLoss', 'laplacian', 'laplacian_pyramid']
 

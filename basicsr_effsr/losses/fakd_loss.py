@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from basicsr_effsr.archs.effsr_blocks import check_options, register_in
-from basicsr_effsr.losses._inputs import at_least_float32, check_above_zero
+from basicsr_effsr.archs.effsr_blocks import at_least_float32, check_options, register_in
+from basicsr_effsr.losses._inputs import check_above_zero
 
 __all__ = ['FAKDLoss']
 

@@ -21,8 +21,8 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-from basicsr_effsr.archs.effsr_blocks import check_options, register_in
-from basicsr_effsr.losses._inputs import at_least_float32, check_pair, constant
+from basicsr_effsr.archs.effsr_blocks import at_least_float32, check_options, register_in
+from basicsr_effsr.losses._inputs import check_pair, constant
 
 __all__ = ['VGGFeatureLoss', 'VGGFeatures', 'vgg_weights']
 

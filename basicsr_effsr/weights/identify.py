@@ -9,6 +9,7 @@ What a network is stands in its class, ours or anybody's:
     renames             beginning of a name in files of other programs -> beginning of ours
     foreign             names that only files of other programs hold, which spandrel is to load itself
     ncnn                what pnnx and ncnn did with it
+    supports_half       False: visibly another image in fp16 and bf16
 
 Only ``options_of`` is needed.
 """
