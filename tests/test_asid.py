@@ -12,10 +12,8 @@ from basicsr_effsr.archs.asid_arch import (
     ASID,
     SharedAttention,
     TransposedAttention,
-    grid_image,
-    grid_tokens,
-    meso_image,
-    meso_tokens,
+    image_of,
+    tokens_of,
 )
 from basicsr_effsr.imaging.tiling import tiled_forward
 from basicsr_effsr.utils.complexity import count_macs
@@ -112,12 +110,12 @@ def test_table_2(blocks, gmacs, paper):
 def test_tokens_by_their_definition():
     """Facts of the groupings, pixel by pixel: 16 x 24 pixels are 2 x 3 groups of 64."""
     x = torch.arange(16 * 24, dtype=torch.float32).reshape(1, 1, 16, 24)
-    meso, grid = meso_tokens(x, 2, 3), grid_tokens(x, 2, 3)
+    meso, grid = tokens_of(x, (2, 8, 3, 8), True), tokens_of(x, (8, 2, 8, 3), False)
     for u, v, r, q in ((0, 0, 0, 0), (1, 2, 3, 5), (0, 1, 7, 7), (1, 0, 2, 6)):
         assert meso[0, u * 3 + v, 8 * r + q] == x[0, 0, 8 * u + r, 8 * v + q]
         assert grid[0, u * 3 + v, 8 * r + q] == x[0, 0, r * 2 + u, q * 3 + v]
-    assert torch.equal(meso_image(meso, 2, 3), x)
-    assert torch.equal(grid_image(grid, 2, 3), x)
+    assert torch.equal(image_of(meso, (2, 8, 3, 8), True), x)
+    assert torch.equal(image_of(grid, (8, 2, 8, 3), False), x)
 
 
 def test_spatial_attention_written_out():

@@ -34,34 +34,30 @@ __all__ = ['ASID']
 
 WINDOW = 8  # side of the groups of tokens; the position table and the padding follow it
 Maps = List[Tensor]
+Sides = Tuple[int, int, int, int]
 
 
-def meso_tokens(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Groups of neighbouring pixels: (N, C, 8 rows, 8 columns) -> (N, rows * columns, 64, C)."""
+def tokens_of(x: Tensor, sides: Sides, blocks: bool) -> Tensor:
+    """Groups of pixels: (N, C, a b, c d) -> (N, groups, pixels, C), for ``sides`` = (a, b, c, d).
+
+    Args:
+        x: the map; H is cut into a runs of b pixels, W into c runs of d.
+        sides: a, b, c, d.
+        blocks: a group is a block of b x d neighbours; False: the a x c pixels at one place in every block.
+    """
     n, c = x.shape[:2]
-    x = x.reshape(n, c, rows, WINDOW, columns, WINDOW)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(n, rows * columns, WINDOW * WINDOW, c)
+    group, pixel = ((2, 4), (3, 5)) if blocks else ((3, 5), (2, 4))
+    counts = [sides[i - 2] * sides[j - 2] for i, j in (group, pixel)]
+    return x.reshape(n, c, *sides).permute(0, *group, *pixel, 1).reshape(n, *counts, c)
 
 
-def meso_image(tokens: Tensor, rows: int, columns: int) -> Tensor:
-    """Undoes ``meso_tokens``."""
-    n, c = tokens.shape[0], tokens.shape[-1]
-    x = tokens.reshape(n, rows, columns, WINDOW, WINDOW, c).permute(0, 5, 1, 3, 2, 4)
-    return x.reshape(n, c, rows * WINDOW, columns * WINDOW)
-
-
-def grid_tokens(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Groups of 64 pixels spread over the image: (N, C, 8 rows, 8 columns) -> (N, rows * columns, 64, C)."""
-    n, c = x.shape[:2]
-    x = x.reshape(n, c, WINDOW, rows, WINDOW, columns)
-    return x.permute(0, 3, 5, 2, 4, 1).reshape(n, rows * columns, WINDOW * WINDOW, c)
-
-
-def grid_image(tokens: Tensor, rows: int, columns: int) -> Tensor:
-    """Undoes ``grid_tokens``."""
-    n, c = tokens.shape[0], tokens.shape[-1]
-    x = tokens.reshape(n, rows, columns, WINDOW, WINDOW, c).permute(0, 5, 3, 1, 4, 2)
-    return x.reshape(n, c, rows * WINDOW, columns * WINDOW)
+def image_of(tokens: Tensor, sides: Sides, blocks: bool) -> Tensor:
+    """Undoes ``tokens_of``."""
+    a, b, c, d = sides
+    apart = (a, c, b, d) if blocks else (b, d, a, c)
+    order = (0, 5, 1, 3, 2, 4) if blocks else (0, 5, 3, 1, 4, 2)
+    x = tokens.reshape(tokens.shape[0], *apart, tokens.shape[-1]).permute(*order)
+    return x.reshape(tokens.shape[0], tokens.shape[-1], a * b, c * d)
 
 
 class _ChannelMean(nn.Module):
@@ -164,10 +160,11 @@ class SpatialLayer(nn.Module):
         self.gfn = GatedDconvFFN(dim, dim)
 
     def forward(self, x: Tensor, grid: Tuple[int, int], given: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
-        to_tokens, to_image = (grid_tokens, grid_image) if self.spread else (meso_tokens, meso_image)
-        tokens = to_tokens(x, *grid)
+        rows, columns = grid
+        sides = (WINDOW, rows, WINDOW, columns) if self.spread else (rows, WINDOW, columns, WINDOW)
+        tokens = tokens_of(x, sides, not self.spread)
         out, attention = self.attn(self.norm(tokens), given)
-        x = to_image(out + tokens, *grid)
+        x = image_of(out + tokens, sides, not self.spread)
         return self.gfn(self.cnorm(x)) + x, attention
 
 
@@ -188,18 +185,13 @@ class TransposedAttention(nn.Module):
         self.project_out = nn.Conv2d(dim, dim, 1, bias=False)
 
     def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
-        n, c = x.shape[:2]
-        rows, columns = grid
-        # as (N, groups, channels, pixels of the group)
-        order = (0, 3, 5, 1, 2, 4) if self.spread else (0, 2, 4, 1, 3, 5)
-        groups, size = (WINDOW * WINDOW, rows * columns)[:: 1 if self.spread else -1]
-        qkv = self.qkv_dwconv(self.qkv(x)).reshape(n, 3 * c, rows, WINDOW, columns, WINDOW)
-        q, k, v = qkv.permute(*order).reshape(n, groups, 3 * c, size).chunk(3, dim=2)
+        sides = grid[0], WINDOW, grid[1], WINDOW
+        # the channels are the tokens: (N, groups, C, pixels)
+        qkv = tokens_of(self.qkv_dwconv(self.qkv(x)), sides, not self.spread).transpose(-1, -2).contiguous()
+        q, k, v = qkv.chunk(3, dim=2)
         scores = normalize(q) @ normalize(k).transpose(-1, -2)
         out = torch.softmax(scores * self.temperature, dim=-1) @ v
-        outer, inner = ((WINDOW, WINDOW), (rows, columns))[:: 1 if self.spread else -1]
-        back = (0, 3, 4, 1, 5, 2) if self.spread else (0, 3, 1, 4, 2, 5)
-        out = out.reshape(n, *outer, c, *inner).permute(*back).reshape(n, c, rows * WINDOW, columns * WINDOW)
+        out = image_of(out.transpose(-1, -2), sides, not self.spread)
         return self.project_out(out)
 
 

@@ -26,32 +26,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = [
-    'ESA',
-    'ESARFDN',
-    'IMDB',
-    'UPSAMPLER_NAMES',
-    'CCALayer',
-    'Fusable',
-    'GatedDconvFFN',
-    'LayerNorm2d',
-    'at_least_float32',
-    'bottleneck_gate',
-    'check_input',
-    'check_options',
-    'count_numbers',
-    'divisor',
-    'fused_attention',
-    'is_compiling',
-    'normalize',
-    'pixelshuffle_tails',
-    'pixelshuffle_upsampler',
-    'register_in',
-    'rgb_mean',
-    'std_and_mean',
-    'usual_options',
-]
-
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K training set, as EDSR published it
 UPSAMPLER_NAMES = {'upsampler.up.': 'upsampler.', 'to_img.': 'upsampler.'}  # what other programs call its layers
 
@@ -311,9 +285,9 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Opti
 def normalize(x: Tensor) -> Tensor:
     """``x`` over its Euclidean norm along the last axis, computed in float32 at least; a zero vector stays zero.
 
-    In float16 the norm of a large map overflows, and the bound of ``F.normalize``, 1e-12, is 0.
+    In float16 the norm of a large map overflows; the bound of ``F.normalize``, 1e-12, is 0 and its gradient infinite.
     """
-    return F.normalize(at_least_float32(x), dim=-1).to(x.dtype)
+    return F.normalize(at_least_float32(x), dim=-1, eps=max(1e-12, torch.finfo(x.dtype).tiny)).to(x.dtype)
 
 
 def pixelshuffle_upsampler(num_feat: int, num_out_ch: int, upscale: int) -> nn.Sequential:

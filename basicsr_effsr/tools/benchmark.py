@@ -286,7 +286,7 @@ def command(
     _refuse_idle(given, protocol, no_latency)
     if data is not None:
         images_of(data)
-    chosen = networks.choose(opt, arch, scale, weights, settings, param_key, without='missing')
+    chosen = networks.choose(opt, arch, scale, weights, settings, param_key, device=device, without='missing')
     net, factor, model = chosen.net, chosen.scale, type(chosen.net).__name__
     channels = channels_of(net, chosen.network)
     if protocol is not None:
@@ -294,7 +294,7 @@ def command(
         if factor != 4 or channels != (3, 3):
             what = f'upscale {factor} and {channels[0]}, {channels[1]} channels'
             raise UserError(f'--protocol is for x4 and RGB, the network has {what}')
-    where = networks.pick_device(device)
+    where = chosen.device
     if threads is not None:
         torch.set_num_threads(threads)
     sizes = [lr_size(text, factor) for text in size or ['256x256', '720p']]

@@ -14,8 +14,7 @@ from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.console import say
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.report import strict_json
-from basicsr_effsr.weights.metadata import metadata_of
-from basicsr_effsr.weights.recognise import as_yaml, described, recognise
+from basicsr_effsr.weights.recognise import as_yaml, described, metadata_of, recognise
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -325,10 +325,10 @@ def command(
 ) -> None:
     """Score a network on Set5, Set14, B100, Urban100, Manga109 beside the paper's row; tables and an HTML page."""
     networks.check_folder(out)
-    chosen = networks.choose(opt, arch, scale, weights, settings, param_key)
+    chosen = networks.choose(opt, arch, scale, weights, settings, param_key, device=device)
     how = protocol_of(chosen.options.get('val') or {}, self_ensemble, tile, overlap, blend)
     net, factor = fused(chosen.net) if how.fuse else chosen.net, chosen.scale
-    run, protocol, machine = forward_function(net, factor, networks.pick_device(device), how)
+    run, protocol, machine = forward_function(net, factor, chosen.device, how)
     report = EvaluationReport(
         network=type(net).__name__,
         parameters=sum(p.numel() for p in net.parameters()),

@@ -14,7 +14,7 @@ from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.report import strict_json
 from basicsr_effsr.weights.export import ENDINGS, TOLERANCE, ExportError, ExportReport, Form, export
 from basicsr_effsr.weights.fuse import can_be_fused, fused
-from basicsr_effsr.weights.metadata import metadata_of
+from basicsr_effsr.weights.recognise import metadata_of
 
 
 def _print(report: ExportReport) -> None:

@@ -88,12 +88,12 @@ def share_of_this_process() -> tuple[int, int, int]:
     return rank, world, local
 
 
-def _device(wanted: str | None, local_rank: int) -> Any:
+def _device(wanted: str | None, local_rank: int) -> str | None:
     import torch
 
     if wanted in (None, 'cuda') and torch.cuda.is_available():
         wanted = f'cuda:{local_rank % torch.cuda.device_count()}'
-    return networks.pick_device(wanted)
+    return wanted
 
 
 def _tile(text: str) -> int | None:
@@ -159,10 +159,13 @@ def command(
         if suffix is not None and ('/' in suffix or os.sep in suffix):
             raise UserError(f'--suffix must be part of a file name, got {suffix!r}')
         rank, world, local_rank = share_of_this_process()
-        chosen = networks.choose(opt, arch, scale, weights, settings, param_key)
+        where = _device(device, local_rank)
+        chosen = networks.choose(opt, arch, scale, weights, settings, param_key, device=where)
+        if dtype != 'fp32' and not getattr(chosen.net, 'supports_half', True):
+            say(f'effsr infer: {chosen.network["type"]} shows errors on text, hatching and dither in {dtype}', err=True)
         enlarge = Enlarger(
             fused(chosen.net),
-            device=_device(device, local_rank),
+            device=chosen.device,
             dtype=getattr(torch, DTYPES[dtype]),
             tile=_tile(tile),
             overlap=overlap,

@@ -79,6 +79,7 @@ class Chosen:
         weights: the checkpoint that was loaded; None for a network as it was initialised.
         scale: scale factor.
         options: the option file; empty without one.
+        device: the torch device to work on.
     """
 
     net: nn.Module
@@ -86,6 +87,7 @@ class Chosen:
     weights: Path | None
     scale: int
     options: dict[str, Any]
+    device: Any
 
 
 def settings_of(scale: int | None, settings: Iterable[str] | None) -> dict[str, Any]:
@@ -114,6 +116,7 @@ def choose(
     settings: Iterable[str] | None = None,
     param_key: str | None = None,
     *,
+    device: str | None = 'cpu',
     without: str | None = None,
 ) -> Chosen:
     """The network of a command, from an option file, from its name, or from its weights alone.
@@ -125,13 +128,16 @@ def choose(
         weights: checkpoint, before the one of the option file; without ``opt`` and ``arch`` it tells the network.
         settings: network options, ``key=value``; they go before the option file and before what weights show.
         param_key: entry of the checkpoint.
+        device: where the command will work; None for a GPU if there is one. The network stays on the CPU.
         without: whether a network may do without weights: None, no; ``'missing'``, if nothing names a file, or an
             option file one that is not there; ``'always'``, none are read.
 
     Raises:
-        UserError: nothing or too much names the network, there are no weights, or they are not of it.
+        UserError: nothing or too much names the network, there are no weights, they are not of it, or there is no
+            such device.
         OSError, ValueError: a checkpoint that cannot be read, an option out of its range.
     """
+    where = pick_device(device)
     if opt is not None and arch is not None:
         raise UserError('give either an option file (-opt) or a network (--arch), one of the two')
     options = read_options(opt) if opt is not None else {}
@@ -149,9 +155,9 @@ def choose(
         if network is None:
             raise UserError('give weights (--weights), a network (--arch), or an option file that names both (-opt)')
         if without is None:
-            where = f'{opt}: path.pretrain_network_g must name the weights; or' if opt is not None else 'no weights;'
-            raise UserError(f'{where} give --weights')
-        net = build(network, None, fuse=False)
+            lack = f'{opt}: path.pretrain_network_g must name the weights; or' if opt is not None else 'no weights;'
+            raise UserError(f'{lack} give --weights')
+        net = build(network, fuse=False)
     else:
         from basicsr_effsr.weights.recognise import recognise
 
@@ -160,7 +166,7 @@ def choose(
         known = recognise(weights, network, param_key)
         net, network = known.net, known.network
     factor = scale_of(net, network, None if scale is not None else options.get('scale'))
-    return Chosen(net, network, weights, factor, options)
+    return Chosen(net, network, weights, factor, options, where)
 
 
 def pick_device(wanted: str | None) -> Any:

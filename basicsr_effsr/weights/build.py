@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-MAX_PARTS = 20_000  # layers and tensors of a network; DRCT-L has 2,000
+MAX_PARTS = 8_000  # layers and tensors of a network
 MAX_VALUES = 2**30
 # networks of the host check little and raise what they hit
 BUILDING = (TypeError, RuntimeError, AssertionError, MemoryError, OverflowError)
@@ -43,7 +43,7 @@ def bounded(parts: int = MAX_PARTS) -> Iterator[None]:
         count += 1
         values += getattr(new, 'numel', int)()
         if count > parts or values > MAX_VALUES:
-            raise UserError(f'these options make more than {parts:,} layers or {MAX_VALUES:,} values; correct them')
+            raise UserError(f'these options make more than {parts:,} layers or {MAX_VALUES:,} values')
 
     hooks = register_module_module_registration_hook(counted), register_module_parameter_registration_hook(counted)
     try:
@@ -85,7 +85,7 @@ def build(
     try:
         with bounded(parts):
             net: nn.Module = found(**options)
-    except BUILDING as error:
+    except (*BUILDING, UserError) as error:
         raise UserError(f'{network["type"]}: {error}; correct its options') from error
     if weights is not None:
         load_into(net, weights, param_key=param_key)

@@ -31,6 +31,7 @@ CONTAINERS = (
 EITHER = (None, 'params', 'params_ema')  # BasicSR's own two stand in for each other and for entries of other programs
 MAX_DEPTH = 4  # of entries in entries
 MAX_SHOWN = 3
+MAX_NAME = 120  # of a parameter; torch's own are far shorter
 
 
 class CheckpointError(ValueError):
@@ -248,6 +249,7 @@ def _fits_fused(net: nn.Module, given: Mapping[str, tuple[int, ...]]) -> bool:
 
 def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     """Why ``net`` does not load ``state`` strictly, in words; empty if it does."""
+    state = {name if len(name) < MAX_NAME else f'{name[:MAX_NAME]} ...': tensor for name, tensor in state.items()}
     wanted, given = _shapes(net.state_dict()), _shapes(state)
     cast = _cast(net, state)
     if cast:
@@ -257,8 +259,9 @@ def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:
         return ''
     shapes = [name for name in wanted if name in given and wanted[name] != given[name]]
     told = _tried(net, {name: tensor for name, tensor in state.items() if name not in shapes}, strict=False)
-    missing = [n for n in wanted if n not in given and (told is None or n in told.missing_keys)]
-    surplus = [n for n in given if n not in wanted and (told is None or n in told.unexpected_keys)]
+    lacked, unknown = (wanted, given) if told is None else (set(told.missing_keys), set(told.unexpected_keys))
+    missing = [n for n in wanted if n not in given and n in lacked]
+    surplus = [n for n in given if n not in wanted and n in unknown]
     parts = []
     if shapes:
         shown = ', '.join(f'{n} is {given[n]} and must be {wanted[n]}' for n in shapes[:MAX_SHOWN])

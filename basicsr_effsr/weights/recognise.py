@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from collections.abc import Mapping
@@ -12,8 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from basicsr_effsr._registration import lookup
+from basicsr_effsr._version import __version__
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.weights.build import build
+from basicsr_effsr.weights.build import build, scale_of
 from basicsr_effsr.weights.checkpoint import listed, mismatch, open_checkpoint, read_metadata
 from basicsr_effsr.weights.fuse import can_be_fused
 from basicsr_effsr.weights.identify import candidates, identify, known_networks, likely, most_parts
@@ -137,3 +139,19 @@ def _nearest(network: str, options: list[dict[str, Any]], state: Mapping[str, Te
         except ValueError:
             continue
     return 'no form of it can be built'
+
+
+def metadata_of(network: dict[str, Any], net: nn.Module, weights: Path | None, dtype: str) -> dict[str, str]:
+    """Network, options, scale, form and the hash of the source, as strings."""
+    facts = {
+        'network': str(network['type']),
+        'options': json.dumps({k: v for k, v in network.items() if k != 'type'}, sort_keys=True),
+        'scale': str(scale_of(net, network)),
+        'fused': str(bool(getattr(net, 'deploy', False))).lower(),
+        'dtype': dtype,
+        'range': 'RGB in [0, 1]',
+        'made by': f'basicsr_effsr {__version__}',
+    }
+    if weights is not None:
+        facts |= {'source': weights.name, 'source sha256': hashlib.sha256(weights.read_bytes()).hexdigest()}
+    return facts
