@@ -216,7 +216,9 @@ class _Step:
     def build(self) -> None:
         from basicsr.models import build_model
 
-        with self.at('model_type'):
+        from basicsr_effsr.weights.build import MAX_PARTS, bounded
+
+        with self.at('model_type'), bounded(4 * MAX_PARTS):  # of all its networks and losses
             self.model = model = build_model(self.opt)
         for name, part in vars(model).items():
             if isinstance(part, nn.Module):

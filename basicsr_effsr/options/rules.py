@@ -55,8 +55,10 @@ def _without_memory(cls: Any, option: dict[str, Any]) -> Any:
     """The network of the options on the meta device; None if it cannot be built there."""
     import torch
 
+    from basicsr_effsr.weights.build import bounded
+
     try:
-        with quiet(), torch.device('meta'):
+        with quiet(), torch.device('meta'), bounded():
             return cls(**{key: value for key, value in option.items() if key != 'type'})
     except Exception:  # a foreign one may need memory; what is at fault the dry step says
         return None
