@@ -27,7 +27,7 @@ setup(
         'numpy',
         'opencv-python',
         'pillow',
-        'pydantic>=2',
+        'pydantic>=2.4',
         'pyyaml',
         'rich>=13',
         'scikit-image',
