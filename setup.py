@@ -32,7 +32,7 @@ setup(
         'rich>=13',
         'scikit-image',
         'setuptools; python_version >= "3.12"',
-        'tifffile',
+        'tifffile>=2024.5.22',
         'torch>=2.4',
         'torchvision',
         'typer>=0.12',
