@@ -42,7 +42,7 @@ def of_one_run(command: str, found: dict[str, bytes], alone: list[dict[str, byte
             and report['weights'].encode() in found['report.html']
         )
         return same and found.keys() == alone[0].keys()
-    if command == 'benchmark':
+    if command in ('benchmark', 'plot'):  # times differ, and where adjustText puts the names
         return found.keys() == alone[0].keys()
     return any(found == one for one in alone)
 
@@ -71,9 +71,10 @@ def test_one_of_two_wins(command, tmp_path):
         first = os.fork()
         if first == 0:
             code, said = call(line(out, False), tmp_path)
-            os._exit(0 if code == 0 and 'Traceback' not in said else 1)
+            os._exit(99 if code is None or 'Traceback' in said else code)
         code, said = call(line(out, True), tmp_path)
-        assert os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) == 0
-        assert code == 0, said
+        codes = {code, os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])}
+        assert 0 in codes, said
+        assert codes <= {0, 1, 2}, said  # the second may be refused
         assert 'Traceback' not in said
         assert of_one_run(command, contents(out), alone), sorted(contents(out))
