@@ -1,0 +1,70 @@
+"""The scores copied from papers are believable: a misprint or a slip of the pen shows as an outlier of its column."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import defaultdict
+from statistics import median
+
+import pytest
+
+from basicsr_effsr.tools.plots import PAPERS
+
+ROWS = json.loads(PAPERS.read_text(encoding='utf-8'))['rows']
+
+
+def implausible(rows: list[dict]) -> set[tuple[str, str, str]]:
+    """(method, source, set) of scores that stand out: from the row's other sets (PSNR), from their own PSNR (SSIM)."""
+    columns = defaultdict(list)
+    for row in rows:
+        for name, score in row['scores'].items():
+            columns[row['scale'], name].append(score)
+    centre = {key: [median(values) for values in zip(*scores, strict=True)] for key, scores in columns.items()}
+    slope = {  # of SSIM over PSNR, by the median of all pairs (Theil and Sen)
+        key: median(
+            (b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.combinations(scores, 2) if abs(b[0] - a[0]) > 0.1
+        )
+        for key, scores in columns.items()
+    }
+    found = set()
+    for row in rows:
+        ahead = {name: score[0] - centre[row['scale'], name][0] for name, score in row['scores'].items()}
+        usual = median(ahead.values())
+        for name, (_, ssim) in row['scores'].items():
+            key = row['scale'], name
+            off = ssim - centre[key][1] - slope[key] * ahead[name]
+            if abs(ahead[name] - usual) > 1.0 + 0.6 * abs(usual) or (abs(ahead[name]) < 1.2 and abs(off) > 0.01):
+                found.add((row['method'], row['source'], name))
+    return found
+
+
+def test_no_score_stands_out():
+    assert implausible(ROWS) == set()
+
+
+@pytest.mark.parametrize(
+    ('method', 'scale', 'name', 'score'),
+    [
+        ('FDSCSR-S', 3, 'Set14', [33.37, 0.8429]),
+        ('DPARN', 2, 'B100', [33.20, 0.9001]),
+        ('LCRCA', 4, 'B100', [27.57, 0.7653]),
+        ('CARN', 3, 'B100', [29.06, 0.8493]),
+        ('MAFFSRN', 4, 'Set14', [26.62, 0.7822]),
+        ('SAFMN', 3, 'Manga109', [22.80, 0.0470]),
+    ],
+)
+def test_what_the_papers_misprint_stands_out(method, scale, name, score):
+    """The scores as printed, put back one at a time: the check above would have found each."""
+    rows = [dict(row, scores=dict(row['scores'])) for row in ROWS]
+    row = next(r for r in rows if (r['method'], r['scale']) == (method, scale) and name in (r.get('misprint') or name))
+    row['scores'][name] = score
+    assert implausible(rows) == {(method, row['source'], name)}
+
+
+def test_a_misprint_is_named_and_left_out():
+    for row in ROWS:
+        if misprint := row.get('misprint'):
+            what = misprint.split()[0]
+            assert what not in row
+            assert what not in row['scores']
