@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections import defaultdict
 from statistics import median
 
 import pytest
 
-from basicsr_effsr.tools.plots import PAPERS
+from basicsr_effsr.tools.papers import papers
 
-ROWS = json.loads(PAPERS.read_text(encoding='utf-8'))['rows']
+ROWS = papers()['rows']
 
 
 def implausible(rows: list[dict]) -> set[tuple[str, str, str]]:
