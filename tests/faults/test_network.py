@@ -36,7 +36,10 @@ def test_no_module_connects_when_it_is_imported():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('command', [each for each in commands() if each[0] != ('prepare', 'download')], ids=str)
+@pytest.mark.parametrize(
+    'command',
+    [pytest.param(each, id=' '.join(each[0])) for each in commands() if each[0] != ('prepare', 'download')],
+)
 def test_no_command_connects(command, tmp_path):
     words, function = command
     paths, extra = usual(words, make_room(tmp_path), tmp_path / 'out')
