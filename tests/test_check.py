@@ -19,7 +19,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from basicsr_effsr.cli import app
-from basicsr_effsr.data.pairs import list_pairs
 from basicsr_effsr.host.dry_run import dry_step
 from basicsr_effsr.host.loop import replacements
 from basicsr_effsr.options import data_rules, spec
@@ -140,13 +139,11 @@ FAULTS = [
     ('train.optim_g.lr', '1', 'train.optim_g.lr'),
     ('train.amp', 'fp8', 'train.amp'),
     ('train.accumulate', 2, 'train.accumulate'),
-    ('train.losses', {}, 'train.losses'),
     ('train.progressive', {'gt_size': [32], 'iters': [20]}, 'train.progressive.gt_size'),
     ('datasets.train.gt_size', 66, 'datasets.train.gt_size'),
     ('datasets.train.gt_size', 32, 'datasets.train.gt_size'),
     ('datasets.train.gt_size', 96, 'datasets.train.gt_size'),
     ('datasets.train.gt_size', ..., 'datasets.train.gt_size'),
-    ('datasets.train.dataset_enlarge_ratio', 1.2, 'datasets.train.dataset_enlarge_ratio'),
     ('datasets.train.batch_size_per_gpu', 50, 'datasets.train.dataset_enlarge_ratio'),
     ('datasets.val.persistent_workers', True, 'datasets.val'),
     ('datasets.test_1', {}, 'datasets.test_1 datasets.test_1.type'),
@@ -158,51 +155,26 @@ FAULTS = [
     ('val.self_ensembel', True, 'val.self_ensembel'),
     ('val.metrics.psnr.type', 'psnr', 'val.metrics.psnr.type'),
     ('num_gpu', '2', 'num_gpu'),
-    ('datasets.train.dataroot_gt', 'nowhere', 'datasets.train.dataroot_gt'),
     ('datasets.train.filename_tmpl', '{}x4', 'datasets.train.dataroot_lq'),
-    ('datasets.train.filename_tmpl', '{}_{}', 'datasets.train.filename_tmpl'),
-    ('datasets.train.filename_tmpl', 'same', 'datasets.train.filename_tmpl'),
-    ('datasets.train.filename_tmpl', None, 'datasets.train.filename_tmpl'),
     ('datasets.train.io_backend', {'tyep': 'disk'}, 'datasets.train.io_backend.tyep datasets.train.io_backend.type'),
     ('datasets.train.io_backend', {'type': 'dsk'}, 'datasets.train.io_backend.type'),
     ('datasets.val.io_backend', {'type': 'lmbd'}, 'datasets.val.io_backend.type'),
     ('datasets.val.io_backend', {'type': 'disk', 'foo': 1}, 'datasets.val.io_backend.foo'),
     ('datasets.val.io_backend', 'disk', 'datasets.val.io_backend'),
-    ('datasets.train.prefetch_mode', 'cuda', 'datasets.train.prefetch_mode'),
     ('datasets.train.type', 'PairedDataset', 'datasets.train.type'),
     ('datasets.train.type', [], 'datasets.train.type'),
-    ('datasets.train.dataset_enlarge_ratio', 0, 'datasets.train.dataset_enlarge_ratio'),
-    ('datasets.train.batch_size_per_gpu', 0, 'datasets.train.batch_size_per_gpu'),
-    ('datasets.train.num_worker_per_gpu', -1, 'datasets.train.num_worker_per_gpu'),
-    ('datasets.train.gt_size', 0, 'datasets.train.gt_size'),
-    ('datasets.train.mean', [0.5, 0.5, 0.5], 'datasets.train.mean'),
     ('datasets.train.std', [0.5], 'datasets.train.mean'),
-    ('datasets.train.std', [0], 'datasets.train.std'),
-    ('datasets.train.mean', ['x'], 'datasets.train.mean'),
     ('datasets.train', ..., 'datasets.train'),
     ('datasets', 5, 'datasets'),
     ('train', ..., 'train'),
     ('logger', ..., 'logger'),
     ('scale', ..., 'scale'),
     ('scale', 0, 'scale'),
-    ('scale', -1, 'scale'),
-    ('num_gpu', -1, 'num_gpu'),
-    ('manual_seed', -3, 'manual_seed'),
     ('network_g.num_feat', 0, 'network_g'),
+    ('network_g.num_block', 10**9, 'network_g'),
     ('network_g.type', [], 'network_g'),
-    ('train.total_iter', 0, 'train.total_iter'),
-    ('train.total_iter', float('inf'), 'train.total_iter'),
-    ('train.ema_decay', 1, 'train.ema_decay'),
-    ('train.ema_decay', -0.1, 'train.ema_decay'),
-    ('train.accumulate', 0, 'train.accumulate'),
-    ('train.max_nonfinite', -1, 'train.max_nonfinite'),
-    ('train.warmup_iter', -2, 'train.warmup_iter'),
     ('train.compile', {'moed': 'x'}, 'train.compile.moed'),
     ('train.compile', {'mode': 'fastest'}, 'train.compile.mode'),
-    ('train.optim_g.lr', 0, 'train.optim_g.lr'),
-    ('train.optim_g.lr', float('nan'), 'train.optim_g.lr'),
-    ('train.optim_g.betas', [0.9, 1.0], 'train.optim_g.betas'),
-    ('train.optim_g.betas', [0.9], 'train.optim_g.betas'),
     ('train.optim_g.type', ['Adam'], 'train.optim_g'),
     ('train.scheduler.type', [], 'train.scheduler'),
     ('train.scheduler.milestones', ['x'], 'train.scheduler.milestones'),
@@ -233,37 +205,27 @@ FAULTS = [
     ('train.optim_g.type', 'Optimizer', 'train.optim_g.type'),
     ('train.losses.l_style', {'type': 'L1Loss'}, 'train.losses.l_style'),
     ('val.tile', {'size': 8}, 'val.tile.size'),
-    ('name', 'a/b', 'name'),
     ('name', '..', 'name'),
-    ('name', '', 'name'),
-    ('name', ' ', 'name'),
     ('name', '../datasets', 'name'),
     ('name', 'x' * 300, 'name'),
+    ('datasets.train_2', {}, 'datasets.train_2'),
     ('datasets.val.name', '../b', 'datasets.val.name'),
     ('val.suffix', 'a/../../b', 'val.suffix'),
     ('train.losses', {'pix': {'type': 'L1Loss'}}, 'train.losses.pix'),
     ('datasets.train.color', 'y', 'network_g'),
     ('network_g.num_out_ch', 1, 'network_g'),
-    ('train.optim_g.lr', None, 'train.optim_g.lr'),
     ('train.optim_g.lr', ..., 'train.optim_g.lr'),
-    ('train.optim_g.eps', None, 'train.optim_g.eps'),
     ('train.scheduler.gamma', None, 'train.scheduler.gamma'),
-    ('train.warmup_iter', None, 'train.warmup_iter'),
-    ('train.warmup_iter', 1.5, 'train.warmup_iter'),
-    ('train.total_iter', '2e4', 'train.total_iter'),
-    ('train.ema_decay', None, 'train.ema_decay'),
     ('train.losses.l_pix.loss_weight', None, 'train.losses.l_pix.loss_weight'),
     ('train.losses.l_pix.reduction', 'none', 'train.losses.l_pix'),
     ('train.optim_g.type', 'SparseAdam', 'train.optim_g'),
     ('train.optim_g.differentiable', True, 'train.optim_g'),
     ('train.optim_g.capturable', True, 'train.optim_g'),
     ('logger.wandb', {'project': 'p'}, 'logger.wandb'),
-    ('logger.print_freq', None, 'logger.print_freq'),
     ('network_g.num_feat', None, 'network_g.num_feat'),
     ('val.tile', {'size': 16, 'overlap': None}, 'val.tile.overlap'),
     ('val.fuze', True, 'val.fuze'),
     ('val.metrics.psnr.better', 'more', 'val.metrics.psnr.better'),
-    ('num_gpu', None, 'num_gpu'),
 ]
 
 
@@ -308,10 +270,6 @@ def test_a_scale_of_any_whole_number_is_fine(opt, data):
     opt |= {'scale': 6, 'network_g': {**TINY, 'upscale': 6}}
     opt['datasets'] = {'test_1': opt['datasets']['val']}
     assert not [where for where in places(opt, False) if 'network_g' not in where]
-
-
-def test_one_ill_typed_section_is_reported_once(opt):
-    assert places(put(opt, 'train', 5)) == ['train']
 
 
 def test_nothing_is_fetched(opt, monkeypatch, tmp_path):
@@ -499,36 +457,6 @@ def test_the_rate_that_a_warm_up_reaches_is_the_hosts(opt, warmup, milestones):
     assert ('train.scheduler.milestones' in places(opt, fatal=False)) == (falls < len(milestones))
 
 
-def test_a_learning_rate_that_is_reached_needs_no_warning(opt):
-    opt['train'] |= {'warmup_iter': 1000, 'total_iter': 5000}
-    put(opt, 'datasets.train.dataset_enlarge_ratio', 5000)
-    assert 'train.warmup_iter' not in places(opt, fatal=False)
-
-
-def test_weights_of_a_network_are_no_training_state(opt, tmp_path):
-    torch.save({'params': build_network(TINY).state_dict()}, tmp_path / 'net_g_10.pth')
-    assert places(put(opt, 'path.resume_state', str(tmp_path / 'net_g_10.pth'))) == ['path.resume_state']
-
-
-def test_two_data_sets_cannot_share_a_name(opt):
-    opt['datasets']['val_2'] = copy.deepcopy(opt['datasets']['val'])
-    assert places(opt) == ['datasets.val_2.name']
-    assert not places(put(opt, 'datasets.val_2.name', opt['datasets']['train']['name']))  # which is only trained on
-
-
-def test_metrics_that_need_hr_are_named(opt, data):
-    lq = str(data / 'LR')
-    opt['datasets']['val'] = {
-        'name': 'b',
-        'type': 'SingleImageDataset',
-        'dataroot_lq': lq,
-        'io_backend': {'type': 'disk'},
-    }
-    put(opt, 'val.metrics.niqe', {'type': 'calculate_niqe', 'crop_border': 4})
-    assert places(opt) == ['val.metrics.psnr']
-    assert not places(put(opt, 'val.metrics', ...))
-
-
 def test_who_reads_a_key_is_said_by_the_model_classes(opt):
     opt['model_type'] = 'SRModel'
     opt['datasets']['train'] |= {'type': 'PairedImageDataset', 'use_rot': True}
@@ -546,15 +474,6 @@ def test_the_ratio_it_names_is_the_smallest_that_works(opt):
     ratio = int(text.rpartition(' ')[2])
     assert not places(put(opt, 'datasets.train.dataset_enlarge_ratio', ratio))
     assert ratio == 1 or places(put(opt, 'datasets.train.dataset_enlarge_ratio', ratio - 1))
-
-
-def test_a_host_data_set_ends_early_too(opt):
-    put(opt, 'datasets.train.type', 'PairedImageDataset')
-    put(opt, 'datasets.train.use_rot', True)
-    assert not places(opt)
-    put(opt, 'datasets.train.batch_size_per_gpu', 8)
-    put(opt, 'datasets.train.dataset_enlarge_ratio', 1)
-    assert places(opt) == ['datasets.train.dataset_enlarge_ratio']
 
 
 def test_pairs_of_another_scale_and_unreadable_images_are_named(opt, data):
@@ -605,11 +524,6 @@ def test_one_small_image_among_many_is_found_where_looking_is_cheap(opt, data, m
     assert ('datasets.train.gt_size' in places(opt)) == (few == 100), 'of a larger folder only a sample is read'
 
 
-def test_surplus_images_are_refused(opt, data):
-    Image.new('RGB', (24, 20)).save(data / 'LR' / 'more.png')
-    assert 'datasets.train.dataroot_lq' in places(opt)
-
-
 def test_every_header_is_read_of_validation_and_of_training_when_asked_for(opt, data, monkeypatch):
     monkeypatch.setattr(data_rules, 'FEW_PAIRS', 50)
     for i in range(60):
@@ -622,32 +536,10 @@ def test_every_header_is_read_of_validation_and_of_training_when_asked_for(opt, 
     assert any('x02.png' in str(p) for p in problems(opt, True, every_image=True))
 
 
-def test_meta_info_chooses_the_images(opt, data):
-    (data / 'meta.txt').write_text('0.png (80,96,3)\n2.png (80,96,3)\n')
-    train = put(opt, 'datasets.train.meta_info_file', str(data / 'meta.txt'))['datasets']['train']
-    assert [Path(p.gt).name for p in list_pairs('datasets.train', train)] == ['0.png', '2.png']
-    (data / 'meta.txt').write_text('9.png (80,96,3)\n')
-    assert '9.png' in ' '.join(str(problem) for problem in problems(opt, True))
-
-
 def list_lmdb(folder, text: str) -> None:
     """An LMDB that holds nothing, and a list that says what it holds."""
     lmdb.open(str(folder)).close()
     (folder / 'meta_info.txt').write_text(text)
-
-
-def test_lmdbs_are_compared_by_their_lists(opt, data):
-    for name, size, keys in (('HR', '80,96,3', '01'), ('LR', '40,48,3', '01')):
-        list_lmdb(data / f'{name}.lmdb', ''.join(f'{k}.png ({size}) 1\n' for k in keys))
-    train = opt['datasets']['train']
-    train |= {
-        'dataroot_gt': str(data / 'HR.lmdb'),
-        'dataroot_lq': str(data / 'LR.lmdb'),
-        'io_backend': {'type': 'lmdb'},
-    }
-    assert 'datasets.train' in places(opt)
-    (data / 'LR.lmdb' / 'meta_info.txt').write_text('0.png (20,24,3) 1\n')
-    assert 'LR.lmdb/1 ' in said(opt, 'datasets.train.dataroot_lq')
 
 
 @pytest.mark.parametrize('line', ['0.png', '', '0.png (a,b,3) 1', '0.png (20) 1', '0.png (0,0,3) 1'])
@@ -664,12 +556,6 @@ def test_a_list_of_images_in_another_encoding_is_named(opt, data):
     where = 'datasets.train.meta_info_file'
     assert places(put(opt, where, str(data / 'meta.txt'))) == [where]
     assert 'UTF-8' in said(opt, where)
-
-
-def test_images_ofany_size_are_measured(opt, data, monkeypatch):
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)  # Pillow refuses more than twice as many
-    assert problems(opt, True) == []
-    assert Image.MAX_IMAGE_PIXELS == 100
 
 
 class TestChannels:
@@ -689,20 +575,6 @@ class TestChannels:
 
     def test_bytes_are_of_three_channels(self, luma):
         assert places(put(luma, 'datasets.train.uint8', True)) == ['datasets.train']
-
-
-def test_stages_need_a_data_set_that_can_change_its_patches(opt):
-    opt['datasets']['train'] |= {'type': 'PairedImageDataset', 'use_rot': True}
-    assert places(put(opt, 'train.progressive', {'gt_size': [64], 'iters': [20]})) == ['train.progressive']
-
-
-def test_an_empty_loss_is_none(opt):
-    assert not places(put(opt, 'train.losses.l_other', None))  # EffSRModel passes over it
-
-
-def test_training_has_one_phase(opt):
-    opt['datasets']['train_2'] = copy.deepcopy(opt['datasets']['train'])
-    assert places(opt) == ['datasets.train_2']  # BasicSR knows train only
 
 
 def test_a_checkpoint_must_fit_unless_told_otherwise(opt, tmp_path):
@@ -831,13 +703,6 @@ def test_a_run_of_any_length_is_counted(opt):
     opt['train'] |= {'total_iter': 10**12, 'progressive': {'gt_size': [64, 72], 'iters': [10**9 + 1, 1]}}
     course = course_of(Context(opt, True, images={'train': Images(5)}))
     assert (course.runs, course.epochs, course.patches) == (10**12, 25 * 10**10, 5 * 10**12)
-
-
-def test_patches_of_a_file_of_ours_with_stages():
-    opt = yaml.safe_load((ROOT / 'options' / 'train' / 'dparn_x4_distill.yml').read_text())
-    course = course_of(Context({**opt, 'num_gpu': 1}, True, images={'train': Images(32592)}))
-    assert (course.runs, course.batches) == (500_000, [16, 16, 16, 8])
-    assert course.patches == 16 * 400_000 + 8 * 100_000
 
 
 def test_forecast_of_several_ranks(opt):
@@ -1086,15 +951,3 @@ def test_a_turned_photograph_is_measured_as_it_is_loaded(opt, data):
         roots = {'dataroot_gt': str(data / 'turned' / 'HR'), 'dataroot_lq': str(data / 'turned' / 'LR')}
         opt['datasets'][phase] |= roots
     assert not [p for p in problems(opt, True) if p.where.endswith('dataroot_lq')]
-
-
-def test_an_lmdb_that_would_be_opened_twice_is_told(opt, data):
-    for name, size in (('HR', '80,96,3'), ('LR', '20,24,3')):
-        list_lmdb(data / f'{name}.lmdb', f'0.png ({size}) 1\n')
-    for phase in ('train', 'val'):
-        roots = {f'dataroot_{key}': str(data / f'{name}.lmdb') for key, name in (('gt', 'HR'), ('lq', 'LR'))}
-        opt['datasets'][phase] |= {**roots, 'io_backend': {'type': 'lmdb'}, 'type': 'PairedImageDataset'}
-    where = ['datasets.val.dataroot_gt', 'datasets.val.dataroot_lq']
-    assert [p.where for p in problems(opt, True) if p.where in where] == where
-    opt['datasets']['train']['type'] = opt['datasets']['val']['type'] = 'EffSRPairedDataset'
-    assert not [p for p in problems(opt, True) if p.where in where]

@@ -81,6 +81,7 @@ class EffSRModel(SRModel):
         if opt.get('val'):
             opt['val'].setdefault('suffix', None)  # the host reads it without a default when it saves test images
         super().__init__(opt)
+        refuse(opt, type(self), net=self.get_bare_model(self.net_g))
 
     # ------------------------------------------------------------------ networks
 

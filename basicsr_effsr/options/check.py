@@ -40,18 +40,20 @@ def problems(opt: Any, is_train: bool, *, every_image: bool = False) -> list[Pro
     return inspected(opt, is_train, every_image=every_image).found
 
 
-def refuse(opt: dict[str, Any], model: type) -> None:
+def refuse(opt: dict[str, Any], model: type, *, net: Any = None) -> None:
     """The rules on what a model class itself reads, for whoever builds one without a check of the whole file.
 
     Args:
         opt: as BasicSR has parsed it; whole floats become integers where counts are asked for.
         model: a class with ``train_keys`` and ``val_keys``.
+        net: ``network_g``, once it is built: then patches and tiles are held against its least input.
 
     Raises:
         ValueError: names the first option that is wrong.
     """
-    context = Context(copied(opt), bool(opt.get('is_train')), model=model)
-    _apply(context, (*(rules.train, rules.loss_names, rules.distillation) * context.is_train, rules.val))
+    context = Context(copied(opt), bool(opt.get('is_train')), model=model, nets={'network_g': net})
+    own = (rules.train, rules.loss_names, rules.distillation) * context.is_train
+    _apply(context, (*own, rules.val) if net is None else (data_rules.sizes,))
     for problem in context.found:
         if problem.fatal:
             raise ValueError(f'{model.__name__}: {problem}')

@@ -108,6 +108,11 @@ def train(context: Context) -> Iterator[Problem]:
     if section:
         read = getattr(context.model, 'train_keys', spec.HOST_TRAIN if _is_known(context) else None)
         yield from validate('train', section, spec.Train, read=read, open_ended=not _is_known(context))
+        lengths = {len(values) for values in (section.get('progressive') or {}).values() if values is not None}
+        if len(lengths) > 1:
+            yield Problem('train.progressive', f'must hold lists of one length, got {sorted(lengths)}')
+        if not context.fine('train.progressive'):
+            section.pop('progressive', None)
     elif context.fine('train'):
         yield Problem('train', 'is missing: it says how to train')
 
