@@ -574,7 +574,11 @@ class TestChannels:
         assert places(luma) == ['network_g']
 
     def test_bytes_are_of_three_channels(self, luma):
-        assert places(put(luma, 'datasets.train.uint8', True)) == ['datasets.train']
+        assert places(put(luma, 'datasets.train.uint8', True)) == ['datasets.train.uint8']
+
+    def test_bytes_are_not_normalised(self, opt):
+        opt['datasets']['train'] |= {'uint8': True, 'mean': [0.5] * 3, 'std': [0.5] * 3}
+        assert places(opt) == ['datasets.train.uint8']
 
 
 def test_a_checkpoint_must_fit_unless_told_otherwise(opt, tmp_path):

@@ -61,6 +61,14 @@ def data_sets(context: Context) -> Iterator[Problem]:
                 f'{where}.mean', f'{where}.std'
             ):
                 yield Problem(f'{where}.mean', 'needs std beside it, and std needs mean; give both or neither')
+            if (
+                data.get('uint8')
+                and derives_from_ours(cls)
+                and (data.get('color') == 'y' or data.get('mean') is not None)
+            ):
+                yield Problem(
+                    f'{where}.uint8', 'cannot be combined with color, mean or std, which bytes leave out; drop one'
+                )
         if isinstance(data.get('io_backend'), dict) and cls.__module__.startswith(('basicsr.', 'basicsr_effsr.')):
             set_by_host = spec.AT_RUN_TIME[spec.IOBackend]
             yield from validate(f'{where}.io_backend', data['io_backend'], spec.IOBackend, others=set_by_host)
