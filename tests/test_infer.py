@@ -43,8 +43,8 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 
 
 def choose_net(monkeypatch, net) -> None:
-    chosen = networks.Chosen(net, {'type': 'Net'}, Path('net.pth'), net.upscale, {})
-    monkeypatch.setattr(networks, 'choose', lambda *_: chosen)
+    chosen = networks.Chosen(net, {'type': 'Net'}, Path('net.pth'), net.upscale, {}, torch.device('cpu'))
+    monkeypatch.setattr(networks, 'choose', lambda *_, **__: chosen)
 
 
 def photo(height: int = 20, width: int = 26) -> np.ndarray:
@@ -536,8 +536,7 @@ class TestFiles:
         torch.save({'params': state}, 'bad.pth')
         done = run('a.png', '--out', 'out', net=['--weights', 'bad.pth'])
         assert done.exit_code == 2, done.output
-        assert 'a.png failed: the network gave NaN or infinity; its weights are damaged' in done.stderr
-        assert '0 written, 0 skipped, 1 failed' in done.stdout
+        assert 'conv_1.weight' in done.stderr
         assert not Path('out').exists()
 
     def test_an_image_too_bright_for_half_precision_does_not_stop_the_others(self, run, monkeypatch):

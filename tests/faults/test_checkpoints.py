@@ -187,10 +187,10 @@ def test_every_command_says_one_sentence_and_writes_nothing(file, folder, named)
         assert not list(folder.glob('out*'))
 
 
-def test_check_and_training_refuse_it_too(file, folder):
+def test_check_and_training_refuse_it_too(file, folder, photos):
     with within(SECONDS), pytest.raises(CheckpointError):
         load_into(build_network(OPTION), file)
-    opt = short_run(folder, OPTION, scale=2)
+    opt = short_run(photos, OPTION, scale=2)
     opt['path']['pretrain_network_g'] = str(file)
     (folder / 'test.yml').write_text(yaml.safe_dump(twin_of(opt, file)))
     with within(SECONDS):
