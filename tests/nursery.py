@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import runpy
+import signal
 import socket
 import sys
 from types import ModuleType
@@ -41,6 +42,7 @@ def become(arguments: list[str], cwd: str, environment: dict[str, str], out: int
     for number, stream in enumerate((os.open(os.devnull, os.O_RDONLY), out, err)):
         os.dup2(stream, number)
         os.close(stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background has it ignored
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)

@@ -67,7 +67,7 @@ def test_a_host_that_does_not_import_is_reported(tmp_path):
 )
 def test_files_in_the_way_are_named(tmp_path, file, text, words):
     (tmp_path / file).write_text(text)
-    done = run(*EFFSR, 'doctor', cwd=tmp_path)
+    done = run(*EFFSR, 'doctor', cwd=tmp_path, fresh=True)
     assert done.returncode == 1
     assert words in ' '.join(done.stdout.split()), done.stdout + done.stderr
     assert 'Traceback' not in done.stderr
