@@ -157,3 +157,19 @@ def break_option(kind: str, opt: dict, folder: Path) -> None:
         opt['datasets']['val']['persistent_workers'] = True
     else:
         raise KeyError(kind)
+
+
+def training_that_meets(name: str, action: str, *argv: str) -> str:
+    """Code of a training in which ``action`` is executed once the file ``name`` has been written."""
+    return f"""
+import os, resource, runpy, shutil, signal, sys, time
+replace = os.replace
+
+def noticed(source, target, **options):
+    replace(source, target, **options)
+    if os.path.basename(target) == {name!r}:
+        {action}
+
+os.replace, sys.argv = noticed, ['train', *{argv!r}]
+runpy.run_module('basicsr.train', run_name='__main__', alter_sys=True)
+"""

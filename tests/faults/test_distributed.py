@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from host import Command, logged
-from runs import TINY_HASN, short_run, write
+from runs import TINY_HASN, short_run, training_that_meets, write
 
 pytestmark = pytest.mark.slow
 MINUTE = 60  # within which every process of a run has ended
 RANK = """
-import os, resource, runpy, signal, sys
+import os
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 
@@ -23,16 +23,6 @@ from torch import nn
 class NaNOnRankOne(nn.Module):
     def forward(self, output, target):
         return (output - target).mean() * float('nan' if os.environ['RANK'] == '1' else 1)
-
-replace = os.replace
-
-def noticed(source, target, **options):
-    replace(source, target, **options)
-    if os.path.basename(target) == {name!r}:
-        {action}
-
-os.replace, sys.argv = noticed, ['train', '-opt', {file!r}, '--launcher', 'pytorch', '--auto_resume']
-runpy.run_module('basicsr.train', run_name='__main__', alter_sys=True)
 """
 
 
@@ -50,7 +40,8 @@ def both(opt: dict, folder: Path, name: str = '', action: str = 'pass'):
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
     place = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
-    code = RANK.format(name=name, action=action, file=write(opt, folder / 'short.yml'))
+    argv = ('-opt', write(opt, folder / 'short.yml'), '--launcher', 'pytorch', '--auto_resume')
+    code = RANK + training_that_meets(name, action, *argv)
     with ExitStack() as running:
         ranks = [
             running.enter_context(Command('-c', code, cwd=folder, RANK=rank, LOCAL_RANK=rank, **place)) for rank in '01'
@@ -110,8 +101,10 @@ def test_a_run_goes_on_with_another_number_of_processes(opt, tmp_path):
 
 def test_one_of_two_writers_is_refused_on_both_ranks(opt, tmp_path):
     """The folder is taken by a run on one process; both ranks of the other end."""
-    code = RANK.format(name='2.state', action='import time; time.sleep(1200)', file=write(opt, tmp_path / 'one.yml'))
-    with Command('-c', code.replace(", '--launcher', 'pytorch'", ''), cwd=tmp_path, RANK='0') as holder:
+    code = RANK + training_that_meets(
+        '2.state', 'time.sleep(1200)', '-opt', write(opt, tmp_path / 'one.yml'), '--auto_resume'
+    )
+    with Command('-c', code, cwd=tmp_path, RANK='0') as holder:
         while not (tmp_path / 'experiments/short/training_states/2.state').is_file():
             assert holder.pid
         for done in both(opt, tmp_path):

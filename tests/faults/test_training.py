@@ -10,23 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from host import Command, logged, run, stopped_while_writing
-from runs import TINY_HASN, short_run, write
+from runs import TINY_HASN, short_run, training_that_meets, write
 
 pytestmark = pytest.mark.slow
 TRAIN = ('-m', 'basicsr.train', '-opt')
-# A training in which ``action`` is executed once the file ``name`` has been written.
-AFTER = """
-import os, resource, runpy, shutil, signal, sys, time
-replace = os.replace
-
-def noticed(source, target, **options):
-    replace(source, target, **options)
-    if os.path.basename(target) == {name!r}:
-        {action}
-
-os.replace, sys.argv = noticed, ['train', *{argv!r}]
-runpy.run_module('basicsr.train', run_name='__main__', alter_sys=True)
-"""
 
 
 @pytest.fixture
@@ -39,7 +26,7 @@ def opt(photos):
 
 
 def after(name: str, action: str, file: str, *flags: str) -> tuple[str, str]:
-    return '-c', AFTER.format(name=name, action=action, argv=['-opt', file, *flags])
+    return '-c', training_that_meets(name, action, '-opt', file, *flags)
 
 
 def files(folder: Path) -> dict[str, bytes]:
