@@ -277,9 +277,20 @@ def write_onnx(net: nn.Module, channels: int, metadata: dict[str, str], half: bo
     if half:
         # the weights and maps of the float32 graph are halved; sizes, resizing and ranges stay as they are
         model = needs('onnxruntime.transformers.float16').convert_float_to_float16(model)
+    _forget_origin(model)
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
     return model.SerializeToString(deterministic=True)
+
+
+def _forget_origin(message: Any) -> None:
+    """Clears what PyTorch notes of a program's origin: paths of this machine, symbols in an order that hashes decide."""
+    for field, value in message.ListFields():
+        if field.name in ('doc_string', 'metadata_props'):
+            message.ClearField(field.name)
+        elif field.type == field.TYPE_MESSAGE:
+            for part in [value] if hasattr(value, 'ListFields') else value:
+                _forget_origin(part)
 
 
 def run_onnx(file: bytes) -> Callable[[Tensor], Tensor]:
