@@ -284,7 +284,7 @@ def write_onnx(net: nn.Module, channels: int, metadata: dict[str, str], half: bo
 
 
 def _forget_origin(message: Any) -> None:
-    """Clears what PyTorch notes of a program's origin: paths of this machine, symbols in an order that hashes decide."""
+    """Clears what PyTorch notes of its origin: paths of this machine, symbols in an order that hashes decide."""
     for field, value in message.ListFields():
         if field.name in ('doc_string', 'metadata_props'):
             message.ClearField(field.name)
