@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
+import typer
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
 from basicsr_effsr.imaging.header import SUFFIXES
-from basicsr_effsr.utils.console import progress
+from basicsr_effsr.utils.console import Console, progress
 from basicsr_effsr.utils.files import WriteError, atomic_path, sweep_parts
 from datasets_prep.archives import extract
 from datasets_prep.fetch import PAUSES, DownloadError, UnreachableError, fetch
@@ -48,31 +50,23 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 
 def download(
-    names: list[str],
-    root: Path,
+    names: Annotated[list[str] | None, typer.Argument(help='Data sets; without any, the table is shown.')] = None,
+    root: Annotated[Path, typer.Option(help='Folder of all data sets.')] = Path('datasets'),
     *,
-    sources: Path | None = None,
-    archives: Path | None = None,
-    keep_archives: bool = False,
+    sources: Annotated[Path | None, typer.Option(help='Another table of sources, for a mirror.')] = None,
+    archives: Annotated[
+        Path | None, typer.Option(help='Folder with archives that had to be requested by hand.')
+    ] = None,
+    keep_archives: Annotated[bool, typer.Option('--keep-archives', help='Keep archives after unpacking.')] = False,
     pauses: Sequence[float] = PAUSES,
     timeout: float = 30,
     schedule: Schedule = ALONE,
 ) -> Summary:
-    """Fetches, verifies and unpacks data sets below ``root``, one archive after the other.
+    """Fetches, verifies and unpacks data sets (DIV2K, Flickr2K, DF2K, LSDIR, Set5, ...) and those that they need.
 
-    A partial download is kept in a hidden file and resumed by the next run, if the server still has the same
-    file. An archive that lies in ``root/archives`` already, put there by hand for instance, is used. An archive is
-    removed once its images are unpacked and counted.
-
-    Args:
-        names: data sets of the table; those they need are fetched, too.
-        root: the folder of all data sets.
-        sources: the table; by default ours.
-        archives: folder with the archives of data sets that must be requested by hand.
-        keep_archives: do not remove an archive that has been unpacked.
-        pauses: see ``fetch``.
-        timeout: see ``fetch``.
-        schedule: shard (of the archives), dry run, progress.
+    A partial download is resumed by the next run, if the server still has the same file. An archive that lies in
+    ROOT/archives already, put there by hand for instance, is used. An archive is removed once its images are unpacked
+    and counted. For pauses and timeout see ``fetch``.
 
     Returns:
         What became of each archive.
@@ -82,6 +76,8 @@ def download(
         FileNotFoundError: when the table or the folder ``archives`` does not exist.
     """
     table = read_sources(sources)
+    if not names:
+        return _show(table)
     if archives is not None and not archives.is_dir():
         raise FileNotFoundError(f'download: --archives {archives}: no such folder; give the one with the archives')
     wanted = with_needs(names, table)
@@ -128,6 +124,17 @@ def download(
             for merge in table[name].merge:
                 _merge(name, merge, root, schedule, summary)
     return summary
+
+
+def _show(table: dict[str, DataSet]) -> Summary:
+    rows = []
+    for name, entry in table.items():
+        how = f'needs {", ".join(entry.needs)}' if entry.needs else f'{len(entry.files)} archives'
+        rows.append((name, entry.about, entry.licence, 'by hand' if entry.manual else how))
+    Console().table('', ('data set', 'what', 'licence', 'how'), rows)
+    checksums = {file.url: file.checksum for entry in table.values() for file in entry.files}
+    known = sum(checksum is not None for checksum in checksums.values())
+    return Summary('download', notes=[f'checksums known: {known} of {len(checksums)} archives'])
 
 
 def _archives(sets: list[DataSet], root: Path) -> list[_Archive]:

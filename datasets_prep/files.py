@@ -6,13 +6,21 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
+import typer
 
 from basicsr_effsr.imaging.decode import ImageError, decode_stored, read_header
 from basicsr_effsr.imaging.header import SUFFIXES
 from basicsr_effsr.utils.files import read_regular, write_bytes
+
+Compression = Annotated[int, typer.Option(help='PNG level, 0 to 9.')]
+FilenameTmpl = Annotated[
+    str,
+    typer.Option(help="Stem of LR from that of HR, as in BasicSR's option, with {scale} allowed; DIV2K: {}x{scale}."),
+]
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -13,8 +13,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
 from basicsr_effsr.utils.console import progress
@@ -23,6 +24,7 @@ from datasets_prep.files import same_folder
 
 SETTINGS_FILE = '.prepared.json'
 INTERRUPTED = 130
+Overwrite = Annotated[bool, typer.Option('--overwrite', help='Make again what is there.')]
 
 
 @dataclass(frozen=True)

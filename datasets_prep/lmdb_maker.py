@@ -11,11 +11,14 @@ import secrets
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from basicsr_effsr.data.packs import folder_order
 from basicsr_effsr.utils.files import WriteError, atomic_path, write_bytes
-from datasets_prep.files import encode_png, image_shape, is_one_line, list_images, newest, read_image
-from datasets_prep.jobs import ALONE, Job, Schedule, Summary
+from datasets_prep.files import Compression, encode_png, image_shape, is_one_line, list_images, newest, read_image
+from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary
 from datasets_prep.staging import build, staging_folder
 from datasets_prep.stores import LMDB_SUFFIX, open_store
 
@@ -32,28 +35,18 @@ class _Task:
 
 
 def make_lmdb(
-    folder: Path,
-    out: Path,
+    folder: Annotated[Path, typer.Argument(help='Folder of (sub-)images.')],
+    out: Annotated[Path, typer.Argument(help='The LMDB, ending in .lmdb.')],
     *,
-    compression: int = 1,
-    strip: str = '',
-    overwrite: bool = False,
+    compression: Compression = 1,
+    strip: Annotated[str, typer.Option(help='Ending left out of the keys, equal for HR and LR: x4 of DIV2K.')] = '',
+    overwrite: Overwrite = False,
     schedule: Schedule = ALONE,
 ) -> Summary:
-    """Writes the images of ``folder`` into the LMDB ``out``.
+    """Builds an LMDB in BasicSR's format.
 
-    The images are encoded in several processes (and, with shards, on several machines that share the disk); the run
-    that finds all encoded puts them into the LMDB in the order of their names, so that equal images give an equal
-    file. See ``staging``.
-
-    Args:
-        folder: the images.
-        out: the LMDB, ending in ``.lmdb``.
-        compression: PNG level, 0 to 9; BasicSR's is 1.
-        strip: an ending that is left out of the keys, such as ``x4`` for DIV2K's LR images; HR and LR
-            must have the same keys.
-        overwrite: make the LMDB again although it is there.
-        schedule: workers, shard, dry run, progress.
+    With shards, several machines that share the disk encode; the run that finds all encoded puts them into the LMDB in
+    the order of their names, so that equal images give an equal file.
 
     Returns:
         What became of each image.

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from basicsr_effsr.data.templates import check_file_template, check_folder_template
 from basicsr_effsr.imaging.bicubic import imresize, mod_crop
-from datasets_prep.files import ImageError, list_images, read_image, write_png
-from datasets_prep.jobs import ALONE, Job, Schedule, Summary, make_files
+from datasets_prep.files import FilenameTmpl, ImageError, list_images, read_image, write_png
+from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary, make_files
 
 
 @dataclass(frozen=True)
@@ -23,38 +26,29 @@ class _Task:
 
 
 def make_lr(
-    hr: Path,
-    out: Path,
+    hr: Annotated[Path, typer.Argument(help='Folder of HR images.')],
+    out: Annotated[Path, typer.Argument(help='Folder for the folders of LR images.')],
     *,
-    scales: tuple[int, ...] = (2, 3, 4),
-    modulus: int | None = None,
-    hr_out: Path | None = None,
-    folder_tmpl: str = 'X{scale}',
-    filename_tmpl: str = '{}',
-    alpha: str = 'refuse',
-    overwrite: bool = False,
+    scales: Annotated[tuple[int, ...], typer.Option(help='Scales, with commas between.')] = (2, 3, 4),
+    modulus: Annotated[
+        int | None, typer.Option(help='HR sides are cropped to multiples of it; by default the LCM of the scales.')
+    ] = None,
+    hr_out: Annotated[Path | None, typer.Option(help='Folder for the cropped HR images, as PNG.')] = None,
+    folder_tmpl: Annotated[
+        str, typer.Option(help='Name of the folder of a scale; of test sets of BasicSR LRbicx{scale}.')
+    ] = 'X{scale}',
+    filename_tmpl: FilenameTmpl = '{}',
+    alpha: Annotated[str, typer.Option(help='What to do with transparency: refuse or drop.')] = 'refuse',
+    overwrite: Overwrite = False,
     schedule: Schedule = ALONE,
 ) -> Summary:
-    """Writes ``out/X<scale>/<name>.png`` for every image of ``hr`` and every scale.
+    """Makes LR images with MATLAB's bicubic, bit for bit: OUT/X<scale>/<name>.png.
 
-    Every HR image is cropped (top left) to a multiple of ``modulus``, by default the least common multiple
-    of the scales, so that the sets of all scales hold the same images and cut into equally many sub-images.
-    8 and 16 bit, gray and colour images keep their kind; colour palettes become colours.
+    HR images are cropped (top left) to a multiple of the modulus, so that the sets of all scales hold the same images
+    and cut into equally many sub-images. 8 and 16 bit, gray and colour images keep their kind; palettes become colours.
 
-    Args:
-        hr: folder of HR images.
-        out: folder for the LR folders.
-        scales: the scales.
-        modulus: both sides of HR are cropped to multiples of it; every scale must divide it.
-        hr_out: folder for the cropped HR images, as PNG. Without it an image that would lose pixels is an error,
-            because it would not fit its LR images, and so is a file that is not ``.png``, because BasicSR
-            would look for its LR image under its own suffix.
-        folder_tmpl: name of the folder of a scale; ``LRbicx{scale}`` is BasicSR's for test sets.
-        filename_tmpl: stem of an LR file from the stem of its HR file, as in BasicSR's option of this
-            name, where ``{scale}`` may be used too; DIV2K's own names are ``{}x{scale}``.
-        alpha: ``'refuse'`` images with transparency, or ``'drop'`` it.
-        overwrite: make again what exists.
-        schedule: workers, shard, dry run, progress.
+    Without --hr-out an image that would lose pixels is an error, as it would not fit its LR images, and so is a file
+    that is not .png, as BasicSR looks for its LR image under its own suffix.
 
     Returns:
         What became of each HR image.

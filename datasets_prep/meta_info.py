@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from basicsr_effsr.utils.files import write_bytes
 from datasets_prep.files import image_shape, is_one_line, list_images, refuse_image_name
 from datasets_prep.jobs import ALONE, Job, Schedule, Summary, run_jobs
 
 
-def make_meta_info(folder: Path, out: Path, *, schedule: Schedule = ALONE) -> Summary:
-    """Writes the names and shapes of the images of ``folder``, from their headers, to the text file ``out``.
+def make_meta_info(
+    folder: Annotated[Path, typer.Argument(help='Folder of HR (sub-)images.')],
+    out: Annotated[Path, typer.Argument(help='The text file.')],
+    *,
+    schedule: Schedule = ALONE,
+) -> Summary:
+    """Writes BasicSR's meta_info_file: the name and shape of every image, from its header.
 
     Nothing is written when an image cannot be read.
-
-    Args:
-        folder: the images, usually HR sub-images.
-        out: the text file.
-        schedule: workers, dry run, progress; it is one file, so shards are refused.
 
     Returns:
         What became of each image.

@@ -6,14 +6,16 @@ import os
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
 from basicsr_effsr.data.packs import PACK_SUFFIX, RECORD, Pack, PackError, end_of_images, header_and_tail, layout
 from basicsr_effsr.data.packs import to_planes as planes_of
 from basicsr_effsr.utils.files import WriteError, atomic_path, write_bytes
 from datasets_prep.files import ImageError, is_one_line, newest
-from datasets_prep.jobs import ALONE, Job, Schedule, Summary
+from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary
 from datasets_prep.staging import build, staging_folder
 from datasets_prep.stores import Store, open_store, worker_store
 
@@ -33,17 +35,17 @@ def shard_path(out: Path, shard: tuple[int, int]) -> Path:
     return out if count == 1 else out.with_name(f'{out.stem}-{index:0{digits}d}-of-{count}{PACK_SUFFIX}')
 
 
-def make_pack(source: Path, out: Path, *, overwrite: bool = False, schedule: Schedule = ALONE) -> Summary:
-    """Writes the images of a folder or an LMDB into one pack.
+def make_pack(
+    source: Annotated[Path, typer.Argument(help='Folder of images, or an LMDB.')],
+    out: Annotated[Path, typer.Argument(help='The pack, ending in .pack.')],
+    *,
+    overwrite: Overwrite = False,
+    schedule: Schedule = ALONE,
+) -> Summary:
+    """Packs images of 8 bits, gray or colour, uncompressed, for PackedPairedImageDataset.
 
-    The pack appears under its name only when every image is in it; see ``staging``.
-
-    Args:
-        source: folder of images, or ``.lmdb`` folder; 8 bit, gray or colour, without alpha.
-        out: the file, ending in ``.pack``. With a shard i/n the file is ``<stem>-<i>-of-<n>.pack`` and holds
-            every n-th image; the data set reads a folder of such packs as one.
-        overwrite: make the pack again although it is there.
-        schedule: workers, shard, dry run, progress.
+    The pack appears under its name only when every image is in it. With a shard i/n it is called
+    <stem>-<i>-of-<n>.pack and holds every n-th image; the data set reads a folder of such packs as one.
 
     Returns:
         What became of each image.

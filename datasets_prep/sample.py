@@ -1,7 +1,4 @@
-"""A small paired data set out of the photographs inside scikit-image's wheel; needs no network.
-
-Run: python -m datasets_prep sample
-"""
+"""A small paired data set out of the photographs inside scikit-image's wheel."""
 
 from __future__ import annotations
 
@@ -9,10 +6,13 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from basicsr_effsr.imaging.bicubic import imresize, mod_crop
 from datasets_prep.files import read_image, write_png
-from datasets_prep.jobs import ALONE, Job, Schedule, Summary, make_files
+from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary, make_files
 from datasets_prep.pack import make_pack
 
 SCALES = (2, 3, 4)
@@ -56,24 +56,18 @@ def photograph_folder() -> Path:
 
 
 def write_sample(
-    out: Path,
+    out: Annotated[Path, typer.Argument(help='Folder of the data set.')] = Path('datasets/sample'),
     *,
     scales: tuple[int, ...] = SCALES,
-    pack: bool = False,
-    overwrite: bool = False,
+    pack: Annotated[bool, typer.Option('--pack', help='Pack the training photographs, too.')] = False,
+    overwrite: Overwrite = False,
     schedule: Schedule = ALONE,
 ) -> Summary:
-    """Writes ``out/{train,val}/HR`` and ``out/{train,val}/LR_bicubic/X<scale>``, the same names in each.
+    """Writes a small paired data set from the photographs inside scikit-image; needs no network.
 
-    Photographs that are stored as JPEG are halved first, so that no compression blocks are left in what
-    the networks should learn to restore. Files that exist are kept.
-
-    Args:
-        out: folder of the data set; it is made.
-        scales: scales of the low-resolution images; each must divide 12.
-        pack: write ``out/train/HR.pack`` and ``out/train/LR_bicubic/X<scale>.pack``, too.
-        overwrite: write again what exists.
-        schedule: workers, dry run, progress.
+    OUT/{train,val}/HR and OUT/{train,val}/LR_bicubic/X<scale> have the same names; packs lie beside the folders.
+    Photographs that are stored as JPEG are halved first, so that no compression blocks are left in what the networks
+    should learn to restore.
 
     Returns:
         What became of each photograph, and of each image in the packs.

@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Annotated
 
-from datasets_prep.files import ImageError, image_shape, list_images, read_image, write_png
-from datasets_prep.jobs import ALONE, Job, Schedule, Summary, make_files
+import typer
+
+from datasets_prep.files import Compression, ImageError, image_shape, list_images, read_image, write_png
+from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary, make_files
 
 
 @dataclass(frozen=True)
@@ -46,31 +49,21 @@ def positions(length: int, crop: int, step: int, thresh: int = 0) -> list[int]:
 
 
 def make_subimages(
-    folder: Path,
-    out: Path,
+    folder: Annotated[Path, typer.Argument(help='Folder of images.')],
+    out: Annotated[Path, typer.Argument(help='Folder for the sub-images.')],
     *,
-    scale: int = 1,
-    crop: int = 480,
-    step: int = 240,
-    thresh: int = 0,
-    compression: int = 3,
-    overwrite: bool = False,
+    scale: Annotated[int, typer.Option(help='1 for HR; for LR its scale, which divides crop, step, thresh.')] = 1,
+    crop: Annotated[int, typer.Option(help='Side of a sub-image in HR pixels.')] = 480,
+    step: Annotated[int, typer.Option(help='Distance of two sub-images in HR pixels.')] = 240,
+    thresh: Annotated[int, typer.Option(help='A rest of up to this many HR pixels gets no sub-image.')] = 0,
+    compression: Compression = 3,
+    overwrite: Overwrite = False,
     schedule: Schedule = ALONE,
 ) -> Summary:
-    """Cuts every image of ``folder`` into overlapping PNG sub-images in ``out``.
+    """Cuts images into overlapping PNG sub-images, named as BasicSR names them.
 
-    Args:
-        folder: the images.
-        out: folder of the sub-images.
-        scale: 1 for HR; for LR the scale by which ``crop``, ``step`` and ``thresh``, all given in HR pixels,
-            are divided, so that the n-th LR sub-image belongs to the n-th HR sub-image. An ending
-            ``x<scale>`` of the LR file names (DIV2K's way) is left out of the names of the sub-images.
-        crop: side of a sub-image in HR pixels.
-        step: distance of two sub-images in HR pixels.
-        thresh: a rest of at most this many HR pixels at the end gets no sub-image of its own.
-        compression: PNG level, 0 to 9.
-        overwrite: make again what exists.
-        schedule: workers, shard, dry run, progress.
+    The n-th LR sub-image belongs to the n-th HR sub-image. An ending x<scale> of the names of LR files (DIV2K's way) is
+    left out of the names of their sub-images.
 
     Returns:
         What became of each image.

@@ -6,14 +6,16 @@ import json
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
 from basicsr_effsr.data.pairs import check_sizes, match
 from basicsr_effsr.data.templates import check_file_template
 from basicsr_effsr.imaging.bicubic import imresize
 from basicsr_effsr.utils.files import write_bytes
-from datasets_prep.files import ImageError, refuse_image_name
+from datasets_prep.files import FilenameTmpl, ImageError, refuse_image_name
 from datasets_prep.jobs import ALONE, Job, Schedule, Summary, run_jobs
 from datasets_prep.stores import open_store, worker_store
 
@@ -33,36 +35,21 @@ class _Task:
 
 
 def verify(
-    hr: Path,
-    lr: Path | None = None,
+    hr: Annotated[Path, typer.Argument(help='HR images: a folder, an .lmdb or a .pack.')],
+    lr: Annotated[Path | None, typer.Argument(help='LR images, likewise; without, HR is checked alone.')] = None,
     *,
-    scale: int = 1,
-    filename_tmpl: str = '{}',
-    bicubic: bool = True,
-    tolerance: float = 0.0,
-    border: int = 0,
-    report: Path | None = None,
+    scale: Annotated[int, typer.Option(help='HR size over LR size.')] = 1,
+    filename_tmpl: FilenameTmpl = '{}',
+    bicubic: Annotated[bool, typer.Option(help='Compare LR with the bicubic of HR.')] = True,
+    tolerance: Annotated[float, typer.Option(help='Allowed fraction of differing values, 0 to 1.')] = 0.0,
+    border: Annotated[int, typer.Option(help='LR pixels along the sides not compared; 2 for sub-images.')] = 0,
+    report: Annotated[Path | None, typer.Option(help='Write every finding to this JSON file.')] = None,
     schedule: Schedule = ALONE,
 ) -> Summary:
-    """Reads every image of ``hr`` and, when given, of ``lr``, and compares each pair.
+    """Checks pairs, sizes, decodability, the checksums of packs, and that LR is the bicubic of HR.
 
-    Either may be a folder, a ``.lmdb`` or a ``.pack``; of a pack the checksums are verified, too. Checked
-    of a pair: both exist and decode, both have the same suffix, depth and channels, HR is ``scale`` times LR, and
-    LR differs from MATLAB's bicubic of HR in at most the fraction ``tolerance`` of its values.
-
-    Args:
-        hr: HR images.
-        lr: LR images, or None to check ``hr`` alone.
-        scale: HR size over LR size.
-        filename_tmpl: stem of an LR file from that of its HR file; BasicSR's option of this name, where
-            ``{scale}`` may be used too.
-        bicubic: compare the pixels with the bicubic of HR.
-        tolerance: allowed fraction of differing values, 0 to 1.
-        border: LR pixels along each side whose values are not compared; 2 for sub-images, which were cut
-            after the resizing and so have neighbours that the bicubic of the HR sub-image does not see. An
-            image of which nothing is left is a failure.
-        report: write the findings to this JSON file, too.
-        schedule: workers, shard, dry run, progress.
+    The images of a pair have the same suffix, depth and channels. Sub-images were cut after the resizing and so have
+    neighbours that the bicubic of the HR sub-image does not see.
 
     Returns:
         Failures under the name of the offending file; the fraction of differing values of each pair in

@@ -22,6 +22,8 @@ from typer.testing import CliRunner
 
 from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.cli import COMMANDS, app
+from datasets_prep.cli import COMMANDS as PREPARATIONS
+from datasets_prep.cli import function_of
 
 TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 4}
 HANGS = 300  # seconds; only what hangs takes them, on the busiest machine too
@@ -78,8 +80,7 @@ def commands() -> Iterator[tuple[tuple[str, ...], Callable]]:
     for name, (module, attribute, _) in COMMANDS.items():
         target = getattr(import_module(module), attribute)
         if isinstance(target, typer.Typer):
-            for each in target.registered_commands:
-                yield (name, each.name or each.callback.__name__.replace('_', '-')), each.callback
+            yield from (((name, each), function_of(each)) for each in PREPARATIONS)
         else:
             yield (name,), target
 
