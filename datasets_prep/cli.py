@@ -88,8 +88,7 @@ class _Prepare(Commands):
                 shown.append(parameter.replace(annotation=Annotated[kind, how]))
         for key in COMMANDS[cmd_name][2]:
             kind, default, how = _SCHEDULE[key]
-            hint = Annotated[kind, how]  # type: ignore[valid-type]
-            shown.append(Parameter(key, Parameter.KEYWORD_ONLY, default=default, annotation=hint))
+            shown.append(Parameter(key, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, how]))
         command.__signature__ = Signature(shown)  # type: ignore[attr-defined]
         paragraphs = (getdoc(function) or '').partition('\n\nReturns:')[0].split('\n\n')
         command.__doc__ = '\n\n'.join(paragraph.replace('\n', ' ') for paragraph in paragraphs)

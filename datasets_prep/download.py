@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -111,7 +112,9 @@ def download(
     todo = {name_in(archive.url): archive for archive in mine if not archive.is_done}
     with progress(DownloadColumn(), TransferSpeedColumn(), shown=schedule.progress) as bars:
         summary = run_jobs(
-            'download', [Job(*item) for item in todo.items()], get, replace(ALONE, dry_run=schedule.dry_run)
+            'download',
+            [Job(name, partial(get, its)) for name, its in todo.items()],
+            replace(ALONE, dry_run=schedule.dry_run),
         )
     summary.skipped = len(mine) - len(todo)
     for name in todo if schedule.dry_run else summary.results:

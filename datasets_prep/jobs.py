@@ -33,13 +33,13 @@ class Job:
 
     Args:
         name: what messages call it, usually the file.
-        task: the argument of the work function; it must be picklable.
+        work: what is done, picklable for a worker process.
         sources: files it reads.
         outputs: files it writes, each whole or not at all.
     """
 
     name: str
-    task: Any
+    work: Callable[[], Any]
     sources: tuple[Path, ...] = ()
     outputs: tuple[Path, ...] = ()
 
@@ -128,7 +128,6 @@ def parse_shard(text: str) -> tuple[int, int]:
 def make_files(
     command: str,
     jobs: Sequence[Job],
-    work: Callable[[Any], Any],
     settings: Mapping[Path, Mapping[str, Any]],
     schedule: Schedule,
     *,
@@ -140,7 +139,6 @@ def make_files(
     Args:
         command: its name, for messages and the notes.
         jobs: with sources and outputs.
-        work: see ``run_jobs``.
         settings: of each folder of outputs, in values that JSON knows.
         schedule: workers, shard, dry run, progress.
         names: settings on which the names of the files depend; ``overwrite`` does not change them, because files of
@@ -169,8 +167,8 @@ def make_files(
                 write_bytes(folder / SETTINGS_FILE, note.encode())
             sweep_parts(folder)
     elif overwrite:
-        jobs = [Job(job.name, job.task) for job in jobs]
-    summary = run_jobs(command, jobs, work, schedule)
+        jobs = [Job(job.name, job.work) for job in jobs]
+    summary = run_jobs(command, jobs, schedule)
     for job in jobs:
         if job.name in summary.results and not job.is_done:
             summary.failed[job.name] = 'what was made of it is gone, or it changed meanwhile; run the command again'
@@ -211,8 +209,8 @@ def _refuse_other_settings(folder: Path, settings: dict[str, Any], names: tuple[
     raise ValueError(f'{folder}: was made with {was}, now asked for {now}; {ways}')
 
 
-def run_jobs(title: str, jobs: Sequence[Job], work: Callable[[Any], Any], schedule: Schedule) -> Summary:
-    """Runs ``work(job.task)`` for every job of this shard that is not done yet.
+def run_jobs(title: str, jobs: Sequence[Job], schedule: Schedule) -> Summary:
+    """Runs every job of this shard that is not done yet.
 
     An error in one job is kept under its name and the others go on; what cannot be written ends the run. When a
     worker process dies, the jobs that it may have been at fail and the others go on. On an interrupt
@@ -221,11 +219,10 @@ def run_jobs(title: str, jobs: Sequence[Job], work: Callable[[Any], Any], schedu
     Args:
         title: word for the progress bar and the summary.
         jobs: all jobs of all shards, in a fixed order.
-        work: top-level function, called in a worker process when ``schedule.workers`` > 0.
         schedule: workers, shard, dry run, progress.
 
     Returns:
-        The summary; what ``work`` returned is in ``summary.results`` by the name of the job.
+        The summary; what their work returned is in ``summary.results`` by the name of the job.
     """
     mine = schedule.mine(jobs)
     todo = [job for job in mine if not job.is_done]
@@ -239,7 +236,7 @@ def run_jobs(title: str, jobs: Sequence[Job], work: Callable[[Any], Any], schedu
     with progress(MofNCompleteColumn(), TimeElapsedColumn(), shown=shown) as bars:
         bar = bars.add_task(title, total=len(todo))
         try:
-            for job, outcome in _in_processes(todo, work, schedule.workers) if schedule.workers else _here(todo, work):
+            for job, outcome in _in_processes(todo, schedule.workers) if schedule.workers else _here(todo):
                 bars.advance(bar)
                 try:
                     summary.results[job.name] = outcome()
@@ -262,11 +259,11 @@ def _reason(error: BaseException, name: str) -> str:
 _Outcome = tuple[Job, Callable[[], Any]]
 
 
-def _here(jobs: Sequence[Job], work: Callable[[Any], Any]) -> Iterator[_Outcome]:
-    return ((job, lambda job=job: work(job.task)) for job in jobs)  # type: ignore[misc]
+def _here(jobs: Sequence[Job]) -> Iterator[_Outcome]:
+    return ((job, job.work) for job in jobs)
 
 
-def _in_processes(jobs: Sequence[Job], work: Callable[[Any], Any], workers: int) -> Iterator[_Outcome]:
+def _in_processes(jobs: Sequence[Job], workers: int) -> Iterator[_Outcome]:
     waiting = list(reversed(jobs))
     while waiting:
         running: dict[Future, Job] = {}
@@ -274,7 +271,7 @@ def _in_processes(jobs: Sequence[Job], work: Callable[[Any], Any], workers: int)
         try:
             while waiting or running:
                 while waiting and len(running) < 2 * workers:
-                    future = pool.submit(work, waiting[-1].task)
+                    future = pool.submit(waiting[-1].work)
                     running[future] = waiting.pop()
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     if isinstance(future.exception(), BrokenProcessPool):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,7 @@ import typer
 
 from basicsr_effsr.data.packs import folder_order
 from basicsr_effsr.utils.files import WriteError, atomic_path, write_bytes
-from datasets_prep.files import Compression, encode_png, image_shape, is_one_line, list_images, newest, read_image
+from datasets_prep.files import Compression, image_shape, is_one_line, list_images, newest, read_image, write_png
 from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary
 from datasets_prep.staging import build, staging_folder
 from datasets_prep.stores import LMDB_SUFFIX, open_store
@@ -25,13 +25,6 @@ from datasets_prep.stores import LMDB_SUFFIX, open_store
 _FILES = ('data.mdb', 'lock.mdb', 'meta_info.txt')
 _PAGE = 4096
 _COMMIT_EVERY = 500  # images; keeps the memory of a transaction below a few hundred MB
-
-
-@dataclass(frozen=True)
-class _Task:
-    source: Path
-    target: Path
-    compression: int
 
 
 def make_lmdb(
@@ -64,14 +57,15 @@ def make_lmdb(
     _refuse_other_content(out)
     staging = staging_folder(out, os.path.realpath(folder), list(files), compression, strip)
     staged = {key: staging / f'{key}.png' for key in files}
-    jobs = [Job(str(f), _Task(f, staged[key], compression), (f,), (staged[key],)) for key, f in files.items()]
+    jobs = [
+        Job(str(f), partial(_encode, f, staged[key], compression), (f,), (staged[key],)) for key, f in files.items()
+    ]
     changed = newest(file.stat().st_mtime_ns for file in files.values())
     return build(
         'lmdb',
         out,
         staging,
         jobs,
-        _encode,
         lambda: _put_together(staging / secrets.token_hex(4), staged, compression),
         lambda: _is_whole(out, list(files), compression, changed),
         schedule,
@@ -115,8 +109,8 @@ def _is_whole(out: Path, keys: list[str], compression: int, changed: int) -> boo
     return fresh and store.names == keys and levels == {str(compression)}
 
 
-def _encode(task: _Task) -> None:
-    write_bytes(task.target, encode_png(read_image(task.source), compression=task.compression))
+def _encode(source: Path, target: Path, compression: int) -> None:
+    write_png(target, read_image(source), compression=compression)
 
 
 def _put_together(ready: Path, staged: dict[str, Path], compression: int) -> Path:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from math import lcm
 from pathlib import Path
 from typing import Annotated
@@ -14,15 +14,6 @@ from basicsr_effsr.data.templates import check_file_template, check_folder_templ
 from basicsr_effsr.imaging.bicubic import imresize, mod_crop
 from datasets_prep.files import FilenameTmpl, ImageError, list_images, read_image, write_png
 from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary, make_files
-
-
-@dataclass(frozen=True)
-class _Task:
-    source: Path
-    hr_target: Path | None
-    lr_targets: dict[int, Path]
-    modulus: int
-    alpha: str
 
 
 def make_lr(
@@ -76,14 +67,14 @@ def make_lr(
         lr = {s: folder / f'{filename_tmpl.format(source.stem, scale=s)}.png' for s, folder in folders.items()}
         target = hr_out / f'{source.stem}.png' if hr_out is not None else None
         outputs = (*lr.values(), *([target] if target else []))
-        jobs.append(Job(str(source), _Task(source, target, lr, modulus, alpha), (source,), outputs))
+        jobs.append(Job(str(source), partial(_make_one, source, target, lr, modulus, alpha), (source,), outputs))
     if hr_out is None:
         _refuse_other_suffixes(jobs)
     common = {'modulus': modulus, 'alpha': alpha}
     settings = {path: {**common, 'filename_tmpl': filename_tmpl, 'scale': scale} for scale, path in folders.items()}
     if hr_out is not None:
         settings[hr_out] = common
-    return make_files('lr', jobs, _make_one, settings, schedule, names=('filename_tmpl',), overwrite=overwrite)
+    return make_files('lr', jobs, settings, schedule, names=('filename_tmpl',), overwrite=overwrite)
 
 
 def _refuse_other_suffixes(jobs: list[Job]) -> None:
@@ -95,23 +86,21 @@ def _refuse_other_suffixes(jobs: list[Job]) -> None:
         )
 
 
-def _make_one(task: _Task) -> None:
-    img = read_image(task.source)
+def _make_one(source: Path, hr_target: Path | None, lr_targets: dict[int, Path], modulus: int, alpha: str) -> None:
+    img = read_image(source)
     if img.ndim == 3 and img.shape[2] == 4:
-        if task.alpha == 'refuse':
-            raise ImageError(f'{task.source}: has an alpha channel; give --alpha drop to ignore it')
+        if alpha == 'refuse':
+            raise ImageError(f'{source}: has an alpha channel; give --alpha drop to ignore it')
         img = img[:, :, :3]
-    if min(img.shape[:2]) < task.modulus:
-        raise ImageError(
-            f'{task.source}: both sides must be at least {task.modulus} pixels, got {img.shape[0]}x{img.shape[1]}'
-        )
-    cropped = mod_crop(img, task.modulus)
-    if task.hr_target is not None:
-        write_png(task.hr_target, cropped)
+    if min(img.shape[:2]) < modulus:
+        raise ImageError(f'{source}: both sides must be at least {modulus} pixels, got {img.shape[0]}x{img.shape[1]}')
+    cropped = mod_crop(img, modulus)
+    if hr_target is not None:
+        write_png(hr_target, cropped)
     elif cropped.shape != img.shape:
         raise ImageError(
-            f'{task.source}: {img.shape[0]}x{img.shape[1]} is not a multiple of {task.modulus}; '
+            f'{source}: {img.shape[0]}x{img.shape[1]} is not a multiple of {modulus}; '
             'give --hr-out to write the cropped HR image that fits the LR images'
         )
-    for scale, path in task.lr_targets.items():
+    for scale, path in lr_targets.items():
         write_png(path, imresize(cropped, scale=Fraction(1, scale)))

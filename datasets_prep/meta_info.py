@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +41,7 @@ def make_meta_info(
                 f'meta-info: {file}: its name must be one word in UTF-8, as BasicSR reads up to the first space; '
                 'rename it, or train without meta_info_file'
             )
-    summary = run_jobs('meta-info', [Job(str(file), file) for file in files], image_shape, schedule)
+    summary = run_jobs('meta-info', [Job(str(file), partial(image_shape, file)) for file in files], schedule)
     if schedule.dry_run or summary.exit_code:
         return summary
     lines = []

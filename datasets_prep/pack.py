@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,14 +19,6 @@ from datasets_prep.files import ImageError, is_one_line, newest
 from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary
 from datasets_prep.staging import build, staging_folder
 from datasets_prep.stores import Store, open_store, worker_store
-
-
-@dataclass(frozen=True)
-class _Task:
-    source: Path
-    name: str
-    shape: tuple[int, int, int]
-    target: Path
 
 
 def shard_path(out: Path, shard: tuple[int, int]) -> Path:
@@ -77,16 +70,18 @@ def make_pack(
         return Summary('pack', failed=bad, notes=['pack: nothing was written'])
     records = layout(shapes)
     staging = staging_folder(out, os.path.realpath(source), names, shapes)
-    tasks = [_Task(source, *item, staging / f'{i}.planes') for i, item in enumerate(zip(names, shapes, strict=True))]
-    jobs = [Job(store.where(task.name), task, (store.file(task.name),), (task.target,)) for task in tasks]
+    staged = [staging / f'{i}.planes' for i in range(len(names))]
+    jobs = [
+        Job(store.where(name), partial(_stage, source, name, shape, target), (store.file(name),), (target,))
+        for name, shape, target in zip(names, shapes, staged, strict=True)
+    ]
     changed = newest(file.stat().st_mtime_ns for file in {job.sources[0] for job in jobs})
     return build(
         'pack',
         out,
         staging,
         jobs,
-        _stage,
-        lambda: _put_together(staging / 'ready', [task.target for task in tasks], records, names),
+        lambda: _put_together(staging / 'ready', staged, records, names),
         lambda: _is_whole(out, names, records, changed),
         replace(schedule, shard=(1, 1)),
         overwrite=overwrite,
@@ -115,16 +110,15 @@ def _is_whole(out: Path, names: list[str], records: np.ndarray, changed: int) ->
     return pack.names == names and same and out.stat().st_mtime_ns >= changed
 
 
-def _stage(task: _Task) -> None:
-    store = worker_store(task.source)
-    img = store.read(task.name)
+def _stage(source: Path, name: str, shape: tuple[int, int, int], target: Path) -> None:
+    store = worker_store(source)
+    img = store.read(name)
     if img.dtype != np.uint8:
-        raise ImageError(f'{store.where(task.name)}: a pack holds 8 bit images, got {img.dtype}; convert it')
+        raise ImageError(f'{store.where(name)}: a pack holds 8 bit images, got {img.dtype}; convert it')
     planes = planes_of(img)
-    height, width, channels = task.shape
-    if planes.shape != (channels, height, width):
-        raise ImageError(f'{store.where(task.name)}: the pixels {planes.shape} contradict the header {task.shape}')
-    write_bytes(task.target, planes.data)
+    if planes.shape != (shape[2], *shape[:2]):
+        raise ImageError(f'{store.where(name)}: the pixels {planes.shape} contradict the header {shape}')
+    write_bytes(target, planes.data)
 
 
 def _put_together(ready: Path, staged: list[Path], records: np.ndarray, names: list[str]) -> Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -29,12 +30,6 @@ PHOTOGRAPHS = {
     ),
     'val': ('astronaut.png', 'chelsea.png'),
 }
-
-
-@dataclass(frozen=True)
-class _Task:
-    source: Path
-    targets: dict[int, Path]  # by scale; 1 is HR
 
 
 def photograph_folder() -> Path:
@@ -89,9 +84,9 @@ def write_sample(
     for split, names in PHOTOGRAPHS.items():
         for name in names:
             targets = {scale: folder / f'{Path(name).stem}.png' for scale, folder in folders[split].items()}
-            jobs.append(Job(name, _Task(source / name, targets), (), tuple(targets.values())))
+            jobs.append(Job(name, partial(_make_one, source / name, targets), (), tuple(targets.values())))
     settings: dict[Path, dict] = {folder: {} for split in folders.values() for folder in split.values()}
-    summary = make_files('sample', jobs, _make_one, settings, schedule, overwrite=overwrite)
+    summary = make_files('sample', jobs, settings, schedule, overwrite=overwrite)
     packed = list(folders['train'].values()) if pack and not summary.exit_code else []
     if schedule.dry_run:
         summary.notes += [f'would pack: {folder}' for folder in packed]
@@ -104,10 +99,11 @@ def write_sample(
     return summary
 
 
-def _make_one(task: _Task) -> None:
-    hr = read_image(task.source)
-    if task.source.suffix == '.jpg':
+def _make_one(source: Path, targets: dict[int, Path]) -> None:
+    """``targets`` are by scale; 1 is HR."""
+    hr = read_image(source)
+    if source.suffix == '.jpg':
         hr = imresize(hr, scale=Fraction(1, 2))
     hr = mod_crop(hr, MODULUS)
-    for scale, path in task.targets.items():
+    for scale, path in targets.items():
         write_png(path, hr if scale == 1 else imresize(hr, scale=Fraction(1, scale)))

@@ -33,7 +33,6 @@ def build(
     out: Path,
     staging: Path,
     jobs: Sequence[Job],
-    work: Callable[[Any], Any],
     put_together: Callable[[], Path],
     is_whole: Callable[[], bool],
     schedule: Schedule,
@@ -47,7 +46,6 @@ def build(
         out: file or folder to be made.
         staging: from ``staging_folder``.
         jobs: one per item, in order, each with its file in ``staging`` as output.
-        work: writes that file; see ``run_jobs``.
         put_together: makes the output within ``staging`` and returns its path.
         is_whole: whether ``out`` is there, complete and not older than its sources.
         schedule: workers, shard, dry run, progress.
@@ -67,7 +65,7 @@ def build(
     if not schedule.dry_run:
         _sweep(out, but=staging)
         sweep_parts(staging)
-    summary = run_jobs(title, jobs, work, schedule)
+    summary = run_jobs(title, jobs, schedule)
     if schedule.dry_run or summary.interrupted:
         return summary
     with _alone(out.parent):

@@ -6,26 +6,16 @@ sub-images of ``0001.png`` are ``0001_s001.png``, ``0001_s002.png``, ... row by 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from datasets_prep.files import Compression, ImageError, image_shape, list_images, read_image, write_png
+from datasets_prep.files import Compression, image_shape, list_images, read_image, write_png
 from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary, make_files
-
-
-@dataclass(frozen=True)
-class _Task:
-    source: Path
-    out: Path
-    stem: str
-    crop: int
-    step: int
-    thresh: int
-    compression: int
 
 
 def positions(length: int, crop: int, step: int, thresh: int = 0) -> list[int]:
@@ -41,7 +31,9 @@ def positions(length: int, crop: int, step: int, thresh: int = 0) -> list[int]:
         ValueError: when the side is shorter than a crop.
     """
     if length < crop:
-        raise ValueError(f'subimages: a side must be at least the crop size {crop}, got {length}')
+        raise ValueError(
+            f'each side must be at least the crop size {crop}, got {length}; leave the image out or cut smaller'
+        )
     starts = list(range(0, length - crop + 1, step))
     if length - (starts[-1] + crop) > thresh:
         starts.append(length - crop)
@@ -82,49 +74,38 @@ def make_subimages(
             f'subimages: crop, step and thresh are in HR pixels and must be multiples of the scale {scale}, '
             f'got {crop}, {step}, {thresh}'
         )
+    lengths = (crop // scale, step // scale, thresh // scale)
     jobs: list[Job] = []
     for source in list_images(folder):
         stem = source.stem.removesuffix(f'x{scale}') if scale > 1 else source.stem
-        task = _Task(source, out, stem, crop // scale, step // scale, thresh // scale, compression)
-        jobs.append(Job(str(source), task, (source,), _outputs(task)))
+        try:
+            number = len(_corners(image_shape(source), *lengths))
+        except (OSError, ValueError):  # which the job then reports
+            number = 0
+        outputs = tuple(_file(out, stem, i) for i in range(1, number + 1))
+        jobs.append(Job(str(source), partial(_cut, source, out, stem, lengths, compression), (source,), outputs))
     names = ('scale', 'crop', 'step', 'thresh', 'compression')
     settings = {out: dict(zip(names, (scale, crop, step, thresh, compression), strict=True))}
-    return make_files('subimages', jobs, _cut, settings, schedule, names=('scale',), overwrite=overwrite)
+    return make_files('subimages', jobs, settings, schedule, names=('scale',), overwrite=overwrite)
 
 
-def _name(stem: str, number: int) -> str:
-    return f'{stem}_s{number:03d}.png'
+def _file(out: Path, stem: str, number: int) -> Path:
+    return out / f'{stem}_s{number:03d}.png'
 
 
-def _outputs(task: _Task) -> tuple[Path, ...]:
-    """The files that a source will be cut into; none when it cannot be, which the job then reports."""
-    try:
-        height, width, _ = image_shape(task.source)
-        corners = _corners(task, height, width)
-    except (OSError, ValueError):
-        return ()
-    return tuple(task.out / _name(task.stem, i) for i in range(1, len(corners) + 1))
-
-
-def _corners(task: _Task, height: int, width: int) -> list[tuple[int, int]]:
-    rows, columns = (positions(side, task.crop, task.step, task.thresh) for side in (height, width))
+def _corners(shape: Sequence[int], crop: int, step: int, thresh: int) -> list[tuple[int, int]]:
+    rows, columns = (positions(side, crop, step, thresh) for side in shape[:2])
     return [(top, left) for top in rows for left in columns]
 
 
-def _cut(task: _Task) -> int:
-    img = read_image(task.source)
-    if min(img.shape[:2]) < task.crop:
-        raise ImageError(
-            f'{task.source}: both sides must be at least the crop size {task.crop}, '
-            f'got {img.shape[0]}x{img.shape[1]}; leave the image out or cut smaller'
-        )
-    corners = _corners(task, *img.shape[:2])
+def _cut(source: Path, out: Path, stem: str, lengths: tuple[int, int, int], compression: int) -> int:
+    img, crop = read_image(source), lengths[0]
+    corners = _corners(img.shape, *lengths)
     for surplus in count(len(corners) + 1):  # of an earlier cut; first, so that a killed run leaves none
         try:
-            (task.out / _name(task.stem, surplus)).unlink()
+            _file(out, stem, surplus).unlink()
         except FileNotFoundError:
             break
     for number, (top, left) in enumerate(corners, start=1):
-        part = img[top : top + task.crop, left : left + task.crop]
-        write_png(task.out / _name(task.stem, number), part, compression=task.compression)
+        write_png(_file(out, stem, number), img[top : top + crop, left : left + crop], compression=compression)
     return len(corners)

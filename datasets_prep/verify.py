@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,18 +20,6 @@ from datasets_prep.jobs import ALONE, Job, Schedule, Summary, run_jobs
 from datasets_prep.stores import open_store, worker_store
 
 _CUT_BORDER = 2  # the widened kernel reaches two LR pixels to either side
-
-
-@dataclass(frozen=True)
-class _Task:
-    hr: Path
-    lr: Path | None
-    hr_name: str
-    lr_name: str
-    scale: int
-    bicubic: bool
-    tolerance: float
-    border: int
 
 
 def verify(
@@ -79,14 +67,12 @@ def verify(
             summary.failed[lr_store.where(name)] = f'has no HR image in {hr}'
         for name, lr_name in found.lonely:
             summary.failed[hr_store.where(name)] = f'has no LR image {lr_name!r} in {lr}'
-    jobs = [
-        Job(hr_store.where(name), _Task(hr, lr, name, lr_name, scale, bicubic, tolerance, border))
-        for name, lr_name in pairs
-    ]
+    compare = partial(_compare, hr, lr, scale=scale, bicubic=bicubic, tolerance=tolerance, border=border)
+    jobs = [Job(hr_store.where(name), partial(compare, name, lr_name)) for name, lr_name in pairs]
     if not schedule.dry_run:
         for store in filter(None, (hr_store, lr_store)):
             summary.failed |= dict.fromkeys(map(store.where, store.damaged()), 'does not match its checksum')
-    compared = run_jobs('verify', jobs, _compare, schedule)
+    compared = run_jobs('verify', jobs, schedule)
     compared.failed = {**compared.failed, **summary.failed}
     if lr is not None and bicubic and compared.results:
         worst = max(compared.results.values())
@@ -97,41 +83,51 @@ def verify(
     return compared
 
 
-def _compare(task: _Task) -> float:
-    hr_store = worker_store(task.hr)
-    hr = hr_store.read(task.hr_name)
-    if hr.shape[:2] != hr_store.shape(task.hr_name)[:2]:
-        raise ImageError(f'is {hr.shape[0]}x{hr.shape[1]}, announced as {hr_store.shape(task.hr_name)[:2]}')
-    if task.lr is None:
+def _compare(
+    hr_path: Path,
+    lr_path: Path | None,
+    name: str,
+    lr_name: str,
+    *,
+    scale: int,
+    bicubic: bool,
+    tolerance: float,
+    border: int,
+) -> float:
+    hr_store = worker_store(hr_path)
+    hr = hr_store.read(name)
+    if hr.shape[:2] != hr_store.shape(name)[:2]:
+        raise ImageError(f'is {hr.shape[0]}x{hr.shape[1]}, announced as {hr_store.shape(name)[:2]}')
+    if lr_path is None:
         return 0.0
-    lr_store = worker_store(task.lr)
-    where = lr_store.where(task.lr_name)
-    suffixes = {store.file(name).suffix for store, name in ((hr_store, task.hr_name), (lr_store, task.lr_name))}
+    lr_store = worker_store(lr_path)
+    where = lr_store.where(lr_name)
+    suffixes = {store.file(name).suffix for store, name in ((hr_store, name), (lr_store, lr_name))}
     if len(suffixes - {'.pack', '.mdb'}) > 1:
         raise ImageError(
             f'has another suffix than its LR image {where}, but BasicSR looks for both under one; make PNG files of '
             'the HR images (lr --hr-out does)'
         )
-    lr = lr_store.read(task.lr_name)
+    lr = lr_store.read(lr_name)
     if hr.dtype != lr.dtype or hr.shape[2:] != lr.shape[2:]:
         raise ImageError(
             f'is {hr.dtype} with {_channels(hr)} channels, but {where} is {lr.dtype} with {_channels(lr)}; '
             'make the LR images again'
         )
-    check_sizes(hr_store.where(task.hr_name), where, hr.shape[:2], lr.shape[:2], task.scale, training=True)
-    if not task.bicubic:
+    check_sizes(hr_store.where(name), where, hr.shape[:2], lr.shape[:2], scale, training=True)
+    if not bicubic:
         return 0.0
-    different = imresize(hr, scale=Fraction(1, task.scale)) != lr
-    fraction = _inside(different, task.border)
+    different = imresize(hr, scale=Fraction(1, scale)) != lr
+    fraction = _inside(different, border)
     if fraction is None:
         raise ImageError(
-            f'a border of {task.border} leaves nothing of the {lr.shape[0]}x{lr.shape[1]} pixels of {where} to be '
+            f'a border of {border} leaves nothing of the {lr.shape[0]}x{lr.shape[1]} pixels of {where} to be '
             'compared; give a smaller --border'
         )
-    if fraction > task.tolerance:
+    if fraction > tolerance:
         hint = ''
         inside = _inside(different, _CUT_BORDER)
-        if task.border < _CUT_BORDER and inside is not None and inside <= task.tolerance:
+        if border < _CUT_BORDER and inside is not None and inside <= tolerance:
             hint = f', but only along its border, as in sub-images: if these are, give --border {_CUT_BORDER}'
         raise ImageError(f'{fraction:.4%} of the values of {where} differ from the bicubic of HR{hint}')
     return fraction
