@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import typer
 
-from basicsr_effsr.imaging.decode import ImageError, decode_stored, read_header
-from basicsr_effsr.imaging.header import SUFFIXES
+from basicsr_effsr.imaging.header import SUFFIXES, ImageError, read_header
+from basicsr_effsr.imaging.picture import decode_stored
 from basicsr_effsr.utils.files import read_regular, write_bytes
 
 Compression = Annotated[int, typer.Option(help='PNG level, 0 to 9.')]

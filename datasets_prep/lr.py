@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from basicsr_effsr.data.templates import check_file_template, check_folder_template
+from basicsr_effsr.data.pairs import check_file_template, check_folder_template
 from basicsr_effsr.imaging.bicubic import imresize, mod_crop
 from datasets_prep.files import FilenameTmpl, ImageError, list_images, read_image, write_png
 from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary, make_files

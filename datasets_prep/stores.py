@@ -11,7 +11,8 @@ import numpy as np
 
 from basicsr_effsr.data import lmdbs
 from basicsr_effsr.data.packs import PACK_SUFFIX, Pack, folder_order, from_planes
-from basicsr_effsr.imaging.decode import ImageError, decode_stored
+from basicsr_effsr.imaging.header import ImageError
+from basicsr_effsr.imaging.picture import decode_stored
 from datasets_prep.files import image_shape, list_images, read_image
 
 LMDB_SUFFIX = '.lmdb'

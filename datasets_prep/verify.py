@@ -11,8 +11,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from basicsr_effsr.data.pairs import check_sizes, match
-from basicsr_effsr.data.templates import check_file_template
+from basicsr_effsr.data.pairs import check_file_template, check_sizes, match
 from basicsr_effsr.imaging.bicubic import imresize
 from basicsr_effsr.utils.files import write_bytes
 from datasets_prep.files import FilenameTmpl, ImageError, refuse_image_name

@@ -17,8 +17,7 @@ from typer.testing import CliRunner
 from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.cli import app
 from basicsr_effsr.imaging.bicubic import imresize
-from basicsr_effsr.imaging.self_ensemble import self_ensemble
-from basicsr_effsr.imaging.tiling import tiled_forward
+from basicsr_effsr.imaging.tiling import self_ensemble, tiled_forward
 from basicsr_effsr.tools.compare import busiest_crop, picture
 
 TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}

@@ -13,9 +13,8 @@ from basicsr.utils import imfrombytes
 from PIL import Image
 
 from basicsr_effsr.data.pairs import image_size, undecodable
-from basicsr_effsr.imaging.decode import decode, decode_stored, read_rgb
 from basicsr_effsr.imaging.header import ImageError, read_header
-from basicsr_effsr.imaging.picture import read, upright
+from basicsr_effsr.imaging.picture import decode, decode_stored, read, read_rgb, upright
 
 FORMATS = {
     'png': {},

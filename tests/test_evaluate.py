@@ -21,8 +21,8 @@ from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.cli import app
 from basicsr_effsr.data.benchmark_sets import canonical, find_sets, images_of
 from basicsr_effsr.imaging.bicubic import imresize
-from basicsr_effsr.imaging.decode import read_rgb
 from basicsr_effsr.imaging.metrics import score_y
+from basicsr_effsr.imaging.picture import read_rgb
 from basicsr_effsr.tools import evaluate
 from basicsr_effsr.utils.console import INTERNAL
 from basicsr_effsr.utils.errors import UserError

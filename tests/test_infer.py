@@ -31,8 +31,7 @@ from basicsr_effsr.imaging import picture as pictures
 from basicsr_effsr.imaging.enlarge_files import Enlargement, Format, plan
 from basicsr_effsr.imaging.enlarger import Blend, Enlarger
 from basicsr_effsr.imaging.picture import Picture
-from basicsr_effsr.imaging.self_ensemble import self_ensemble
-from basicsr_effsr.imaging.tiling import tiled_forward
+from basicsr_effsr.imaging.tiling import self_ensemble, tiled_forward
 from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.console import INTERNAL
 from basicsr_effsr.utils.errors import UserError

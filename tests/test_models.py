@@ -506,8 +506,7 @@ class TestInference:
         return model
 
     def test_self_ensemble_and_tiles_are_the_functions_of_those_names(self, opt):
-        from basicsr_effsr.imaging.self_ensemble import self_ensemble
-        from basicsr_effsr.imaging.tiling import tiled_forward
+        from basicsr_effsr.imaging.tiling import self_ensemble, tiled_forward
 
         model = self.model(opt, self_ensemble=True, tile={'size': 16, 'overlap': 4, 'blend': 'feather'})
         model.test()

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from basicsr_effsr.imaging.self_ensemble import self_ensemble
-from basicsr_effsr.imaging.tiling import tile_starts, tiled_forward
+from basicsr_effsr.imaging.tiling import self_ensemble, tile_starts, tiled_forward
 
 
 def convolutional(upscale: int = 2) -> nn.Module:

@@ -16,8 +16,8 @@ from basicsr_effsr.archs.effsr_blocks import register_in
 from basicsr_effsr.data import lmdbs
 from basicsr_effsr.data.draws import Draw, cut, draw
 from basicsr_effsr.data.pairs import check_patch, check_sizes, list_pairs
-from basicsr_effsr.imaging.decode import decode
 from basicsr_effsr.imaging.metrics import luma
+from basicsr_effsr.imaging.picture import decode
 from basicsr_effsr.utils.files import read_regular
 
 __all__ = ['EffSRPairedDataset']

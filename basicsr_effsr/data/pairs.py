@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from basicsr_effsr.data import lmdbs
 from basicsr_effsr.data.packs import PackSet, folder_order
-from basicsr_effsr.data.templates import check_file_template
+from basicsr_effsr.imaging.header import any_size
+from basicsr_effsr.imaging.picture import decode, size_to_train_on
 from basicsr_effsr.utils.errors import one_line
 from basicsr_effsr.utils.files import read_regular
 
@@ -43,8 +45,6 @@ def image_size(path: str) -> Size:
     Raises:
         ValueError: the file is missing, cut off, no image, or none to train on.
     """
-    from basicsr_effsr.imaging.decode import size_to_train_on
-
     try:
         return size_to_train_on(path)
     except FileNotFoundError as error:
@@ -53,10 +53,6 @@ def image_size(path: str) -> Size:
 
 def undecodable(files: list[str]) -> str:
     """The first of the files that the data sets cannot read, in words; empty if they can. Uses several threads."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from basicsr_effsr.imaging.decode import decode
-    from basicsr_effsr.imaging.header import any_size
 
     def fault(path: str) -> str:
         try:
@@ -226,6 +222,54 @@ def _pairs_of_names(where: str, data: Options, gt: Collection[str], lq: Collecti
             f'{found.surplus[0]} among them without HR; remove what is surplus'
         )
     return found.pairs
+
+
+# ---------------------------------------------------------------------- templates of names
+
+
+def _filled(template: str, *stems: str, **scale: str) -> str:
+    """The template with its fields filled; empty when it has others."""
+    try:
+        return template.format(*stems, **scale)
+    except (ValueError, LookupError, AttributeError):
+        return ''
+
+
+def check_file_template(option: str, template: str, *, scale: bool = False) -> None:
+    """Checks that ``template.format(stem)`` is a file name of its own for every stem.
+
+    Args:
+        option: what the message calls it.
+        template: holds ``{}`` for the stem of the HR file.
+        scale: ``{scale}`` may stand in it, too.
+
+    Raises:
+        ValueError: when it is something else.
+    """
+    if '\1stem\2' not in _filled(template, '\1stem\2', **({'scale': '4'} if scale else {})):
+        more = ' and may hold {scale}' if scale else ''
+        raise ValueError(f'{option} must hold {{}} for the HR stem{more}, got {template!r}')
+    if any(sign in template for sign in '/\\\0'):
+        raise ValueError(f'{option} must give a plain file name, without a folder, got {template!r}')
+
+
+def check_folder_template(option: str, template: str, *, several: bool) -> None:
+    """Checks that ``template.format(scale=...)`` is a folder of its own for every scale.
+
+    Args:
+        option: what the message calls it.
+        template: holds ``{scale}``.
+        several: there is more than one scale; for a single one a plain name will do, too.
+
+    Raises:
+        ValueError: when it is something else, or leads out of the folder it is used in.
+    """
+    filled = _filled(template, scale='\1')
+    if not filled or ('\1' not in filled and several):
+        raise ValueError(f'{option} must hold {{scale}}, got {template!r}')
+    path = PurePath(template)
+    if path.is_absolute() or '..' in path.parts or '\0' in template:
+        raise ValueError(f'{option} must stay below the folder of the output, got {template!r}')
 
 
 # ---------------------------------------------------------------------- meta-info files

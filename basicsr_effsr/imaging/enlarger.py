@@ -151,7 +151,7 @@ class Enlarger:
         """
         import torch
 
-        from basicsr_effsr.imaging.self_ensemble import self_ensemble
+        from basicsr_effsr.imaging.tiling import self_ensemble
 
         height, width = lq.shape[-2:]
         batch = at_least(lq.to(self.device, self.dtype), self.least)

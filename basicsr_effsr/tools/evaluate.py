@@ -18,8 +18,8 @@ from rich.progress import MofNCompleteColumn
 from basicsr_effsr.data.benchmark_sets import SetImage, find_sets, images_of
 from basicsr_effsr.data.pairs import check_sizes
 from basicsr_effsr.imaging.bicubic import imresize, mod_crop
-from basicsr_effsr.imaging.decode import read_rgb
 from basicsr_effsr.imaging.metrics import score_y, to_y
+from basicsr_effsr.imaging.picture import read_rgb
 from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.papers import row_of
 from basicsr_effsr.utils.console import Console, progress, say
@@ -176,7 +176,7 @@ def forward_function(net: nn.Module, scale: int, device: Any, protocol: Protocol
     """
     import torch
 
-    from basicsr_effsr.imaging.self_ensemble import self_ensemble as ensemble
+    from basicsr_effsr.imaging.tiling import self_ensemble as ensemble
     from basicsr_effsr.imaging.tiling import tiled_forward
 
     net = net.to(device)

@@ -11,8 +11,8 @@ import numpy as np
 
 from basicsr_effsr.data.benchmark_sets import hr_of, images_in
 from basicsr_effsr.data.pairs import check_sizes
-from basicsr_effsr.imaging.decode import read_rgb
 from basicsr_effsr.imaging.metrics import psnr as psnr_of
+from basicsr_effsr.imaging.picture import read_rgb
 from basicsr_effsr.tools.papers import challenge_of
 from basicsr_effsr.utils import latency
 from basicsr_effsr.utils.errors import UserError

@@ -18,9 +18,8 @@ from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.cli import app
 from basicsr_effsr.data.pairs import undecodable
 from basicsr_effsr.imaging.bicubic import imresize
-from basicsr_effsr.imaging.decode import decode, decode_stored, read_rgb
 from basicsr_effsr.imaging.header import ImageError, read_header
-from basicsr_effsr.imaging.picture import picture_of, read
+from basicsr_effsr.imaging.picture import decode, decode_stored, picture_of, read, read_rgb
 
 DEEP = ('png16', 'ppm16', 'tif16', 'tif16 deflate')
 
