@@ -13,17 +13,11 @@ MOST_RATIOS = 100_000  # candidates of dataset_enlarge_ratio, tried in less than
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of a run with patches of one size.
+    """A stretch of a run with patches of one size."""
 
-    Attributes:
-        end: iteration after which the next stage begins; None for the last.
-        batch: samples per iteration and rank.
-        gt_size: side of the HR patch; None leaves it to the data set.
-    """
-
-    end: int | None
-    batch: int
-    gt_size: int | None = None
+    end: int | None  # iteration after which the next stage begins; None for the last
+    batch: int  # samples per iteration and rank
+    gt_size: int | None = None  # side of the HR patch; None leaves it to the data set
 
 
 class StagePlan:

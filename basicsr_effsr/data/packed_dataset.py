@@ -59,15 +59,7 @@ class PackedPairedImageDataset(EffSRPairedDataset):
 
 
 def cut_planes(pack: Pack, i: int, drawn: Draw, patch: int, scale: int = 1) -> np.ndarray:
-    """The drawn patch of an image, turned as drawn: ``draws.cut`` for planes, (C, side, side) in memory of its own.
-
-    Args:
-        pack: the open pack.
-        i: number of the image.
-        drawn: corner in LR pixels and symmetry.
-        patch: side of the LR patch.
-        scale: 1 for LR, the scale factor for HR.
-    """
+    """The drawn patch of the i-th image: ``draws.cut`` for planes, (C, side, side) in memory of its own."""
     side = patch * scale
     view = pack.crop(i, drawn.top * scale, drawn.left * scale, side, side)
     out = view[:, ::-1].copy() if drawn.vflip else view.copy()  # by rows, so as fast as a plain copy

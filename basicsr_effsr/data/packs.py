@@ -56,9 +56,8 @@ def end_of_images(records: np.ndarray) -> int:
     """First byte behind the images."""
     if not len(records):
         return ALIGNMENT
-    last = records[-1]
-    end = int(last['offset']) + int(last['height']) * int(last['width']) * int(last['channels'])
-    return -(-end // ALIGNMENT) * ALIGNMENT
+    offset, height, width, channels, _ = records[-1].tolist()
+    return -(-(offset + height * width * channels) // ALIGNMENT) * ALIGNMENT
 
 
 def header_and_tail(records: np.ndarray, names: list[str]) -> tuple[bytes, bytes]:
@@ -72,18 +71,9 @@ def header_and_tail(records: np.ndarray, names: list[str]) -> tuple[bytes, bytes
     if any('\n' in name for name in names):
         raise ValueError('pack: a name must not hold a line end')
     tail = records.tobytes() + '\n'.join(names).encode()
-    index_offset = end_of_images(records)
-    header = _HEADER.pack(
-        MAGIC,
-        VERSION,
-        RECORD.itemsize,
-        len(records),
-        index_offset,
-        index_offset + records.nbytes,
-        index_offset + len(tail),
-        zlib.crc32(tail),
-    )
-    return header, tail
+    index = end_of_images(records)
+    ends = (index, index + records.nbytes, index + len(tail))
+    return _HEADER.pack(MAGIC, VERSION, RECORD.itemsize, len(records), *ends, zlib.crc32(tail)), tail
 
 
 def to_planes(img: np.ndarray) -> np.ndarray:
@@ -99,16 +89,12 @@ def from_planes(planes: np.ndarray) -> np.ndarray:
 class Pack:
     """A pack opened for reading.
 
-    Only the index is held in memory; pixels are pages of the file that the system may drop at any time. The
-    pages that this process has touched are given back every 256 MiB, so that its resident memory stays
-    bounded for packs of any size.
-
-    Args:
-        path: the file.
+    Only the index is held in memory; pixels are pages of the file that the system may drop at any time. The pages that
+    this process has touched are given back every 256 MiB, so that its resident memory stays bounded.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        PackError: when it is no pack, was cut off, is damaged in its index, or is of a newer version; and at the next
+        FileNotFoundError: there is no such file.
+        PackError: it is no pack, was cut off, is damaged in its index, or is of a newer version; and at the next
             read when it was changed in place since it was opened.
     """
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from basicsr_effsr.data import lmdbs
 from basicsr_effsr.data.packs import PackSet, folder_order
@@ -70,13 +70,7 @@ def check_sizes(
 ) -> None:
     """Checks that HR is ``scale`` times LR; outside training up to ``scale - 1`` pixels more, which are cropped off.
 
-    Args:
-        gt: what the message calls the HR image.
-        lq: what it calls the LR image.
-        gt_size: (H, W).
-        lq_size: (H, W).
-        scale: the factor.
-        training: whether HR must fit exactly.
+    ``gt`` and ``lq`` are what the message calls the images; sizes are (H, W).
 
     Raises:
         ValueError: it does not fit.
@@ -106,35 +100,19 @@ def check_patch(lq: str, lq_size: Sequence[int], gt_size: int, scale: int) -> No
         )
 
 
-@dataclass(frozen=True)
-class Matched:
-    """Names that belong together, and those that are left over.
+class Matched(NamedTuple):
+    """Names that belong together, and those that are left over."""
 
-    Attributes:
-        pairs: (HR, LR) in the order of HR.
-        lonely: (HR, its LR that is not there).
-        surplus: LR without HR.
-    """
-
-    pairs: list[tuple[str, str]]
-    lonely: list[tuple[str, str]]
-    surplus: list[str]
+    pairs: list[tuple[str, str]]  # (HR, LR) in the order of HR
+    lonely: list[tuple[str, str]]  # (HR, its LR that is not there)
+    surplus: list[str]  # LR without HR
 
 
 def match(gt: Iterable[str], lq: Collection[str], partner: Callable[[str], str]) -> Matched:
-    """Pairs names.
-
-    Args:
-        gt: of HR.
-        lq: of LR.
-        partner: name of LR from that of HR.
-    """
+    """Pairs the names of HR with those of LR, which ``partner`` gives for a name of HR."""
     wanted, there = [(name, partner(name)) for name in gt], set(lq)
-    return Matched(
-        [pair for pair in wanted if pair[1] in there],
-        [pair for pair in wanted if pair[1] not in there],
-        sorted(there.difference(name for _, name in wanted)),
-    )
+    pairs, lonely = ([pair for pair in wanted if (pair[1] in there) is found] for found in (True, False))
+    return Matched(pairs, lonely, sorted(there.difference(name for _, name in wanted)))
 
 
 def is_packed(data: Options) -> bool:
@@ -181,14 +159,7 @@ def _root(data: Options, key: str) -> Path:
 
 
 def _pairs_of_names(where: str, data: Options, gt: Collection[str], lq: Collection[str]) -> list[tuple[str, str]]:
-    """Names that belong together, of files with suffix or of entries without: the rule of all three forms.
-
-    Args:
-        where: for messages.
-        data: the options.
-        gt: all names of HR, in their order.
-        lq: all names of LR.
-    """
+    """Those of all names that belong together, of files with suffix or of entries without, in the order of ``gt``."""
     in_folder = not (is_packed(data) or is_lmdb(data))
     template = data.get('filename_tmpl', '{}')
     if template is None and not _is_hosts(data):
@@ -224,9 +195,6 @@ def _pairs_of_names(where: str, data: Options, gt: Collection[str], lq: Collecti
     return found.pairs
 
 
-# ---------------------------------------------------------------------- templates of names
-
-
 def _filled(template: str, *stems: str, **scale: str) -> str:
     """The template with its fields filled; empty when it has others."""
     try:
@@ -236,15 +204,10 @@ def _filled(template: str, *stems: str, **scale: str) -> str:
 
 
 def check_file_template(option: str, template: str, *, scale: bool = False) -> None:
-    """Checks that ``template.format(stem)`` is a file name of its own for every stem.
-
-    Args:
-        option: what the message calls it.
-        template: holds ``{}`` for the stem of the HR file.
-        scale: ``{scale}`` may stand in it, too.
+    """Checks that ``template.format(stem)`` is a file name of its own for every stem of an HR file.
 
     Raises:
-        ValueError: when it is something else.
+        ValueError: it is something else; ``option`` is what the message calls it.
     """
     if '\1stem\2' not in _filled(template, '\1stem\2', **({'scale': '4'} if scale else {})):
         more = ' and may hold {scale}' if scale else ''
@@ -254,15 +217,10 @@ def check_file_template(option: str, template: str, *, scale: bool = False) -> N
 
 
 def check_folder_template(option: str, template: str, *, several: bool) -> None:
-    """Checks that ``template.format(scale=...)`` is a folder of its own for every scale.
-
-    Args:
-        option: what the message calls it.
-        template: holds ``{scale}``.
-        several: there is more than one scale; for a single one a plain name will do, too.
+    """Checks that ``template.format(scale=...)`` is a folder of its own for every scale; for one a plain name will do.
 
     Raises:
-        ValueError: when it is something else, or leads out of the folder it is used in.
+        ValueError: it is something else, or leads out of the folder it is used in.
     """
     filled = _filled(template, scale='\1')
     if not filled or ('\1' not in filled and several):
@@ -270,9 +228,6 @@ def check_folder_template(option: str, template: str, *, several: bool) -> None:
     path = PurePath(template)
     if path.is_absolute() or '..' in path.parts or '\0' in template:
         raise ValueError(f'{option} must stay below the folder of the output, got {template!r}')
-
-
-# ---------------------------------------------------------------------- meta-info files
 
 
 def _named(where: str, data: Options) -> tuple[Path, dict[str, int]] | None:
@@ -324,9 +279,6 @@ def _chosen(
     return list(chosen)
 
 
-# ---------------------------------------------------------------------- folders, LMDBs, packs
-
-
 def _names_in(where: str, folder: Path, key: str) -> list[str]:
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -345,9 +297,6 @@ def lmdbs_opened_twice(datasets: Mapping[str, Any]) -> list[tuple[str, str]]:
 
     Our own data sets share what is open (``data.lmdbs``); those of others open for themselves, also beside us. Workers
     inherit what is open when they start, so only those that stay from epoch to epoch are apart from validation.
-
-    Args:
-        datasets: the section of the options.
     """
     found: list[tuple[str, str]] = []
     first: dict[str, tuple[str, bool]] = {}
@@ -357,9 +306,7 @@ def lmdbs_opened_twice(datasets: Mapping[str, Any]) -> list[tuple[str, str]]:
         if str(phase).startswith('train') and data.get('num_worker_per_gpu') and data.get('persistent_workers'):
             continue
         shares = 'EffSR' in str(data.get('type'))
-        for key in ROOTS:
-            if data.get(key) is None:
-                continue
+        for key in (key for key in ROOTS if data.get(key) is not None):
             path, place = os.path.realpath(_root(data, key)), f'datasets.{phase}.{key}'
             other, other_shares = first.setdefault(path, (place, shares))
             if other != place and not (shares and other_shares):

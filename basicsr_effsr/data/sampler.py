@@ -14,18 +14,9 @@ from basicsr_effsr.data.draws import SampleIndex
 
 
 class ResumableSampler(Sampler):
-    """BasicSR's ``EnlargedSampler``, same order of images, whose indices know their place in the run.
+    """BasicSR's ``EnlargedSampler``, same arguments and order of images, whose indices know their place in the run.
 
-    Args:
-        dataset: anything with a length.
-        num_replicas: ranks of the run.
-        rank: this rank.
-        ratio: the data set is repeated this many times in an epoch.
-        seed: ``manual_seed``, handed on to the draws of crops and flips.
-
-    Attributes:
-        generator: what a loader seeds its processes with. Drawn from torch's own, which a resumed run would ask at
-            other moments than the run it continues, dropout would differ.
+    ``ratio`` repeats the data set within an epoch, ``seed`` is handed on to the draws of crops and flips.
     """
 
     def __init__(self, dataset: Dataset, num_replicas: int, rank: int, ratio: float = 1, *, seed: int = 0) -> None:
@@ -36,6 +27,7 @@ class ResumableSampler(Sampler):
         self.epoch = 0
         self.num_samples = math.ceil(len(dataset) * ratio / num_replicas)  # type: ignore[arg-type]
         self.total_size = self.num_samples * num_replicas
+        # for loaders to seed their processes with; torch's own a resumed run would ask at other moments
         self.generator = torch.Generator()
 
     def __iter__(self) -> Iterator[SampleIndex]:
