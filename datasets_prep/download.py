@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -21,24 +21,9 @@ from basicsr_effsr.utils.files import WriteError, atomic_path, sweep_parts
 from datasets_prep.archives import extract
 from datasets_prep.fetch import PAUSES, DownloadError, UnreachableError, fetch
 from datasets_prep.jobs import ALONE, Job, Schedule, Summary, run_jobs
-from datasets_prep.sources import DataSet, Merge, name_in, read_sources, with_needs
+from datasets_prep.sources import DataSet, Merge, Source, name_in, read_sources, with_needs
 
 ARCHIVES = 'archives'
-
-
-@dataclass(frozen=True)
-class _Archive:
-    """An archive with what it should unpack to: folders and their numbers of images."""
-
-    url: str
-    size: int | None
-    checksum: str | None
-    into: Path
-    folders: tuple[tuple[Path, int | None], ...]
-
-    @property
-    def is_done(self) -> bool:
-        return all(count is not None and count_images(folder) >= count for folder, count in self.folders)
 
 
 def count_images(folder: Path) -> int:
@@ -84,7 +69,8 @@ def download(
     wanted = with_needs(names, table)
     unreachable: set[str] = set()
 
-    def get(archive: _Archive) -> None:
+    def get(rows: list[Source]) -> None:
+        archive = rows[-1]
         target, host = root / ARCHIVES / name_in(archive.url), urlsplit(archive.url).netloc
         if host in unreachable and not target.is_file():
             raise DownloadError(f'{host} cannot be reached; run the same command again, or put it at {target} by hand')
@@ -104,12 +90,15 @@ def download(
             unreachable.add(host)
             raise
         bars.update(task, description=f'{target.name} (unpacking)')
-        _unpack(archive, target)
+        _unpack(rows, target, root)
         if not keep_archives:
             target.unlink()
 
-    mine = schedule.mine(_archives([table[name] for name in wanted], root))
-    todo = {name_in(archive.url): archive for archive in mine if not archive.is_done}
+    by_url: dict[str, list[Source]] = {}  # several data sets may lie in one archive
+    for row in (row for name in wanted for row in table[name].files):
+        by_url.setdefault(row.url, []).append(row)
+    mine = schedule.mine([*by_url.items()])
+    todo = {name_in(url): rows for url, rows in mine if not all(_is_there(row, root) for row in rows)}
     with progress(DownloadColumn(), TransferSpeedColumn(), shown=schedule.progress) as bars:
         summary = run_jobs(
             'download',
@@ -118,7 +107,7 @@ def download(
         )
     summary.skipped = len(mine) - len(todo)
     for name in todo if schedule.dry_run else summary.results:
-        if todo[name].checksum is None:
+        if todo[name][-1].checksum is None:
             summary.notes.append(f'{name}: checksum not known, so only what is in it can be checked')
     for name in wanted:
         if table[name].manual and not summary.interrupted:
@@ -140,25 +129,20 @@ def _show(table: dict[str, DataSet]) -> Summary:
     return Summary('download', notes=[f'checksums known: {known} of {len(checksums)} archives'])
 
 
-def _archives(sets: list[DataSet], root: Path) -> list[_Archive]:
-    """One per URL, although several data sets may lie in one archive."""
-    found: dict[str, _Archive] = {}
-    for row in [row for entry in sets for row in entry.files]:
-        into = root / row.into
-        folders = (*(found[row.url].folders if row.url in found else ()), (into / row.folder, row.images))
-        found[row.url] = _Archive(row.url, row.size, row.checksum, into, folders)
-    return list(found.values())
+def _is_there(row: Source, root: Path) -> bool:
+    return row.images is not None and count_images(root / row.into / row.folder) >= row.images
 
 
-def _unpack(archive: _Archive, target: Path) -> None:
-    sweep_parts(archive.into)
-    extract(target, archive.into)
-    for folder, count in archive.folders:
-        found = count_images(folder)
-        if count is not None and found < count:
+def _unpack(rows: list[Source], target: Path, root: Path) -> None:
+    into = root / rows[-1].into
+    sweep_parts(into)
+    extract(target, into)
+    for row in rows:
+        if row.images is not None and not _is_there(row, root):
+            folder = root / row.into / row.folder
             raise DownloadError(
-                f'{folder} holds {found} images after unpacking {target.name}, {count} were expected; '
-                f'remove {target} and run again, or correct the table'
+                f'{folder} holds {count_images(folder)} images after unpacking {target.name}, {row.images} were '
+                f'expected; remove {target} and run again, or correct the table'
             )
 
 

@@ -17,10 +17,19 @@ import typer
 
 from basicsr_effsr.data.packs import folder_order
 from basicsr_effsr.utils.files import WriteError, atomic_path, write_bytes
-from datasets_prep.files import Compression, image_shape, is_one_line, list_images, newest, read_image, write_png
+from datasets_prep.files import (
+    LMDB_SUFFIX,
+    Compression,
+    image_shape,
+    is_one_line,
+    list_images,
+    newest,
+    open_store,
+    read_image,
+    write_png,
+)
 from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary
 from datasets_prep.staging import build, staging_folder
-from datasets_prep.stores import LMDB_SUFFIX, open_store
 
 _FILES = ('data.mdb', 'lock.mdb', 'meta_info.txt')
 _PAGE = 4096

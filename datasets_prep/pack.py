@@ -15,10 +15,9 @@ import typer
 from basicsr_effsr.data.packs import PACK_SUFFIX, RECORD, Pack, PackError, end_of_images, header_and_tail, layout
 from basicsr_effsr.data.packs import to_planes as planes_of
 from basicsr_effsr.utils.files import WriteError, atomic_path, write_bytes
-from datasets_prep.files import ImageError, is_one_line, newest
+from datasets_prep.files import ImageError, Store, is_one_line, newest, open_store, worker_store
 from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary
 from datasets_prep.staging import build, staging_folder
-from datasets_prep.stores import Store, open_store, worker_store
 
 
 def shard_path(out: Path, shard: tuple[int, int]) -> Path:

@@ -14,9 +14,8 @@ import typer
 from basicsr_effsr.data.pairs import check_file_template, check_sizes, match
 from basicsr_effsr.imaging.bicubic import imresize
 from basicsr_effsr.utils.files import write_bytes
-from datasets_prep.files import FilenameTmpl, ImageError, refuse_image_name
+from datasets_prep.files import FilenameTmpl, ImageError, open_store, refuse_image_name, worker_store
 from datasets_prep.jobs import ALONE, Job, Schedule, Summary, run_jobs
-from datasets_prep.stores import open_store, worker_store
 
 _CUT_BORDER = 2  # the widened kernel reaches two LR pixels to either side
 

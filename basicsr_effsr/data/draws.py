@@ -49,8 +49,8 @@ def draw(index: int, lq_size: tuple[int, int], lq_patch: int, use_hflip: bool, u
         use_hflip: allow horizontal flips.
         use_rot: allow vertical flips and transpositions.
     """
-    known = isinstance(index, SampleIndex)
-    generator = np.random.default_rng([index.seed, index.epoch, index.position] if known else random.getrandbits(64))
+    seed = [index.seed, index.epoch, index.position] if isinstance(index, SampleIndex) else random.getrandbits(64)
+    generator = np.random.default_rng(seed)
     top = int(generator.integers(lq_size[0] - lq_patch + 1))
     left = int(generator.integers(lq_size[1] - lq_patch + 1))
     hflip, vflip, transpose = (bool(value) for value in generator.integers(2, size=3))
