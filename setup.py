@@ -6,6 +6,8 @@ from setuptools import find_packages, setup
 
 # No hard dependency: which BasicSR somebody has, a release or the clone of a fork, is theirs to say.
 HOST = ['basicsr>=1.4.2; python_version < "3.13"']  # later Pythons cannot build its releases
+# The option files go into the package, where effsr recipe finds them without a checkout.
+RECIPES = {f'basicsr_effsr.recipes.{kind}': f'options/{kind}' for kind in ('train', 'test')}
 
 setup(
     name='basicsr_effsr',
@@ -17,8 +19,16 @@ setup(
     license_files=['LICENSE'],
     author='The basicsr_effsr developers',
     keywords='super-resolution, efficient, BasicSR, HASN, DPARN, AGDN, EFRDN, ASID, distillation',
-    packages=find_packages(include=['basicsr_effsr', 'basicsr_effsr.*', 'datasets_prep', 'datasets_prep.*']),
-    package_data={'basicsr_effsr': ['py.typed', '**/*.json', '**/*.html'], 'datasets_prep': ['*.json']},
+    packages=[
+        *find_packages(include=['basicsr_effsr', 'basicsr_effsr.*', 'datasets_prep', 'datasets_prep.*']),
+        *RECIPES,
+    ],
+    package_dir=RECIPES,
+    package_data={
+        'basicsr_effsr': ['py.typed', '**/*.json', '**/*.html'],
+        'datasets_prep': ['*.json'],
+        **{package: ['*.yml'] for package in RECIPES},
+    },
     python_requires='>=3.10',
     install_requires=[
         'filelock>=3.32',

@@ -168,6 +168,24 @@ def test_the_pairs_of_a_training_file_are_pairs(prepared, file, monkeypatch):
             assert len(list_pairs('x', data)) >= PER_SET
 
 
+@pytest.mark.parametrize('name', ['hasn_x4', 'hasn_x4_warmstart', 'agdn_s_x4_finetune', 'quick_dparn_finetune'])
+def test_the_packs_of_a_recipe_are_made_by_its_own_commands(prepared, name, monkeypatch):
+    """One recipe for each of the data sets that are trained on."""
+    import yaml
+
+    from basicsr_effsr.cli import app as effsr
+    from basicsr_effsr.data.pairs import list_pairs
+
+    monkeypatch.chdir(prepared[0])
+    text = CliRunner().invoke(effsr, ['recipe', name, '--pack']).output
+    commands = re.findall(r'# +python -m datasets_prep (pack .*)', text)
+    assert len(commands) == 2
+    for line in commands:
+        result = CliRunner().invoke(app, [*shlex.split(line), '-j', '0'])
+        assert result.exit_code == 0, result.output
+    assert len(list_pairs('x', yaml.safe_load(text)['datasets']['train'])) >= PER_SET
+
+
 def test_df2k_has_both_of_every_scale(prepared):
     folder = prepared[0] / 'datasets' / 'DF2K'
     names = ['000001', '000002', '0001', '0002']
@@ -185,7 +203,7 @@ def test_lsdir_is_cut_to_what_the_scale_divides(prepared):
         app,
         [
             'verify',
-            str(folder / 'DIV2K_LSDIR10K_train_HR_sub'),
+            str(folder / 'DIV2K_LSDIR10K_train_HR_mod4_sub'),
             str(folder / 'DIV2K_LSDIR10K_train_LR_bicubic' / 'X4_sub'),
             *'--scale 4 --border 2 -j 0'.split(),
         ],

@@ -43,6 +43,8 @@ def test_wheel_holds_every_module_the_data_files_and_the_entry_points(distributi
         for file in (ROOT / package).rglob('*'):
             if file.suffix in ('.py', '.json', '.html', '.typed'):
                 assert file.relative_to(ROOT).as_posix() in names
+    for file in (ROOT / 'options').rglob('*.yml'):
+        assert f'basicsr_effsr/recipes/{file.relative_to(ROOT / "options").as_posix()}' in names
     assert 'basicsr_effsr = basicsr_effsr._autoload:install' in points
     assert 'effsr = basicsr_effsr.cli:main' in points
     assert not any(name.endswith('.pth') or name.startswith('tests/') for name in names)
@@ -71,6 +73,9 @@ def test_installed_by_target_it_is_found_through_the_path(distributions, tmp_pat
     where, active, finders = done.stdout.split()
     assert Path(where).is_relative_to(target)
     assert (active, finders) == ('True', '1')
+    recipe = [sys.executable, '-m', 'basicsr_effsr.cli', 'recipe', 'hasn_x4', '--data', '/data']
+    text = subprocess.run(recipe, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+    assert 'dataroot_gt: /data/DIV2K/DIV2K_train_HR_sub' in text
 
 
 def test_installing_never_changes_which_basicsr_somebody_has(distributions):

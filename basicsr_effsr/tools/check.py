@@ -77,7 +77,7 @@ def _print(file: Path, found: list[Problem], will: Mapping[str, Any]) -> None:
     Console().table(str(file), (), rows)
     for problem in found:
         label, style = ('error', 'red') if problem.fatal else ('warning', 'yellow')
-        say(f'{label}: line {problem.line}: {problem}', style=style)
+        say(f'{label}: {problem}', style=style)
     errors = sum(problem.fatal for problem in found)
     if errors:
         say(f'{errors} {"error" if errors == 1 else "errors"}: a run would not do what the file says.', style='red')
