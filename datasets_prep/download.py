@@ -17,9 +17,9 @@ from rich.progress import DownloadColumn, TransferSpeedColumn
 
 from basicsr_effsr.imaging.header import SUFFIXES
 from basicsr_effsr.utils.console import Console, progress
+from basicsr_effsr.utils.download import PAUSES, DownloadError, UnreachableError, fetch
 from basicsr_effsr.utils.files import WriteError, atomic_path, sweep_parts
 from datasets_prep.archives import extract
-from datasets_prep.fetch import PAUSES, DownloadError, UnreachableError, fetch
 from datasets_prep.jobs import ALONE, Job, Schedule, Summary, run_jobs
 from datasets_prep.sources import DataSet, Merge, Source, name_in, read_sources, with_needs
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from host import HANGS
 
+from basicsr_effsr.utils.download import DownloadError, UnreachableError, fetch
 from datasets_prep.archives import ArchiveError, extract
 from datasets_prep.download import count_images, download
-from datasets_prep.fetch import DownloadError, UnreachableError, fetch
 from datasets_prep.files import encode_png
 from datasets_prep.jobs import Schedule
 from datasets_prep.sources import read_sources

@@ -22,8 +22,8 @@ import pytest
 from host import run
 
 from basicsr_effsr.imaging.bicubic import imresize
+from basicsr_effsr.utils.download import fetch
 from basicsr_effsr.utils.files import WriteError, write_bytes
-from datasets_prep.fetch import fetch
 from datasets_prep.files import write_png
 
 # name -> the module, and its words for a folder of inputs and a folder of outputs
