@@ -37,6 +37,7 @@ setup(
         'numpy',
         'opencv-python',
         'pillow',
+        'platformdirs',
         'pydantic>=2.4',
         'pyyaml',
         'rich>=13',

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     'infer': ('basicsr_effsr.tools.infer', 'command', 'Enlarge images: files, folders, any size and kind.'),
     'export': ('basicsr_effsr.tools.export', 'command', 'Export to ONNX, TorchScript, torch.export, safetensors.'),
     'convert': ('basicsr_effsr.tools.convert', 'command', 'Convert checkpoints between layouts.'),
+    'zoo': ('basicsr_effsr.tools.zoo', 'app', 'Weights by name: list, fetch, import, add.'),
     'prepare': ('datasets_prep.cli', 'app', 'Download, convert, pack and verify data sets.'),
 }
 

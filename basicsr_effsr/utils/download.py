@@ -208,7 +208,7 @@ def _attempt(url: str, part: _Part, timeout: float, report: Callable[[int, int |
     """Brings ``part`` nearer to its end; returns when it is complete."""
     said = part.said()
     have = part.size if said else 0
-    headers = {'User-Agent': 'basicsr_effsr datasets_prep', 'Accept-Encoding': 'identity'}
+    headers = {'User-Agent': 'basicsr_effsr', 'Accept-Encoding': 'identity'}
     if have:
         headers |= {'Range': f'bytes={have}-'} | ({'If-Range': said['validator']} if said.get('validator') else {})
     try:

@@ -1,0 +1,292 @@
+"""Weights by name: fetched from their authors when a name asks for it, pinned, and from then on kept in a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from basicsr_effsr._registration import lookup
+from basicsr_effsr.utils.download import fetch
+from basicsr_effsr.utils.errors import UserError, near
+from basicsr_effsr.utils.files import atomic_path, read_regular, write_bytes
+from basicsr_effsr.utils.report import strict_json
+
+SCHEME = 'zoo:'
+HOST = 'https://raw.githubusercontent.com'
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights that an author has published.
+
+    Attributes:
+        name: in this zoo.
+        repository: of the author, owner/name.
+        commit: at which the file lies there; None if no address of it stays.
+        licence: that the repository states; None if it states none.
+        path: of the file in the repository, or where it is to be found.
+        network: ``type`` and options that are not the default.
+        bytes: its size; None where the file has not been at hand.
+        sha256: its hash; None likewise.
+        content: hash of its parameters, see :func:`content_of`; None likewise.
+        scores: set -> (PSNR [dB], SSIM) as measured.
+    """
+
+    name: str
+    repository: str
+    commit: str | None
+    licence: str | None
+    path: str
+    network: dict[str, Any]
+    bytes: int | None = None
+    sha256: str | None = None
+    content: str | None = None
+    scores: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str | None:
+        """Address of the file, at ``EFFSR_MIRROR`` if that is set; None if it has to be brought by hand."""
+        if self.commit is None:
+            return None
+        return '/'.join([os.environ.get('EFFSR_MIRROR', HOST).rstrip('/'), self.repository, self.commit, self.path])
+
+
+@cache
+def published() -> dict[str, Published]:
+    """Name -> weights of the authors."""
+    table = json.loads(Path(__file__).with_name('zoo.json').read_text(encoding='utf-8'))
+    found: dict[str, Published] = {}
+    for source in table['sources']:
+        about = {key: value for key, value in source.items() if key != 'models'}
+        found |= {name: Published(name=name, **about, **model) for name, model in source['models'].items()}
+    return found
+
+
+def folder() -> Path:
+    """Where weights are kept: ``EFFSR_CACHE``, or the user's cache folder; not created."""
+    from platformdirs import user_cache_path
+
+    return Path(os.environ.get('EFFSR_CACHE') or user_cache_path('basicsr_effsr')) / 'zoo'
+
+
+def added() -> dict[str, Path]:
+    """Name -> file of the models that the user has added."""
+    return {file.stem: file for file in sorted(folder().glob('*.safetensors'))}
+
+
+def kept(name: str) -> Path:
+    """The file of a published name in the cache, whether it is there or not."""
+    return folder() / f'{name}.pth'
+
+
+def named(source: str | Path) -> str | None:
+    """The name behind ``zoo://``; None for a path."""
+    text = str(source)  # a Path has turned two slashes into one
+    return text.removeprefix(SCHEME).lstrip('/') if text.startswith(SCHEME) else None
+
+
+def located(source: str | Path, *, say: Callable[[str], None] | None = None) -> Path:
+    """The file of ``zoo://NAME``, fetched if it is not in the cache yet; any path is itself.
+
+    Args:
+        source: ``zoo://`` and a name, or a path.
+        say: called with a sentence about what is being fetched, and whose it is.
+
+    Raises:
+        UserError: no such name, no address to fetch it from, or a file that is not the author's.
+        DownloadError: the server cannot be reached, or sends something else; the message says what to do.
+    """
+    name = named(source)
+    if name is None:
+        return Path(source)
+    mine = added()
+    if name in mine:
+        return mine[name]
+    model = published().get(name)
+    if model is None:
+        raise UserError(f'zoo://{name}: no such model; {near(name, [*published(), *mine])} (effsr zoo lists all)')
+    file = kept(name)
+    if file.is_file():
+        hashed, expected = sha256_of(file), _recorded(file) or model.sha256
+        if hashed != expected:
+            raise UserError(f'{file} has the SHA-256 {hashed}, expected {expected}; remove it and fetch it again')
+        return file
+    if model.url is None:
+        raise UserError(
+            f'zoo://{name}: there is no address that stays for these weights; get them from {model.repository} '
+            f'({model.path}) and run effsr zoo import FOLDER'
+        )
+    if say is not None:
+        whose = f'licence {model.licence}' if model.licence else 'no licence stated'
+        say(f'fetching {name} ({(model.bytes or 0) / 1e6:.1f} MB) from {model.repository}, {whose}, into {file.parent}')
+    fetch(model.url, file, size=model.bytes, checksum=f'sha256:{model.sha256}', say=say or (lambda line: None))
+    return file
+
+
+def model_file(model: str | Path, *, say: Callable[[str], None] | None = None) -> Path:
+    """The checkpoint that is meant by a name of the zoo, with or without ``zoo://``, or by a path.
+
+    Raises:
+        UserError, DownloadError: as :func:`located`.
+    """
+    text = str(model)
+    bare = not (Path(text).suffix or os.sep in text or os.path.exists(text))
+    return located(f'{SCHEME}//{text}' if bare else model, say=say)
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(read_regular(file)).hexdigest()
+
+
+def _record(file: Path) -> Path:
+    return file.with_suffix('.sha256')
+
+
+def _recorded(file: Path) -> str | None:
+    """The hash that was noted when weights of unknown hash were imported."""
+    note = _record(file)
+    return note.read_text(encoding='utf-8').strip() if note.is_file() else None
+
+
+def content_of(state: Mapping[str, Any]) -> str:
+    """SHA-256 over names, shapes and values of parameters in float32, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(f'{name} {tuple(state[name].shape)}\n'.encode())
+        digest.update(state[name].detach().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _options(network: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a network that its weights show."""
+    cls, _ = lookup('ARCH', network['type'])
+    usual = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+    return {key: value for key, value in {**usual, **network}.items() if key not in getattr(cls, 'unseen', ())}
+
+
+def known_as(file: Path) -> tuple[str, str] | None:
+    """The published name of a file, and how it was told: hash, content, or network (whose hash is not known).
+
+    Raises:
+        ValueError: no checkpoint, or of no known network.
+        OSError: it cannot be read.
+    """
+    from basicsr_effsr.weights.recognise import recognise
+
+    hashed = sha256_of(file)
+    for name, model in published().items():
+        if model.sha256 == hashed:
+            return name, 'hash'
+    found = recognise(file)
+    content, options = content_of(found.state), _options(found.network)
+    for name, model in published().items():
+        if model.content == content:
+            return name, 'content'
+        if model.sha256 is None and _options(model.network) == options:
+            return name, 'network'
+    return None
+
+
+def bring(source: Path) -> Iterator[tuple[Path, str]]:
+    """Copies the authors' files below a folder, or one file, into the cache under their names.
+
+    Yields:
+        each checkpoint, and in words what it is.
+
+    Raises:
+        UserError: no checkpoint is there.
+        WriteError: the cache cannot be written.
+    """
+    from basicsr_effsr.weights.recognise import described, recognise
+
+    files = [source] if source.is_file() else [f for f in sorted(source.rglob('*')) if f.suffix in ('.pth', '.pt')]
+    if not files:
+        raise UserError(f"{source}: holds no checkpoints (.pth, .pt); give the folder of the authors' files")
+    for file in files:
+        try:
+            known = known_as(file)
+            what = '' if known else f'{described(recognise(file).network)}, not published by its authors: effsr zoo add'
+        except (OSError, ValueError) as error:
+            known, what = None, str(error)
+        if known is not None:
+            name, how = known
+            target = kept(name)
+            with atomic_path(target, sync=True) as part:
+                shutil.copyfile(file, part)
+            _record(target).unlink(missing_ok=True)
+            if how != 'hash':
+                write_bytes(_record(target), f'{sha256_of(target)}\n'.encode())
+            sure = {'hash': 'verified by its SHA-256', 'content': 'verified by its parameters'}
+            what = f'{name}, {sure.get(how, "not verified: its hash is recorded now")}'
+        yield file, what
+
+
+def add(
+    name: str,
+    file: Path,
+    *,
+    training: Mapping[str, Any] | None = None,
+    scores: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> tuple[Path, Path]:
+    """Puts a model of one's own into the zoo: safetensors that states its network, and a model card.
+
+    Args:
+        name: letters, digits, ``_`` and ``-``; from then on ``zoo://NAME``.
+        file: its checkpoint.
+        training: the option file it was trained with.
+        scores: ``report.json`` of ``effsr evaluate``.
+        overwrite: replace a model of that name.
+
+    Returns:
+        the file and the card.
+
+    Raises:
+        UserError: a name that is taken or cannot be one, or scores of other weights.
+        ValueError: the checkpoint is of no known network.
+    """
+    from basicsr_effsr.weights.checkpoint import as_safetensors
+    from basicsr_effsr.weights.recognise import metadata_of, recognise
+
+    if not re.fullmatch(r'[A-Za-z0-9][\w-]*', name) or name in published():
+        raise UserError(f"the name of a model must be of letters, digits, _ and -, and not an author's, got {name!r}")
+    target = folder() / f'{name}.safetensors'
+    if target.exists() and not overwrite:
+        raise UserError(f'{target} exists; give another name or --overwrite')
+    found = recognise(file)
+    facts = metadata_of(found.network, found.net, file, 'fp32')
+    write_bytes(target, as_safetensors(found.net.state_dict(), facts), sync=True)
+    card = target.with_suffix('.md')
+    write_bytes(card, _card(name, facts, training or {}, scores or {}).encode(), sync=True)
+    return target, card
+
+
+def _card(name: str, facts: Mapping[str, str], training: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
+    """A model card in Markdown: what it is, how it was trained, what it scores."""
+    import torch
+
+    lines = [f'# {name}', '', *(f'- {key}: {value}' for key, value in facts.items()), f'- torch: {torch.__version__}']
+    if scores:
+        lines += [
+            '',
+            f'## Scores ({scores.get("protocol", "")})',
+            '',
+            '| set | PSNR [dB] | SSIM |',
+            '| --- | --- | --- |',
+        ]
+        lines += [f'| {key} | {m["psnr"]:.2f} | {m["ssim"]:.4f} |' for key, m in scores.get('means', {}).items()]
+    if training:
+        wanted = ('name', 'manual_seed', 'scale', 'network_g', 'datasets', 'train')
+        shown = {key: training[key] for key in wanted if key in training}
+        lines += ['', '## Training', '', '```json', strict_json(shown), '```']
+    return '\n'.join(lines) + '\n'
