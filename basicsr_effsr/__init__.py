@@ -1,18 +1,25 @@
 """Efficient super-resolution networks, losses, data sets and training methods for BasicSR.
 
-Importing this package loads nothing: BasicSR finds it by itself (``docs/how-loading-works.md``).
-In a notebook or a training script of your own call ``basicsr_effsr.register()``.
+Importing this package loads nothing: BasicSR finds it by itself (``docs/how-loading-works.md``), and what is listed
+here is imported when it is used. In a training script of your own call ``basicsr_effsr.register()``.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from basicsr_effsr._version import __version__
 
-__all__ = ['__version__', 'register']
+if TYPE_CHECKING:
+    from basicsr_effsr.api import load_model, register, upscale
+
+__all__ = ['__version__', 'load_model', 'register', 'upscale']
 
 
-def register() -> None:
-    """Registers everything of this package with BasicSR, also where automatic loading is off; safe to call again."""
-    from basicsr_effsr._autoload import install
-    from basicsr_effsr._registration import register as _register
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module('basicsr_effsr.api'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
-    install(force=True)  # without it nobody serves what basicsr 1.4.2 imports and torchvision dropped
-    _register()
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

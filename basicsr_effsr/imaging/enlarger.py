@@ -174,6 +174,20 @@ class Enlarger:
         options = {'upscale': self.scale, 'tile': tile, 'overlap': self.overlap}
         yield from tiled_bands(self.forward, lq, **options, blend=self.blend.value, progress=progress)
 
+    def image_bands(
+        self, lq: Tensor, tile: int, progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[Tensor]:
+        """One image, (1 or 3, h, w) in [0, 1], from top to bottom, (same, h, rW) each; gray too."""
+        gray = lq.shape[0] == 1
+        lq = lq.expand(self.channels, -1, -1) if gray else lq
+        # a network of one channel sees the three colours as a batch
+        batch = lq[:, None] if self.channels == 1 else lq[None]
+        for band in self.bands(batch, tile, progress):
+            image = band[:, 0] if self.channels == 1 else band[0]
+            if gray and self.channels == 3:
+                image = (image * image.new_tensor(LUMA)[:, None, None]).sum(0, keepdim=True)
+            yield image.clamp(0, 1)
+
     def _plane(
         self, pixels: np.ndarray, dtype: np.dtype[Any], tile: int, progress: Callable[[int, int], None] | None
     ) -> np.ndarray:
@@ -182,17 +196,10 @@ class Enlarger:
 
         height, width, channels = pixels.shape
         lq = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32) / np.iinfo(pixels.dtype).max)
-        if channels == 1:
-            lq = lq.expand(self.channels, -1, -1)
-        # a network of one channel sees the three colours as a batch
-        batch = lq[:, None] if self.channels == 1 else lq[None]
         out = np.empty((self.scale * height, self.scale * width, channels), dtype)
         top = 0
-        for band in self.bands(batch, tile, progress):
-            image = band[:, 0] if self.channels == 1 else band[0]
-            if channels == 1 and self.channels == 3:
-                image = (image * torch.tensor(LUMA, dtype=image.dtype)[:, None, None]).sum(0, keepdim=True)
-            levels = (image.clamp(0, 1) * np.iinfo(dtype).max).round().permute(1, 2, 0).numpy()
+        for image in self.image_bands(lq, tile, progress):
+            levels = (image * np.iinfo(dtype).max).round().permute(1, 2, 0).numpy()
             out[top : top + levels.shape[0]] = levels.astype(dtype)
             top += levels.shape[0]
         return out

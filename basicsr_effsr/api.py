@@ -1,0 +1,134 @@
+"""The package from Python: load a network by name or file, enlarge an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Image = TypeVar('Image')
+
+
+def register() -> None:
+    """Registers everything of this package with BasicSR, also where automatic loading is off; safe to call again."""
+    from basicsr_effsr._autoload import install
+    from basicsr_effsr._registration import register as _register
+
+    install(force=True)  # without it nobody serves what basicsr 1.4.2 imports and torchvision dropped
+    _register()
+
+
+def load_model(
+    source: str | Path, *, device: Any = 'cpu', param_key: str | None = None, fuse: bool = True
+) -> nn.Module:
+    """A network with its weights, in eval mode.
+
+    >>> net = load_model('agdn_x4')  # doctest: +SKIP
+    >>> net.upscale  # doctest: +SKIP
+    4
+
+    Args:
+        source: a name of the zoo (``effsr zoo`` lists them; fetched on first use), or a checkpoint: .pth in any of
+            the usual layouts, or safetensors.
+        device: where it goes.
+        param_key: entry of the checkpoint: params, params_ema; default: the best.
+        fuse: in its fused form, for inference, where it has one.
+
+    Raises:
+        UserError: no such name, or a checkpoint of no known network.
+        OSError: the file cannot be read.
+    """
+    from basicsr_effsr.weights.fuse import fused
+    from basicsr_effsr.weights.recognise import recognise
+    from basicsr_effsr.weights.zoo import model_file
+
+    register()
+    net = recognise(model_file(source), None, param_key).net
+    return (fused(net) if fuse else net).to(device)
+
+
+def upscale(
+    image: Image,
+    model: str | Path | nn.Module,
+    *,
+    tile: int | None = None,
+    self_ensemble: bool = False,
+    device: Any = None,
+) -> Image:
+    """An image through a network, as large as its scale makes it and of the type it has.
+
+    >>> import numpy as np
+    >>> upscale(np.zeros((8, 6, 3), np.uint8), load_model('agdn_x4')).shape  # doctest: +SKIP
+    (32, 24, 3)
+
+    Args:
+        image: RGB or gray. NumPy (H, W), (H, W, 1) or (H, W, 3), uint8, uint16 or float in [0, 1]; PIL; torch
+            (C, H, W) or (N, C, H, W), float in [0, 1].
+        model: what :func:`load_model` gives, or takes.
+        tile: side of the tiles in LR pixels, 0 for whole images; None: tiles of 512 above 512 x 512.
+        self_ensemble: mean over the eight flips and rotations.
+        device: where it is computed; None: where the network is, or for a name a GPU if there is one.
+
+    Returns:
+        The enlarged image; integers are rounded and clipped, floats are clipped to [0, 1]. A tensor is on the device
+        of the one given.
+
+    Raises:
+        UserError: an image that is none of these, or a network that gives NaN or infinity on it.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image as Pillow
+
+    from basicsr_effsr.imaging.enlarger import Enlarger
+    from basicsr_effsr.imaging.picture import Picture
+    from basicsr_effsr.utils.errors import UserError
+
+    if isinstance(model, str | Path):
+        device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+        model = load_model(model)
+    device = device or next(model.parameters()).device
+    enlarge = Enlarger(model, device=device, tile=tile, self_ensemble=self_ensemble)
+
+    def floats(batch: torch.Tensor) -> torch.Tensor:
+        if batch.shape[1] not in (1, 3) or not batch.dtype.is_floating_point or not batch.numel():
+            shown = f'{tuple(batch.shape)} {batch.dtype}'
+            raise UserError(
+                f'an image must have 1 or 3 channels of floats in [0, 1], or of uint8 or uint16, got {shown}'
+            )
+        side = enlarge.tile_for(*batch.shape[2:])
+        return torch.stack([torch.cat(list(enlarge.image_bands(lq, side)), dim=1) for lq in batch.float().cpu()])
+
+    given: Any = image
+    if isinstance(given, torch.Tensor):
+        if given.ndim not in (3, 4):
+            raise UserError(f'a tensor must be (C, H, W) or (N, C, H, W), got {tuple(given.shape)}')
+        out = floats(given if given.ndim == 4 else given[None]).to(given)
+        return out if given.ndim == 4 else out[0]  # type: ignore[return-value]
+    if isinstance(given, Pillow.Image):
+        alpha = None
+        if 'A' in given.mode or given.info.get('transparency') is not None:
+            given = given.convert('RGBA')
+            alpha = np.asarray(given)[..., 3]
+        if given.mode.startswith('I'):
+            pixels = np.asarray(given).astype(np.uint16)
+        else:
+            pixels = np.asarray(given.convert('L' if given.mode in ('1', 'L') else 'RGB'))
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        made, _ = enlarge(Picture(pixels, alpha))
+        planes = made.pixels if made.alpha is None else np.dstack([made.pixels, made.alpha])
+        return Pillow.fromarray(planes.squeeze())  # type: ignore[return-value]
+    if not isinstance(given, np.ndarray) or given.ndim not in (2, 3):
+        shown = given.shape if isinstance(given, np.ndarray) else type(given).__name__
+        raise UserError(f'an image must be a NumPy array (H, W[, C]), a PIL image or a tensor, got {shown}')
+    pixels = given[..., None] if given.ndim == 2 else given
+    if given.dtype in (np.uint8, np.uint16):
+        if pixels.shape[2] not in (1, 3):
+            raise UserError(f'an image must have 1 or 3 channels, got {given.shape}')
+        out_pixels = enlarge(Picture(np.ascontiguousarray(pixels)))[0].pixels
+    else:
+        batch = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
+        out_pixels = floats(batch)[0].permute(1, 2, 0).numpy().astype(given.dtype)
+    return out_pixels[..., 0] if given.ndim == 2 else out_pixels  # type: ignore[return-value]

@@ -1,0 +1,103 @@
+"""From Python: a network by name or file, an image of any type in, the same type out, equal to the command's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from typer.testing import CliRunner
+
+import basicsr_effsr
+from basicsr_effsr.archs.imdn_arch import IMDN
+from basicsr_effsr.cli import app
+from basicsr_effsr.utils.errors import UserError
+
+PHOTO = np.ascontiguousarray(data.astronaut()[40:60, 150:176])  # (20, 26, 3)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    net = IMDN(upscale=2, num_feat=8, num_block=1)
+    torch.save({'params': net.state_dict()}, tmp_path / 'net.pth')
+    return tmp_path / 'net.pth'
+
+
+def test_the_import_loads_nothing():
+    loaded = 'import sys, basicsr_effsr; print([m for m in ("torch", "numpy", "basicsr", "PIL") if m in sys.modules])'
+    assert subprocess.run([sys.executable, '-c', loaded], capture_output=True, text=True).stdout == '[]\n'
+    assert {'load_model', 'upscale', 'register'} <= set(dir(basicsr_effsr))
+    with pytest.raises(AttributeError, match='nothing_such'):
+        basicsr_effsr.nothing_such  # noqa: B018
+
+
+def test_every_type_gives_what_the_network_gives(weights):
+    net = basicsr_effsr.load_model(weights)
+    assert (type(net), net.upscale, net.training) == (IMDN, 2, False)
+    batch = torch.from_numpy(PHOTO.transpose(2, 0, 1)).float()[None] / 255
+    with torch.no_grad():
+        expected = net(batch).clamp(0, 1)
+    assert torch.equal(basicsr_effsr.upscale(batch, net), expected)
+    assert torch.equal(basicsr_effsr.upscale(batch[0], weights), expected[0])
+    assert torch.equal(basicsr_effsr.upscale(batch.repeat(2, 1, 1, 1), net)[1:], expected)
+    assert basicsr_effsr.upscale(batch.double(), net).dtype == torch.float64
+    levels = (expected[0] * 255).round().permute(1, 2, 0).numpy()
+    for image in (PHOTO, Image.fromarray(PHOTO)):
+        out = basicsr_effsr.upscale(image, net)
+        assert type(out) is type(image) or isinstance(image, Image.Image)
+        assert np.array_equal(np.asarray(out), levels.astype(np.uint8))
+    deep = basicsr_effsr.upscale(PHOTO.astype(np.uint16) * 257, net)
+    assert deep.dtype == np.uint16
+    assert np.abs(deep / 257 - levels).max() < 0.51
+    floats = basicsr_effsr.upscale(PHOTO.astype(np.float32) / 255, net)
+    assert floats.dtype == np.float32
+    assert np.array_equal(floats, expected[0].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize('mode', ['L', 'LA', 'RGBA', 'P', 'I;16', '1', 'CMYK'])
+def test_pillows_modes(weights, mode):
+    image = (
+        Image.fromarray(PHOTO[..., 0].astype(np.uint16) * 257)
+        if mode == 'I;16'
+        else Image.fromarray(PHOTO).convert(mode)
+    )
+    out = basicsr_effsr.upscale(image, weights)
+    kept = {'LA': 'RGBA', 'P': 'RGB', '1': 'L', 'CMYK': 'RGB'}
+    assert (out.mode, out.size) == (kept.get(mode, mode), (52, 40))
+
+
+def test_gray_stays_gray(weights):
+    gray = PHOTO[..., 1]
+    assert basicsr_effsr.upscale(gray, weights).shape == (40, 52)
+    assert basicsr_effsr.upscale(gray[..., None], weights).shape == (40, 52, 1)
+    assert basicsr_effsr.upscale(torch.rand(1, 5, 6), weights).shape == (1, 10, 12)
+
+
+def test_the_command_gives_the_same_image(weights, tmp_path):
+    image = data.astronaut()[40:88, 150:210]
+    Image.fromarray(image).save(tmp_path / 'a.png')
+    words = ['infer', tmp_path / 'a.png', '--weights', weights, '--out', tmp_path / 'b.png', '--tile', 40]
+    assert CliRunner().invoke(app, [str(word) for word in words]).exit_code == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / 'b.png')), basicsr_effsr.upscale(image, weights, tile=40))
+
+
+@pytest.mark.parametrize(
+    'image',
+    [
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros(4, np.uint8),
+        np.zeros((4, 4, 3), int),
+        torch.zeros(4, 4),
+        torch.zeros(3, 0, 4),
+        'a.png',
+    ],
+    ids=['two channels', 'one axis', 'int64', 'two axes', 'empty', 'a path'],
+)
+def test_what_is_no_image_is_refused(weights, image):
+    with pytest.raises(UserError):
+        basicsr_effsr.upscale(image, weights)
