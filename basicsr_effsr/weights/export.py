@@ -7,21 +7,22 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from importlib import import_module
 from itertools import product
 from math import inf, isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from basicsr_effsr.utils.errors import needs, one_line
 from basicsr_effsr.utils.files import write_bytes
 from basicsr_effsr.weights.checkpoint import as_pth, as_safetensors
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 OPSET = 18
 SIZES = ((24, 32), (37, 29))  # even and odd; enlarged where a network needs more
@@ -98,6 +99,17 @@ class ExportError(ValueError):
     """An export that PyTorch refuses, or that does not give what PyTorch gives; nothing was written."""
 
 
+@contextmanager
+def _or_refuse(what: str) -> Iterator[None]:
+    """Says ``what`` of anything that torch or an engine raises, each by types of its own; hushes their warnings."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    except Exception as error:
+        raise ExportError(f'{what}: {one_line(error)[:300]}') from error
+
+
 def _local_window(net: nn.Module) -> int:
     """Side from which AGDN's test-time windows begin; 0 for networks without them."""
     return max((int(getattr(module, 'tlc', 0) or 0) for module in net.modules()), default=0)
@@ -110,8 +122,7 @@ def sizes_for(net: nn.Module) -> tuple[tuple[int, int], tuple[int, int]]:
     (a, b), (c, d) = SIZES
     extra = max(least - min(a, b, c, d), 0)
     extra += extra % 2  # an even step keeps the odd size odd
-    local = _local_window(net)
-    beyond = max(local + 4 - min(c, d), extra) if local else extra
+    beyond = max(_local_window(net) + 4 - min(c, d), extra)
     beyond += beyond % 2
     return (a + extra, b + extra), (c + beyond, d + beyond)
 
@@ -131,8 +142,6 @@ def sample(net: nn.Module, size: tuple[int, int], channels: int, image: str = 'p
         channels: C.
         image: 'picture', smooth with some noise, or one of ``HARD``: what few digits do not suffice for.
     """
-    import torch
-
     generator = torch.Generator().manual_seed(size[0] * 1000 + size[1])
     row, column = torch.arange(size[0])[:, None], torch.arange(size[1])[None]
     rows, columns = torch.linspace(0, 6.3, size[0])[:, None], torch.linspace(0, 4.7, size[1])[None]
@@ -183,18 +192,13 @@ def compare(
     Raises:
         ExportError: the exported network fails at a size, or gives another shape.
     """
-    import torch
-
     found = []
     for kind, size in product(images, sizes):
         image = sample(net, size, channels, kind)
         with torch.no_grad():
             expected = net(image)
-            try:
+            with _or_refuse(f'the exported network does not run at {size[0]}x{size[1]}'):
                 given = exported(image)
-            except Exception as error:  # engines raise their own types
-                text = one_line(error)[:200]
-                raise ExportError(f'the exported network does not run at {size[0]}x{size[1]}: {text}') from error
         if given.shape != expected.shape:
             raise ExportError(
                 f'the exported network gives {tuple(given.shape)} at {size[0]}x{size[1]}, '
@@ -210,12 +214,10 @@ def compare(
 
 def _exported_program(net: nn.Module, channels: int, *, guarded: bool = False) -> Any:
     """The program of ``torch.export``; ``guarded``: one whose own guards let the second size through."""
-    import torch
-
     config: Any = import_module('torch.fx.experimental._config')  # installs what it holds, unseen by type checkers
-    image = sample(net, trace_size(net), channels)
     if not hasattr(torch.export.Dim, 'DYNAMIC'):
         raise ExportError(f'onnx and export need torch 2.6 or later, this is {torch.__version__}; give another --form')
+    image = (sample(net, trace_size(net), channels),)
     shapes = ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
     later = {'prefer_deferred_runtime_asserts_over_guards': True}
     # networks that cut windows: whether the recorded size is a multiple of them must not become part of the program
@@ -225,7 +227,7 @@ def _exported_program(net: nn.Module, channels: int, *, guarded: bool = False) -
         try:
             with warnings.catch_warnings(), config.patch(settings):
                 warnings.simplefilter('ignore')
-                program = torch.export.export(net, (image,), dynamic_shapes=shapes, strict=False, **option)
+                program = torch.export.export(net, image, dynamic_shapes=shapes, strict=False, **option)
                 if guarded:
                     program.module()(sample(net, sizes_for(net)[1], channels))
                 return program
@@ -244,17 +246,15 @@ def write_onnx(net: nn.Module, channels: int, metadata: dict[str, str], half: bo
         metadata: put into the file.
         half: store weights, and compute, in float16.
     """
-    import torch
-
     onnx = needs('onnx')
     needs('onnxscript')
     program = _exported_program(net, channels)
-    level = logging.getLogger('torch.onnx').level
-    logging.getLogger('torch.onnx').setLevel(logging.ERROR)
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            exported = torch.onnx.export(
+        with _or_refuse(f'{type(net).__name__} cannot be exported to ONNX'):
+            exported: Any = torch.onnx.export(
                 program,
                 (sample(net, trace_size(net), channels),),
                 dynamo=True,
@@ -264,12 +264,8 @@ def write_onnx(net: nn.Module, channels: int, metadata: dict[str, str], half: bo
                 optimize=True,
                 verbose=False,
             )
-    except Exception as error:
-        text = one_line(error)[:300]
-        raise ExportError(f'{type(net).__name__} cannot be exported to ONNX: {text}') from error
     finally:
-        logging.getLogger('torch.onnx').setLevel(level)
-    assert exported is not None
+        logger.setLevel(level)
     model = exported.model_proto
     for name, tensor in (('lq', model.graph.input[0]), ('sr', model.graph.output[0])):
         for axis, label in ((2, 'height'), (3, 'width')):
@@ -295,8 +291,6 @@ def _forget_origin(message: Any) -> None:
 
 def run_onnx(file: bytes) -> Callable[[Tensor], Tensor]:
     """The ONNX file as a function, on one CPU thread."""
-    import torch
-
     runtime = needs('onnxruntime')
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -330,8 +324,6 @@ def operators_of(file: bytes) -> dict[str, int]:
 
 def write_export(net: nn.Module, channels: int, metadata: dict[str, str], half: bool) -> bytes:
     """The program of ``torch.export`` with dynamic height and width."""
-    import torch
-
     file = io.BytesIO()
     program = _exported_program(net, channels, guarded=True)
     torch.export.save(program, file, extra_files={'metadata.json': json.dumps(metadata)})
@@ -340,50 +332,27 @@ def write_export(net: nn.Module, channels: int, metadata: dict[str, str], half: 
 
 def run_export(file: bytes) -> Callable[[Tensor], Tensor]:
     """The saved program as a function."""
-    import torch
-
     return torch.export.load(io.BytesIO(file)).module()
 
 
 def write_torchscript(net: nn.Module, channels: int, metadata: dict[str, str], half: bool) -> bytes:
     """TorchScript by tracing; the comparison at a second size shows whether sizes were frozen into it."""
-    import torch
-
     file = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter('ignore')  # the format is deprecated, and asked for
-        try:
-            traced = torch.jit.trace(net, (sample(net, trace_size(net), channels),), check_trace=False)
-        except Exception as error:  # whatever the network's code raises on traced sizes
-            text = one_line(error)[:200]
-            raise ExportError(f'{type(net).__name__} cannot be traced, use --form export or onnx: {text}') from error
+    with torch.no_grad(), _or_refuse(f'{type(net).__name__} cannot be traced, use --form export or onnx'):
+        traced = torch.jit.trace(net, (sample(net, trace_size(net), channels),), check_trace=False)
         torch.jit.save(traced, file, _extra_files={'metadata.json': json.dumps(metadata)})
     return file.getvalue()
 
 
 def run_torchscript(file: bytes) -> Callable[[Tensor], Tensor]:
     """The saved script as a function."""
-    import torch
-
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the format is deprecated, and asked for
         return torch.jit.load(io.BytesIO(file))
 
 
-def write_safetensors(net: nn.Module, channels: int, metadata: dict[str, str], half: bool) -> bytes:
-    """The weights, with the metadata in the header."""
-    return as_safetensors(net.state_dict(), metadata)
-
-
-def write_pth(net: nn.Module, channels: int, metadata: dict[str, str], half: bool) -> bytes:
-    """The weights as BasicSR stores them, under ``params``."""
-    return as_pth({'params': dict(net.state_dict())})
-
-
 def _run_weights(net: nn.Module, file: bytes) -> Callable[[Tensor], Tensor]:
     """A second network of the same form, initialised otherwise, into which the weights are loaded strictly."""
-    import torch
-
     twin = copy.deepcopy(net)
     with torch.no_grad():
         for parameter in twin.parameters():
@@ -400,8 +369,8 @@ WRITERS: dict[Form, Callable[[Any, int, dict[str, str], bool], bytes]] = {
     Form.onnx: write_onnx,
     Form.export: write_export,
     Form.torchscript: write_torchscript,
-    Form.safetensors: write_safetensors,
-    Form.pth: write_pth,
+    Form.safetensors: lambda net, channels, metadata, half: as_safetensors(net.state_dict(), metadata),
+    Form.pth: lambda net, channels, metadata, half: as_pth({'params': dict(net.state_dict())}),  # as BasicSR stores it
 }
 RUNNERS: dict[Form, Callable[[bytes], Callable[[Tensor], Tensor]]] = {
     Form.onnx: run_onnx,
