@@ -26,9 +26,8 @@ def architectures() -> list[Any]:
     """
     spandrel = _spandrel()
     from basicsr_effsr.weights.build import build, scale_of
-    from basicsr_effsr.weights.checkpoint import opened
-    from basicsr_effsr.weights.identify import identify, known_networks, likely, variant_of
-    from basicsr_effsr.weights.names import named_for
+    from basicsr_effsr.weights.checkpoint import named_for, opened
+    from basicsr_effsr.weights.recognise import identify, known_networks, likely, variant_of
 
     def make(network: str, cls: Any) -> Any:
         def detect(stored: Any) -> bool:

@@ -19,10 +19,8 @@ from basicsr_effsr.cli import app
 from basicsr_effsr.tools.convert import Layout, convert
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.weights.build import on_meta
-from basicsr_effsr.weights.checkpoint import read_state_dict
-from basicsr_effsr.weights.identify import identify, known_networks
-from basicsr_effsr.weights.names import named_for, views
-from basicsr_effsr.weights.recognise import recognise
+from basicsr_effsr.weights.checkpoint import named_for, read_state_dict, views
+from basicsr_effsr.weights.recognise import identify, known_networks, recognise
 
 TINY = {'type': 'HASN', 'upscale': 3, 'num_feat': 8, 'num_block': 2, 'esa_channels': 4, 'squeeze_factor': 4}
 

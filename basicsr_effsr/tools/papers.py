@@ -8,7 +8,7 @@ from typing import Any
 
 from basicsr_effsr._registration import lookup
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.weights.identify import variant_of
+from basicsr_effsr.weights.recognise import variant_of
 
 
 def papers() -> dict[str, Any]:
