@@ -13,7 +13,7 @@ Differences:  Eq. 7 puts the 1 x 1 convolution that widens the student on the af
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -37,23 +37,16 @@ def _full_precision(device: str) -> Iterator[None]:
     The sign of nearly equal affinities decides the gradient; with fewer digits it is not rounded but wrong.
     """
     backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, 'matmul', None)]
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(device, enabled=False), ExitStack() as undone:
         if not hasattr(backends[0], 'fp32_precision'):  # torch < 2.9
-            precision = torch.get_float32_matmul_precision()
+            undone.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision('highest')
-            try:
-                yield
-            finally:
-                torch.set_float32_matmul_precision(precision)
-            return
-        changed = [(b, b.fp32_precision) for b in backends if b.fp32_precision not in ('none', 'ieee')]
-        for backend, _ in changed:
-            backend.fp32_precision = 'ieee'
-        try:
-            yield
-        finally:
-            for backend, old in changed:
-                backend.fp32_precision = old
+            backends = []
+        for backend in backends:
+            if backend.fp32_precision not in ('none', 'ieee'):
+                undone.callback(setattr, backend, 'fp32_precision', backend.fp32_precision)
+                backend.fp32_precision = 'ieee'
+        yield
 
 
 def _unit_columns(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -26,11 +26,9 @@ from basicsr_effsr.losses._inputs import check_pair, constant
 
 __all__ = ['VGGFeatureLoss', 'VGGFeatures', 'vgg_weights']
 
-# widths of the convolutions of each stage; a stage ends in a 2 x 2 max-pool
-STAGES = {
-    'vgg16': ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
-    'vgg19': ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (512, 512, 512, 512)),
-}
+# convolutions of each stage, which ends in a 2 x 2 max-pool, and their width
+CONVOLUTIONS = {'vgg16': (2, 2, 3, 3, 3), 'vgg19': (2, 2, 4, 4, 4)}
+WIDTHS = (64, 128, 256, 512, 512)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -38,8 +36,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def _layer_names(network: str) -> list[str]:
     """Names in order: conv1_1, relu1_1, conv1_2, relu1_2, pool1, conv2_1 ...; the position is torchvision's index."""
     names = []
-    for stage, widths in enumerate(STAGES[network], start=1):
-        for i in range(1, len(widths) + 1):
+    for stage, count in enumerate(CONVOLUTIONS[network], start=1):
+        for i in range(1, count + 1):
             names += [f'conv{stage}_{i}', f'relu{stage}_{i}']
         names.append(f'pool{stage}')
     return names
@@ -70,8 +68,7 @@ class VGGFeatures(nn.Module):
         channels = 3
         for index, name in enumerate(self.names):
             if name.startswith('conv'):
-                stage, i = map(int, name[4:].split('_'))
-                width = STAGES[network][stage - 1][i - 1]
+                width = WIDTHS[int(name[4]) - 1]
                 self.add_module(str(index), nn.Conv2d(channels, width, 3, padding=1))
                 channels = width
             else:
@@ -117,34 +114,26 @@ def vgg_weights(network: str, weights_path: str | None = None, download: bool = 
     url = {'vgg16': VGG16_Weights, 'vgg19': VGG19_Weights}[network].IMAGENET1K_V1.url
     file = Path(weights_path or Path(torch.hub.get_dir()) / 'checkpoints' / Path(url).name).expanduser()
     if not file.is_file():
-        reason = 'which does not exist'
-        if download and weights_path is None:
-            reason = _fetch(url, file)
+        reason = _fetch(url, file) if download and weights_path is None else 'which does not exist'
         if reason:
             raise FileNotFoundError(
                 f'VGGFeatureLoss: the ImageNet weights of {network} must be in {file}, {reason}; put {url} there, or '
                 'set weights_path to your copy, or download: true to fetch it once, or if_missing: zero to train '
                 'without this term'
             )
+    wrong = f"VGGFeatureLoss: {file} must be a state dict of torchvision's {network}"
     try:
         state = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a truncated or foreign file
-        raise ValueError(
-            f"VGGFeatureLoss: {file} must be a state dict of torchvision's {network}, and is truncated or of another "
-            f'kind ({type(error).__name__}); delete it and get {url} again'
-        ) from error
+        kind = type(error).__name__
+        raise ValueError(f'{wrong}, and is truncated or of another kind ({kind}); get {url} again') from error
     if not isinstance(state, Mapping):
-        raise ValueError(
-            f"VGGFeatureLoss: {file} must be a state dict of torchvision's {network}, found a {type(state).__name__}"
-        )
+        raise ValueError(f'{wrong}, found a {type(state).__name__}')
     found = {key.removeprefix('features.'): value for key, value in state.items() if not key.startswith('classifier.')}
     convolutions = [index for index, name in enumerate(_layer_names(network)) if name.startswith('conv')]
-    expected = {f'{index}.{name}' for index in convolutions for name in ('weight', 'bias')}
-    if set(found) != expected:
-        odd = sorted(set(found) ^ expected)[0]
-        raise ValueError(
-            f"VGGFeatureLoss: {file} must be a state dict of torchvision's {network}, it differs at {odd!r}"
-        )
+    odd = sorted(found.keys() ^ {f'{index}.{name}' for index in convolutions for name in ('weight', 'bias')})
+    if odd:
+        raise ValueError(f'{wrong}, it differs at {odd[0]!r}')
     return found
 
 
