@@ -19,8 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from basicsr_effsr.losses import fakd_loss
-from basicsr_effsr.losses.charbonnier_loss import EpsCharbonnierLoss
-from basicsr_effsr.losses.edge_loss import EdgeLoss, laplacian, laplacian_pyramid
+from basicsr_effsr.losses.charbonnier_loss import EdgeLoss, EpsCharbonnierLoss, laplacian, laplacian_pyramid
 from basicsr_effsr.losses.fakd_loss import FAKDLoss
 from basicsr_effsr.losses.kl_loss import PixelKLLoss
 from basicsr_effsr.losses.perceptual_loss import VGGFeatureLoss, VGGFeatures, vgg_weights
