@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 MAX_PARTS = 8_000  # layers and tensors of a network
 MAX_VALUES = 2**30
-# networks of the host check little and raise what they hit
-BUILDING = (TypeError, RuntimeError, AssertionError, MemoryError, OverflowError)
 
 
 @contextmanager
@@ -45,12 +43,8 @@ def bounded(parts: int = MAX_PARTS) -> Iterator[None]:
         if count > parts or values > MAX_VALUES:
             raise UserError(f'these options make more than {parts:,} layers or {MAX_VALUES:,} values')
 
-    hooks = register_module_module_registration_hook(counted), register_module_parameter_registration_hook(counted)
-    try:
+    with register_module_module_registration_hook(counted), register_module_parameter_registration_hook(counted):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def build(
@@ -77,16 +71,16 @@ def build(
     from basicsr_effsr.weights.checkpoint import load_into
     from basicsr_effsr.weights.fuse import fused
 
-    options = dict(network)
-    name = options.pop('type')
+    name = network['type']
     found, known = lookup('ARCH', name)
     if found is None:
         raise UserError(f'there is no network {name!r}; {near(name, known)}')
     try:
         with bounded(parts):
-            net: nn.Module = found(**options)
-    except (*BUILDING, UserError) as error:
-        raise UserError(f'{network["type"]}: {error}; correct its options') from error
+            net: nn.Module = found(**{option: value for option, value in network.items() if option != 'type'})
+    except (UserError, TypeError, RuntimeError, AssertionError, MemoryError, OverflowError) as error:
+        # networks of the host check little and raise what they hit
+        raise UserError(f'{name}: {error}; correct its options') from error
     if weights is not None:
         load_into(net, weights, param_key=param_key)
     return fused(net) if fuse else net.eval()

@@ -11,14 +11,13 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from basicsr_effsr.utils.errors import UserError, needs
+from basicsr_effsr.utils.errors import UserError, nearest, needs
 from basicsr_effsr.utils.files import atomic_path
 from basicsr_effsr.weights.fuse import can_be_fused, fused
 
@@ -185,12 +184,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return {}
 
 
-def refuse_unusable(state: Mapping[str, Tensor]) -> None:
-    """Refuses tensors that no network can be run with; those that networks compute themselves are not looked at.
-
-    Raises:
-        CheckpointError: names the tensor and what it is: quantised, sparse, complex, without values, NaN ...
-    """
+def _refuse_unusable(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Refuses tensors that no network can be run with; those that networks compute themselves are not looked at."""
     for name, tensor in state.items():
         if name.endswith(COMPUTED):
             continue
@@ -209,7 +204,9 @@ def refuse_unusable(state: Mapping[str, Tensor]) -> None:
             bad = (~torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor)).sum().item()
             kind = f'NaN or infinite in {bad} of {tensor.numel()} values' if bad else ''
         if kind:
-            raise CheckpointError(f'holds a tensor {listed([name])} that is {kind}; weights must be plain and finite')
+            raise CheckpointError(
+                f'checkpoint {path} holds a tensor {listed([name])} that is {kind}; weights must be plain and finite'
+            )
 
 
 def open_checkpoint(path: str | Path, param_key: str | None = None) -> tuple[tuple[str, ...], dict[str, Tensor]]:
@@ -229,10 +226,7 @@ def open_checkpoint(path: str | Path, param_key: str | None = None) -> tuple[tup
         raise CheckpointError(f'checkpoint {path} {lack}; its entries are {listed(stored)}')
     if found is None:
         raise CheckpointError(f'checkpoint {path} holds no parameters, its entries are {listed(stored)}')
-    try:
-        refuse_unusable(found[1])
-    except CheckpointError as error:
-        raise CheckpointError(f'checkpoint {path} {error}') from error
+    _refuse_unusable(path, found[1])
     return found
 
 
@@ -286,10 +280,6 @@ def _tried(net: nn.Module, state: Mapping[str, Tensor], strict: bool) -> Any:
         return None
 
 
-def _fits_fused(net: nn.Module, given: Mapping[str, tuple[int, ...]]) -> bool:
-    return can_be_fused(net) and _shapes(fused(copy.deepcopy(net).to('meta')).state_dict()) == given
-
-
 def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     """Why ``net`` does not load ``state`` strictly, in words; empty if it does."""
     state = {name if len(name) < MAX_NAME else f'{name[:MAX_NAME]} ...': tensor for name, tensor in state.items()}
@@ -312,13 +302,13 @@ def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     if missing:
         parts.append(f'{len(missing)} missing ({", ".join(missing[:MAX_SHOWN])})')
     if surplus:
-        close = [(n, get_close_matches(n, missing, 1)) for n in surplus[:MAX_SHOWN]]
-        parts.append(f'{len(surplus)} unknown ({", ".join(n + (f", near {m[0]}" if m else "") for n, m in close)})')
+        close = ((n, nearest(n, missing)) for n in surplus[:MAX_SHOWN])
+        parts.append(f'{len(surplus)} unknown ({", ".join(n + (f", near {m}" if m else "") for n, m in close)})')
     if len(missing) == len(wanted) or len(surplus) == len(given):
         cause = 'the checkpoint is of another network: check type'
     elif all(name.startswith('up') for name in (*shapes, *missing, *surplus)):  # up_deep, upsampler, upsample.2 ...
         cause = 'the checkpoint is of another scale: set upscale to the one it was trained for'
-    elif _fits_fused(net, given):
+    elif can_be_fused(net) and _shapes(fused(copy.deepcopy(net).to('meta')).state_dict()) == given:
         cause = 'the checkpoint is of the fused form: set deploy: true'
     elif getattr(net, 'deploy', False):
         cause = 'the checkpoint is of the form that is trained, of another network or of other options'
@@ -341,16 +331,14 @@ def load_into(net: nn.Module, path: str | Path, *, param_key: str | None = None,
         CheckpointError: it cannot be read or, if ``strict``, does not fit; nothing was loaded.
     """
     read = read_checkpoint(path, param_key, net)
-    state, cast = read.state, _cast(net, read.state)
-    if strict:
-        problem = mismatch(net, state)
-        if problem:
-            raise CheckpointError(f'checkpoint {path} does not fit {type(net).__name__}: {problem}')
-    else:
-        own = net.state_dict()
+    state, own, cast = read.state, net.state_dict(), _cast(net, read.state)
+    problem = mismatch(net, state) if strict else ''
+    if problem:
+        raise CheckpointError(f'checkpoint {path} does not fit {type(net).__name__}: {problem}')
+    if not strict:
         state = {n: t for n, t in state.items() if n in own and own[n].shape == t.shape and n not in cast}
-        if not state:
-            raise CheckpointError(f'checkpoint {path} shares no parameter with {type(net).__name__}: check type')
+    if not state:
+        raise CheckpointError(f'checkpoint {path} shares no parameter with {type(net).__name__}: check type')
     net.load_state_dict(state, strict=strict)
     return read
 

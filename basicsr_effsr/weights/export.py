@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,12 +103,17 @@ class ExportError(ValueError):
 @contextmanager
 def _or_refuse(what: str) -> Iterator[None]:
     """Says ``what`` of anything that torch or an engine raises, each by types of its own; hushes their warnings."""
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
     except Exception as error:
         raise ExportError(f'{what}: {one_line(error)[:300]}') from error
+    finally:
+        logger.setLevel(level)
 
 
 def _local_window(net: nn.Module) -> int:
@@ -249,23 +255,17 @@ def write_onnx(net: nn.Module, channels: int, metadata: dict[str, str], half: bo
     onnx = needs('onnx')
     needs('onnxscript')
     program = _exported_program(net, channels)
-    logger = logging.getLogger('torch.onnx')
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with _or_refuse(f'{type(net).__name__} cannot be exported to ONNX'):
-            exported: Any = torch.onnx.export(
-                program,
-                (sample(net, trace_size(net), channels),),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=['lq'],
-                output_names=['sr'],
-                optimize=True,
-                verbose=False,
-            )
-    finally:
-        logger.setLevel(level)
+    with _or_refuse(f'{type(net).__name__} cannot be exported to ONNX'):
+        exported: Any = torch.onnx.export(
+            program,
+            (sample(net, trace_size(net), channels),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=['lq'],
+            output_names=['sr'],
+            optimize=True,
+            verbose=False,
+        )
     model = exported.model_proto
     for name, tensor in (('lq', model.graph.input[0]), ('sr', model.graph.output[0])):
         for axis, label in ((2, 'height'), (3, 'width')):
@@ -309,14 +309,13 @@ def operators_of(file: bytes) -> dict[str, int]:
     """ONNX operators of a file and how often each occurs; inlined functions are looked into."""
     onnx, inliner = needs('onnx'), needs('onnx.inliner')
     model = inliner.inline_local_functions(onnx.load_from_string(file))
-    found: dict[str, int] = {}
+    found: Counter[str] = Counter()
 
     def walk(graph: Any) -> None:
         for node in graph.node:
-            found[node.op_type] = found.get(node.op_type, 0) + 1
+            found[node.op_type] += 1
             for attribute in node.attribute:
-                if attribute.HasField('g'):
-                    walk(attribute.g)
+                walk(attribute.g)  # empty where there is none
 
     walk(model.graph)
     return dict(sorted(found.items()))

@@ -16,10 +16,12 @@ Only ``options_of`` is needed.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,6 +35,7 @@ from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.weights.build import MAX_PARTS, build, on_meta, scale_of
 from basicsr_effsr.weights.checkpoint import (
     COMPUTED,
+    Checkpoint,
     listed,
     mismatch,
     named_for,
@@ -47,7 +50,8 @@ State = Mapping[str, Tensor]
 Options = dict[str, Any]
 
 MAX_TRIED = 64  # networks that are built, without memory, to find one that fits
-COUNTERS = 'num_batches_tracked'  # of batch norms; files of other programs may lack them, and torch fills them in
+# the counters of batch norms: files of other programs may lack them, and torch fills them in
+NOT_COMPARED = (*COMPUTED, 'num_batches_tracked')
 
 
 def known_networks() -> dict[str, Any]:
@@ -62,18 +66,9 @@ def known_networks() -> dict[str, Any]:
     return found
 
 
-def looks_like(cls: Any, state: State) -> bool:
-    """True if ``state`` has the names that every checkpoint of a network has."""
-    for mark in getattr(cls, 'marks', ()):
-        prefix = mark.removesuffix('*')
-        if mark not in state and not (prefix != mark and any(name.startswith(prefix) for name in state)):
-            return False
-    return True
-
-
 def shapes_of(state: State) -> dict[str, tuple[int, ...]]:
-    """Shapes by name, without the counters of batch norms."""
-    return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(COUNTERS)}
+    """Shapes by name, without what networks compute or count."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(NOT_COMPARED)}
 
 
 def variant_of(cls: Any, options: Mapping[str, Any]) -> str | None:
@@ -89,13 +84,11 @@ def variant_of(cls: Any, options: Mapping[str, Any]) -> str | None:
 def candidates(name: str, cls: Any, state: State) -> list[Options]:
     """``type`` and options that weights with the names of a network may be of, the likeliest first."""
     found: list[Options] = []
-    try:
+    with suppress(KeyError, IndexError, ZeroDivisionError):  # layers that every such network has are missing or empty
         for options in islice(cls.options_of(state), MAX_TRIED):
             variant = getattr(cls, 'variants', {}).get(variant_of(cls, options), {})
             hidden = {key: value for key, value in variant.items() if key in getattr(cls, 'unseen', ())}
             found.append({'type': name, **options, **hidden})
-    except (KeyError, IndexError, ZeroDivisionError):  # layers that every such network has are missing or empty
-        pass
     return found
 
 
@@ -106,7 +99,7 @@ def likely(state: State) -> Iterator[tuple[str, Any, dict[str, Tensor]]]:
         for name, cls in networks.items():
             renamed = renamed_by(getattr(cls, 'renames', {}), view)
             ours = {renamed.get(n, n): tensor for n, tensor in view.items()}
-            if looks_like(cls, ours):
+            if all(mark in ours or fnmatch.filter(ours, mark) for mark in getattr(cls, 'marks', ())):
                 yield name, cls, ours
 
 
@@ -123,14 +116,10 @@ def identify(state: State) -> Options | None:
     them.
     """
     for name, cls, ours in likely(state):
-        shapes = {n: s for n, s in shapes_of(ours).items() if not n.endswith(COMPUTED)}
         for option in candidates(name, cls, ours):
-            try:
-                own = shapes_of(on_meta(option, most_parts(state)).state_dict())
-            except (ValueError, TypeError):
-                continue
-            if {n: s for n, s in own.items() if not n.endswith(COMPUTED)} == shapes:
-                return option
+            with suppress(ValueError, TypeError):
+                if shapes_of(on_meta(option, most_parts(state)).state_dict()) == shapes_of(ours):
+                    return option
     return None
 
 
@@ -144,47 +133,29 @@ def described(network: Mapping[str, Any]) -> str:
     return f'{network["type"]} ({options})'
 
 
-@dataclass(frozen=True)
-class Recognised:
+@dataclass(frozen=True, kw_only=True)
+class Recognised(Checkpoint):
     """Parameters of a file and the network they are of.
 
     Attributes:
         net: the network with these parameters, in eval mode on the CPU and in the form that they are of.
         network: ``type`` and options.
-        state: parameters under the names of that network.
-        renamed: name in the file -> name of the network.
-        dropped: names that were left out, as they are computed.
         assumed: options that neither the weights nor the caller show, with the values they were taken to have.
-        entry: the entries of the file they lay in, from the outside in.
     """
 
     net: nn.Module
-    network: dict[str, Any]
-    state: dict[str, Tensor]
-    renamed: dict[str, str]
-    dropped: list[str]
-    assumed: dict[str, Any]
-    entry: tuple[str, ...] = ()
+    network: Options
+    assumed: Options
 
 
-def _stated(source: Path) -> dict[str, Any] | None:
-    """Network and options that a safetensors file of ours states in its header; None if it states none."""
+def _stated(source: Path) -> Options:
+    """Network and options that a safetensors file of ours states in its header; empty if it states none."""
     facts = read_metadata(source)
-    try:
+    with suppress(KeyError, ValueError, RecursionError):
         options = json.loads(facts['options'])
-    except (KeyError, ValueError, RecursionError):
-        return None
-    if facts.get('network') not in known_networks() or not isinstance(options, dict):
-        return None
-    return {**options, 'type': facts['network']}
-
-
-def _assumed(found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that weights say nothing about and ``given`` neither, with the values they were taken to have."""
-    cls, _ = lookup('ARCH', found['type'])
-    usual = inspect.signature(cls).parameters
-    unseen = [name for name in getattr(cls, 'unseen', ()) if name not in given]
-    return {name: found.get(name, usual[name].default) for name in unseen}
+        if facts['network'] in known_networks() and isinstance(options, dict):
+            return {**options, 'type': facts['network']}
+    return {}
 
 
 def _fitting(
@@ -196,7 +167,10 @@ def _fitting(
     problem = mismatch(net, state)
     if not problem:
         net.load_state_dict(state, strict=True)
-        return Recognised(net, dict(network), state, renamed, dropped, _assumed(network, given), entry), ''
+        usual = inspect.signature(lookup('ARCH', network['type'])[0]).parameters
+        unseen = [name for name in getattr(net, 'unseen', ()) if name not in given]
+        assumed = {name: network.get(name, usual[name].default) for name in unseen}
+        return Recognised(state, renamed, dropped, entry, net=net, network=dict(network), assumed=assumed), ''
     if can_be_fused(net):
         found, _ = _fitting({**network, 'deploy': True}, given, stored, entry)
         return found, problem
@@ -226,13 +200,11 @@ def recognise(source: Path, network: Mapping[str, Any] | None = None, param_key:
             raise UserError(f'{source} does not fit {network["type"]} with the given options: {problem}')
         return found
     header = _stated(source)  # of other versions or by other hands it may be wrong; then the weights decide
-    for option, given in ((header, header or {}), (identify(stored), {})):
-        try:
-            found = _fitting(option, given, stored, entry)[0] if option is not None else None
-        except ValueError:
-            continue
-        if found is not None:
-            return found
+    for option, given in ((header, header), (identify(stored), {})):
+        with suppress(ValueError):
+            found = _fitting(option, given, stored, entry)[0] if option else None
+            if found is not None:
+                return found
     for name, cls, state in likely(stored):
         problem = _nearest(name, candidates(name, cls, state), state)
         raise UserError(f'{source} looks like {name} and does not fit it: {problem}; give --arch and --set')
@@ -246,10 +218,8 @@ def recognise(source: Path, network: Mapping[str, Any] | None = None, param_key:
 def _nearest(network: str, options: list[dict[str, Any]], state: Mapping[str, Tensor]) -> str:
     """What does not fit the likeliest form that can be built, or the published one."""
     for option in [*options, {'type': network}]:
-        try:
+        with suppress(ValueError):
             return _fitting(option, {}, state)[1]
-        except ValueError:
-            continue
     return 'no form of it can be built'
 
 
