@@ -86,17 +86,6 @@ class VGGFeatures(nn.Module):
         return found
 
 
-def _fetch(url: str, file: Path) -> str:
-    """Puts the whole file there, or nothing and says why not."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # torchvision's names end in the first digits of the SHA-256 sum
-        torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.split('-')[-1], progress=False)
-    except (OSError, HTTPException, RuntimeError) as error:  # the last for a file with another sum
-        return f'which does not exist and could not be fetched ({" ".join(str(error).split())[:120]})'
-    return ''
-
-
 def vgg_weights(network: str, weights_path: str | None = None, download: bool = False) -> dict[str, Tensor]:
     """The convolutions of an ImageNet VGG, keys as in ``VGGFeatures``.
 
@@ -113,14 +102,20 @@ def vgg_weights(network: str, weights_path: str | None = None, download: bool = 
 
     url = {'vgg16': VGG16_Weights, 'vgg19': VGG19_Weights}[network].IMAGENET1K_V1.url
     file = Path(weights_path or Path(torch.hub.get_dir()) / 'checkpoints' / Path(url).name).expanduser()
+    reason = 'which does not exist'
+    if download and weights_path is None and not file.is_file():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # torchvision's names end in the first digits of the SHA-256 sum
+            torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.split('-')[-1], progress=False)
+        except (OSError, HTTPException, RuntimeError) as error:  # the last for a file with another sum
+            reason = f'which does not exist and could not be fetched ({" ".join(str(error).split())[:120]})'
     if not file.is_file():
-        reason = _fetch(url, file) if download and weights_path is None else 'which does not exist'
-        if reason:
-            raise FileNotFoundError(
-                f'VGGFeatureLoss: the ImageNet weights of {network} must be in {file}, {reason}; put {url} there, or '
-                'set weights_path to your copy, or download: true to fetch it once, or if_missing: zero to train '
-                'without this term'
-            )
+        raise FileNotFoundError(
+            f'VGGFeatureLoss: the ImageNet weights of {network} must be in {file}, {reason}; put {url} there, or set '
+            'weights_path to your copy, or download: true to fetch it once, or if_missing: zero to train without this '
+            'term'
+        )
     wrong = f"VGGFeatureLoss: {file} must be a state dict of torchvision's {network}"
     try:
         state = torch.load(file, map_location='cpu', weights_only=True)
