@@ -26,14 +26,13 @@ from .effsr_blocks import (
     CCALayer,
     GatedDconvFFN,
     LayerNorm2d,
+    Network,
     at_least_float32,
     check_input,
-    check_options,
     is_compiling,
     normalize,
     pixelshuffle_upsampler,
     register_in,
-    rgb_mean,
     usual_options,
 )
 
@@ -70,7 +69,7 @@ def local_variance(x: Tensor, kernel_size: int, stride: int) -> Tensor:
 
 
 class MVSA(nn.Module):
-    """Mask of the multi-level variance-aware spatial attention, Fig. 3 (d), times the input.
+    """Multi-level variance-aware spatial attention, Fig. 3 (d): mask times input, plus input.
 
     (N, C, H, W) -> same; H, W >= 15. The branches D5 and D7 pool with windows of 5 and 7.
     """
@@ -99,18 +98,7 @@ class MVSA(nn.Module):
         d7 = self.conv3_2(F.gelu(self.conv_max_2(d7)))
         d5 = F.interpolate(d5, size=x.shape[-2:], mode='bilinear', align_corners=False)
         d7 = F.interpolate(d7, size=x.shape[-2:], mode='bilinear', align_corners=False)
-        return x * torch.sigmoid(self.conv4(d5 + d7 + self.conv_f(reduced)))
-
-
-class SpatialAttention(nn.Module):
-    """MVSA plus its input, under the official key ``body.0``.  (N, C, H, W) -> same."""
-
-    def __init__(self, num_feat: int, mask_channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(MVSA(num_feat, mask_channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x) + x
+        return x * torch.sigmoid(self.conv4(d5 + d7 + self.conv_f(reduced))) + x
 
 
 class BlueprintESA(ESA):
@@ -121,17 +109,6 @@ class BlueprintESA(ESA):
         self.conv3 = BSConv(esa_channels, esa_channels)
 
 
-class Scale(nn.Module):
-    """Learnable gain per channel."""
-
-    def __init__(self, num_feat: int, value: float) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.full((1, num_feat, 1, 1), value))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
-
-
 class RCCA(nn.Module):
     """Reallocated contrast-aware channel attention, Fig. 3 (e), plus its input.  (N, C, H, W) -> same."""
 
@@ -139,12 +116,12 @@ class RCCA(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv2d(num_feat, num_feat, 3, padding=1, groups=num_feat)
         self.decompose = nn.Conv2d(num_feat, 1, 1)
-        self.sigma = Scale(num_feat, 1e-5)
+        self.sigma = nn.ParameterDict({'scale': torch.full((1, num_feat, 1, 1), 1e-5)})
         self.cca = CCALayer(num_feat, num_feat // (num_feat // 4))
 
     def forward(self, x: Tensor) -> Tensor:
         deep = F.gelu(self.dwconv(x))
-        complement = self.sigma(deep - F.gelu(self.decompose(deep)))
+        complement = (deep - F.gelu(self.decompose(deep))) * self.sigma['scale']
         return complement + self.cca(deep) + x
 
 
@@ -187,11 +164,6 @@ class SGSA(nn.Module):
 
     In eval mode with ``tlc`` set, similarities are those of windows of at most tlc x tlc pixels, and a
     pixel gets the mean over the windows that hold it (TLC, test-time local converter). (N, C, H, W) -> same.
-
-    Args:
-        num_feat: channels C.
-        num_heads: heads; divides ``num_feat``.
-        tlc: window side in LR pixels, None or 0 for the whole map.
     """
 
     def __init__(self, num_feat: int, num_heads: int, tlc: int | None) -> None:
@@ -266,7 +238,7 @@ class AGDB(nn.Module):
         self.c5 = nn.Conv2d(4 * distilled, num_feat, 1)
         self.esa: nn.Module = nn.Identity()
         if spatial_attn == 'mvsa':
-            self.esa = SpatialAttention(num_feat, num_feat // 4)
+            self.esa = nn.Sequential(OrderedDict(body=nn.Sequential(MVSA(num_feat, num_feat // 4))))  # official keys
         elif spatial_attn == 'esa':
             self.esa = BlueprintESA(num_feat, num_feat // 4)
         self.cca: nn.Module = nn.Identity()
@@ -286,7 +258,7 @@ class AGDB(nn.Module):
 
 
 @register_in(ARCH_REGISTRY)
-class AGDN(nn.Module):
+class AGDN(Network):
     """Attention guidance distillation network for efficient super-resolution.
 
     Images are RGB in [0, 1]; input (N, num_in_ch, H, W) with H, W >= ``min_size``, output
@@ -314,8 +286,6 @@ class AGDN(nn.Module):
         ValueError: an option is out of its range, or an input is not of the stated shape.
     """
 
-    mean_in: Tensor
-    mean_out: Tensor
     marks = ('fea_conv.weight', 'B1.c1_d.weight', 'B1.c1_r.pw.weight', 'B1.c4.weight', 'upsampler.0.weight')
     unseen = ('tlc',)
     supports_half = False  # each MVSA enlarges errors some twentyfold on text, hatching, dither (docs/tools.md)
@@ -337,24 +307,19 @@ class AGDN(nn.Module):
         num_heads: int = 3,
         tlc: Optional[int] = 48,
     ) -> None:
-        super().__init__()
-        check_options(AGDN, locals())
+        super().__init__(locals(), centred=True)
         if tlc and (not isinstance(tlc, int) or tlc < 1):
             raise ValueError(f'AGDN: tlc must be a side in pixels, or none, got {tlc!r}')
         if num_feat % 2 or num_feat < 4:
             raise ValueError(f'AGDN: num_feat must be even and at least 4, got {num_feat}')
         if use_sgsa and num_feat % num_heads:
             raise ValueError(f'AGDN: num_heads must divide num_feat = {num_feat}, got {num_heads}')
-        self.upscale = upscale
         self.min_size = 2 if spatial_attn == 'none' else MVSA.min_size  # 2: the least that can be reflected
         if spatial_attn == 'esa':
             self.min_size = ESA.min_size + 6  # its pooled map is reflected, too
         convolutional = spatial_attn == channel_attn == 'none' and not use_sgsa
         self.halo = 4 * num_block + 3 if convolutional else None  # one pixel per 3 x 3 in sequence
-        self.num_in_ch = num_in_ch
         self.num_block = num_block
-        self.register_buffer('mean_in', rgb_mean(num_in_ch), persistent=False)
-        self.register_buffer('mean_out', rgb_mean(num_out_ch), persistent=False)
         self.fea_conv = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         for i in range(1, num_block + 1):
             self.add_module(f'B{i}', AGDB(num_feat, spatial_attn, channel_attn, use_sgsa, num_heads, tlc))

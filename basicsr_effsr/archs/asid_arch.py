@@ -22,10 +22,11 @@ from .effsr_blocks import (
     ESA,
     GatedDconvFFN,
     LayerNorm2d,
+    Network,
     check_input,
-    check_options,
     normalize,
     pixelshuffle_upsampler,
+    position_index,
     register_in,
     usual_options,
 )
@@ -60,13 +61,6 @@ def image_of(tokens: Tensor, sides: Sides, blocks: bool) -> Tensor:
     return x.reshape(tokens.shape[0], tokens.shape[-1], a * b, c * d)
 
 
-class _ChannelMean(nn.Module):
-    """(N, C, H, W) -> (N, C)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
-
-
 class SqueezeExcitation(nn.Module):
     """Gain per channel from the global mean.  (N, C, H, W) -> same."""
 
@@ -74,7 +68,7 @@ class SqueezeExcitation(nn.Module):
         super().__init__()
         hidden = max(dim // 4, 1)
         self.gate = nn.Sequential(
-            _ChannelMean(),
+            nn.Identity(),  # the mean, in the official names
             nn.Linear(dim, hidden, bias=False),
             nn.SiLU(),
             nn.Linear(hidden, dim, bias=False),
@@ -82,7 +76,7 @@ class SqueezeExcitation(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x)[:, :, None, None]
+        return x * self.gate(x.mean(dim=(2, 3)))[:, :, None, None]
 
 
 class LocalModule(nn.Module):
@@ -105,13 +99,9 @@ class LocalModule(nn.Module):
 
 
 class SharedAttention(nn.Module):
-    """One head over 64 tokens, Eq. 8; computes its map, or takes the one it is given.
+    """One head of width C over 64 tokens, Eq. 8.  (N, G, 64, C) -> same, and the map (N, G, 64, 64).
 
-    (N, G, 64, C) -> same, and the map (N, G, 64, 64).
-
-    Args:
-        dim: channels C, the width of the head.
-        own_map: compute the map from the tokens and a table of relative positions.
+    With ``own_map`` it computes the map from the tokens and a table of relative positions, else takes the given one.
     """
 
     index: Tensor
@@ -122,9 +112,7 @@ class SharedAttention(nn.Module):
         if own_map:
             self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
             self.rel_pos_bias = nn.Embedding((2 * WINDOW - 1) ** 2, 1)
-            place = torch.stack(torch.meshgrid(torch.arange(WINDOW), torch.arange(WINDOW), indexing='ij')).flatten(1)
-            offset = place[:, :, None] - place[:, None, :] + WINDOW - 1
-            self.register_buffer('index', offset[0] * (2 * WINDOW - 1) + offset[1], persistent=False)
+            self.register_buffer('index', position_index(WINDOW), persistent=False)
         else:
             self.to_v = nn.Linear(dim, dim, bias=False)
         self.to_out = nn.Sequential(nn.Linear(dim, dim, bias=False))
@@ -143,12 +131,8 @@ class SharedAttention(nn.Module):
 class SpatialLayer(nn.Module):
     """SLA (neighbouring pixels) or SGA (pixels spread over the image): attention, then a gated FFN.
 
-    (N, C, 8 rows, 8 columns) -> same, and the attention map.
-
-    Args:
-        dim: channels C.
-        spread: group pixels with the pitch rows x columns instead of neighbours.
-        own_map: compute the attention map instead of taking a given one.
+    (N, C, 8 rows, 8 columns) -> same, and the attention map. SGA (``spread``) groups pixels with the pitch
+    rows x columns.
     """
 
     def __init__(self, dim: int, spread: bool, own_map: bool) -> None:
@@ -169,11 +153,9 @@ class SpatialLayer(nn.Module):
 
 
 class TransposedAttention(nn.Module):
-    """Transposed attention inside groups of pixels.  (N, C, 8 rows, 8 columns) -> same.
+    """Transposed attention inside groups of pixels; the channels are the tokens.  (N, C, 8 rows, 8 columns) -> same.
 
-    Args:
-        dim: channels C; they are the tokens.
-        spread: a group holds the pixels of one offset in every 8 x 8 block, instead of one block.
+    A group holds one block of 8 x 8 or, with ``spread``, the pixels of one offset in every block.
     """
 
     def __init__(self, dim: int, spread: bool) -> None:
@@ -289,10 +271,7 @@ class SerialBlock(nn.Module):
 class ASIDBlock(nn.Module):
     """ESA(conv(IDB(x)) + x), Eq. 5.  (N, C, 8 rows, 8 columns) and maps -> same, and maps.
 
-    Args:
-        num_feat: channels C.
-        layer: the information distillation block.
-        first: the official first block has its layer under ``residual_layer.0``.
+    The official first block has its layer under ``residual_layer.0``.
     """
 
     def __init__(self, num_feat: int, layer: nn.Module, first: bool) -> None:
@@ -309,7 +288,7 @@ class ASIDBlock(nn.Module):
 
 
 @register_in(ARCH_REGISTRY)
-class ASID(nn.Module):
+class ASID(Network):
     """Attention-sharing information distillation network; ``num_block=8`` is ASID-D8.
 
     Images are RGB in [0, 1]; input (N, num_in_ch, H, W) with H, W >= 9, output
@@ -350,8 +329,7 @@ class ASID(nn.Module):
         information_distillation: bool = True,
         channel_split: bool = True,
     ) -> None:
-        super().__init__()
-        check_options(ASID, locals())
+        super().__init__(locals())
         if num_feat % 4:
             raise ValueError(
                 f'ASID: num_feat must be a multiple of 4, a quarter is split off at a time, got {num_feat}'
@@ -361,8 +339,6 @@ class ASID(nn.Module):
                 'ASID: without information_distillation a block has one unit, so attention_sharing must be inter or '
                 f'none and channel_split false, got {attention_sharing!r} and {channel_split}'
             )
-        self.upscale = upscale
-        self.num_in_ch = num_in_ch
         self.num_block = num_block
         self.input = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         for i in range(num_block):

@@ -26,10 +26,9 @@ from .effsr_blocks import (
     UPSAMPLER_NAMES,
     Fusable,
     check_input,
-    check_options,
+    conv_like,
     pixelshuffle_upsampler,
     register_in,
-    rgb_mean,
     usual_options,
 )
 
@@ -44,15 +43,8 @@ class ReRB(nn.Module):
 
     Equal, borders included, to one zero-padded 3 x 3 convolution. That one convolution is what runs, its
     kernel computed from the branches inside the graph: same gradients, cost and memory of a plain layer.
-    The identity exists only where input and output have the same channels.
+    The identity exists only where input and output have the same channels. For the options see DPARN.
     (N, in_ch, H, W) -> (N, out_ch, H, W).
-
-    Args:
-        in_ch: channels of the input.
-        out_ch: channels of the output.
-        expansion: hidden channels of the second branch as a multiple of ``in_ch``.
-        expand_bias: give the 1 x 1 a bias.
-        merged_training: False runs the five branches one by one, as the equation reads.
     """
 
     summed = ('conv', 'squeeze', 'horizontal', 'vertical')  # layers whose outputs, biases included, are added
@@ -100,10 +92,7 @@ class ReRB(nn.Module):
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
         """The equal plain convolution, added up in float64; this block is left as it was."""
-        fused = nn.Conv2d(self.conv.in_channels, self.conv.out_channels, 3, padding=1).to(self.conv.weight)
-        weight, bias = self.merged(torch.float64)
-        fused.load_state_dict({'weight': weight, 'bias': bias})
-        return fused
+        return conv_like(self.conv, *self.merged(torch.float64))
 
 
 class ESABranch(nn.Module):
@@ -125,11 +114,7 @@ class ESABranch(nn.Module):
 class SPABranch(nn.Module):
     """Right path of Eq. 9: sigma(y) * (y + x), y from three convolutions.  (N, C, H, W) -> same.
 
-    Args:
-        convs: the three convolutions.
-        act: activation between them.
-        last_act: use the activation after the third one too.
-        zero_mean: gate with sigma(y) - 1/2, as SPAN does.
+    The activation stands between them, with ``last_act`` after the third too; ``zero_mean`` gates with sigma(y) - 1/2.
     """
 
     def __init__(self, convs: nn.ModuleList, act: nn.Module, last_act: bool, zero_mean: bool) -> None:
@@ -152,12 +137,8 @@ class SPABranch(nn.Module):
 class DPAB(nn.Module):
     """Dual path attention block, Fig. 2 (a): one path per half of the channels.  (N, C, H, W) -> same.
 
-    Args:
-        left: path of the first half.
-        right: path of the second half.
-        mix: how the halves meet: 'none' (concatenation), 'swap' (concatenation, right half first), 'shuffle'
-            (channels interleaved) or 'conv' (concatenation and a 1 x 1 convolution).
-        num_feat: channels C of the block.
+    The halves meet by ``mix``: 'none' (concatenation), 'swap' (concatenation, right half first), 'shuffle' (channels
+    interleaved) or 'conv' (concatenation and a 1 x 1 convolution).
     """
 
     def __init__(self, left: nn.Module, right: nn.Module, mix: str, num_feat: int) -> None:
@@ -216,8 +197,6 @@ class DPARN(Fusable):
         ValueError: an option is out of its range, or an input is not of the stated shape.
     """
 
-    mean_in: Tensor
-    mean_out: Tensor
     marks = ('head.weight', 'body.0.left.convs.0.*', 'body.0.right.convs.0.*', 'upsampler.0.weight')
     unseen = ('mix', 'act', 'image_skip', 'zero_mean', 'last_act', 'merged_training')
     renames = UPSAMPLER_NAMES
@@ -247,9 +226,7 @@ class DPARN(Fusable):
         image_skip: Literal['none', 'nearest', 'bilinear'] = 'none',
         deploy: bool = False,
     ) -> None:
-        options = {name: value for name, value in locals().items() if name not in ('self', '__class__')}
-        super().__init__()
-        check_options(DPARN, options)
+        super().__init__(locals(), centred=True)
         if num_feat % 2:
             raise ValueError(f'DPARN: num_feat must be even, because each path takes half of it, got {num_feat}')
         pair = isinstance(branches, Sequence) and len(branches) == 2
@@ -260,10 +237,7 @@ class DPARN(Fusable):
                 f'DPARN: image_skip adds the input to the output, so num_in_ch must equal num_out_ch, '
                 f'got {num_in_ch} and {num_out_ch}'
             )
-        self._options = options
-        self.upscale = upscale
         self.deploy = deploy
-        self.num_in_ch = num_in_ch
         self.image_skip = image_skip
         self.min_size = ESA.min_size if 'esa' in branches else 1
         self.halo = None if 'esa' in branches else 3 * num_block + 3  # one pixel per 3 x 3 in sequence
@@ -282,8 +256,6 @@ class DPARN(Fusable):
                 return ESABranch(convs, _ACT[act](), _ESA[esa_type](half, esa_channels))
             return SPABranch(convs, _ACT[act](), last_act, zero_mean)
 
-        self.register_buffer('mean_in', rgb_mean(num_in_ch), persistent=False)
-        self.register_buffer('mean_out', rgb_mean(num_out_ch), persistent=False)
         self.head = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         self.body = nn.Sequential(
             *(DPAB(path(branches[0]), path(branches[1]), mix, num_feat) for _ in range(num_block))

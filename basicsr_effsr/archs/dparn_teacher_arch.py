@@ -26,26 +26,19 @@ from torch.nn import functional as F
 
 from .effsr_blocks import (
     LayerNorm2d,
+    Network,
     check_input,
-    check_options,
     count_numbers,
     fused_attention,
     pixelshuffle_upsampler,
+    position_index,
     register_in,
-    rgb_mean,
 )
 
 __all__ = ['DPARNTeacher']
 
 _NUM_RECONSTRUCT = 64  # channels of the reconstruction (DRCT's code)
 _NOMINAL_DEPTH = 6  # blocks per group in DRCT's drop-path schedule; its groups have five all the same
-
-
-def _position_index(window: int) -> Tensor:
-    """Row of the position table for every two tokens of a window: (T, T), T = window^2."""
-    row, col = torch.arange(window).repeat_interleave(window), torch.arange(window).repeat(window)
-    span = 2 * window - 1
-    return (row[:, None] - row + window - 1) * span + (col[:, None] - col + window - 1)
 
 
 def _shift_masks(window: int, shift: int) -> Tensor:
@@ -118,18 +111,6 @@ class WindowAttention(nn.Module):
         return torch.cat([torch.cat(row, dim=2) for row in rows if row], dim=1)
 
 
-class Mlp(nn.Module):
-    """Two linear layers with GELU between.  (..., C) -> same."""
-
-    def __init__(self, num_feat: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(num_feat, hidden)
-        self.fc2 = nn.Linear(hidden, num_feat)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class SwinBlock(nn.Module):
     """Swin transformer block: (shifted) window attention, then an MLP.  (B, H, W, C) -> same.
 
@@ -146,7 +127,9 @@ class SwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(num_feat)
         self.attn = WindowAttention(num_feat, num_heads, window_size)
         self.norm2 = nn.LayerNorm(num_feat)
-        self.mlp = Mlp(num_feat, int(num_feat * mlp_ratio))
+        hidden = int(num_feat * mlp_ratio)
+        fc1, fc2 = nn.Linear(num_feat, hidden), nn.Linear(hidden, num_feat)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
 
     def windowed(self, x: Tensor, index: Tensor, masks: Tensor) -> Tensor:
         side, shift = self.window_size, self.shift
@@ -166,13 +149,7 @@ class RDG(nn.Module):
     """Residual-dense group of DRCT: five Swin blocks on the growing concatenation.  (N, C, H, W) -> same."""
 
     def __init__(
-        self,
-        num_feat: int,
-        num_grow_ch: int,
-        num_heads: int,
-        window_size: int,
-        mlp_ratio: float,
-        drop_path: float,
+        self, num_feat: int, num_grow_ch: int, num_heads: int, window_size: int, mlp_ratio: float, drop_path: float
     ) -> None:
         super().__init__()
         for k in range(1, 6):
@@ -223,7 +200,7 @@ def _crop(x: Tensor, height: int, width: int) -> Tensor:
 
 
 @register_in(ARCH_REGISTRY)
-class DPARNTeacher(nn.Module):
+class DPARNTeacher(Network):
     """Teacher of DPARN: residual-dense groups of shifted-window transformer blocks.
 
     Images are RGB in [0, 1]; input (N, num_in_ch, H, W) of any size (padded inside to whole windows, cropped on
@@ -248,8 +225,6 @@ class DPARNTeacher(nn.Module):
     """
 
     min_size = 1
-    mean_in: Tensor
-    mean_out: Tensor
     marks = (
         'conv_first.weight',
         'layers.0.swin1.attn.relative_position_bias_table',
@@ -275,8 +250,7 @@ class DPARNTeacher(nn.Module):
         drop_path_rate: float = 0.1,
         tail: Literal['paper', 'drct'] = 'paper',
     ) -> None:
-        super().__init__()
-        check_options(DPARNTeacher, locals())
+        super().__init__(locals(), centred=True)
         if window_size % 2:
             raise ValueError(
                 f'DPARNTeacher: window_size must be even, because windows shift by half, got {window_size}'
@@ -285,14 +259,10 @@ class DPARNTeacher(nn.Module):
             raise ValueError(f'DPARNTeacher: mlp_ratio must leave at least one channel, got {mlp_ratio!r}')
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'DPARNTeacher: drop_path_rate must lie in [0, 1), got {drop_path_rate!r}')
-        self.upscale = upscale
-        self.num_in_ch = num_in_ch
         self.window_size = window_size
         self.tail = tail
 
-        self.register_buffer('mean_in', rgb_mean(num_in_ch), persistent=False)
-        self.register_buffer('mean_out', rgb_mean(num_out_ch), persistent=False)
-        self.register_buffer('position_index', _position_index(window_size), persistent=False)
+        self.register_buffer('position_index', position_index(window_size), persistent=False)
         self.register_buffer('shift_masks', _shift_masks(window_size, window_size // 2), persistent=False)
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         self.patch_embed = nn.Sequential(OrderedDict(norm=LayerNorm2d(num_feat)))
@@ -314,13 +284,10 @@ class DPARNTeacher(nn.Module):
                 *(layer for r in steps_up for layer in pixelshuffle_upsampler(_NUM_RECONSTRUCT, _NUM_RECONSTRUCT, r))
             )
             self.conv_last = nn.Conv2d(_NUM_RECONSTRUCT, num_out_ch, 3, padding=1)
-        self.apply(self._init_linear)
-
-    @staticmethod
-    def _init_linear(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Drops what official checkpoints store although it follows from the options, then loads as usual."""

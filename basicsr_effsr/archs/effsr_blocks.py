@@ -66,9 +66,9 @@ def check_options(cls: type, options: Mapping[str, object]) -> None:
     Raises:
         ValueError: names the class, the option, what was found and what is possible.
     """
-    for option, kind in get_type_hints(cls.__init__).items():  # type: ignore[misc]
-        value = options.get(option)
-        wanted = ''
+    kinds = get_type_hints(cls.__init__)  # type: ignore[misc]
+    for option, value in options.items():
+        kind, wanted = kinds.get(option), ''
         if get_origin(kind) is Literal and value not in get_args(kind):
             wanted = f'one of {list(get_args(kind))}'
         elif kind is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -105,15 +105,45 @@ def check_input(net: nn.Module, x: Tensor, num_in_ch: int) -> None:
         )
 
 
-class Fusable(nn.Module):
-    """A network whose ``parts`` give a plain layer each by their own ``fuse()``.
+def conv_like(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """A convolution with zero padding that leaves the size, of these values, and otherwise as ``conv``."""
+    height, width = weight.shape[2:]
+    padding = (height // 2, width // 2)
+    fused = nn.Conv2d(conv.in_channels, conv.out_channels, (height, width), padding=padding, groups=conv.groups)
+    fused.to(conv.weight).load_state_dict({'weight': weight, 'bias': bias})
+    return fused
 
-    Its constructor keeps what it was given in ``_options``, ``deploy`` among them, which builds the fused form.
+
+class Network(nn.Module):
+    """What the networks have in common.
+
+    Args:
+        options: the ``locals()`` of the constructor; checked by ``check_options``.
+        centred: keep DIV2K's mean as ``mean_in`` and ``mean_out``, of as many channels as input and output.
+
+    Raises:
+        ValueError: an option is out of its range.
     """
+
+    mean_in: Tensor
+    mean_out: Tensor
+
+    def __init__(self, options: Mapping[str, Any], *, centred: bool = False) -> None:
+        super().__init__()
+        self._options = {name: value for name, value in options.items() if name not in ('self', '__class__')}
+        check_options(type(self), self._options)
+        self.upscale: int = options['upscale']
+        self.num_in_ch: int = options['num_in_ch']
+        if centred:
+            self.register_buffer('mean_in', rgb_mean(options['num_in_ch']), persistent=False)
+            self.register_buffer('mean_out', rgb_mean(options['num_out_ch']), persistent=False)
+
+
+class Fusable(Network):
+    """A network whose ``parts`` give a plain layer each by their own ``fuse()``; with option ``deploy`` it is fused."""
 
     parts: Tuple[type, ...] = ()
     deploy: bool
-    _options: Dict[str, Any]
 
     def fuse(self, *, inplace: bool = False) -> nn.Module:
         """The fused form, equal to this network in eval mode: every part one plain layer, computed in float64.
@@ -165,14 +195,10 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class ESA(nn.Module):
-    """Enhanced spatial attention in the form of RLFN: a mask from a pooled map, times the input.
+    """Enhanced spatial attention in the form of RLFN: a mask from a pooled map of ``esa_channels``, times the input.
 
     There is no activation around the inner convolution. Bilinear resizing makes the mask depend on the
     size of the whole map. (N, C, H, W) -> same; H, W >= 15.
-
-    Args:
-        num_feat: channels C of the input.
-        esa_channels: channels of the mask branch.
     """
 
     min_size = 15  # below it the stride-2 convolution leaves less than the 7 x 7 pool needs
@@ -212,11 +238,8 @@ def bottleneck_gate(num_feat: int, hidden: int) -> nn.Sequential:
 class CCALayer(nn.Module):
     """Contrast-aware channel attention (IMDN): gains from the mean plus the deviation per channel.
 
-    The deviation is the biased one, with no epsilon.  (N, C, H, W) -> same.
-
-    Args:
-        num_feat: channels C of the input.
-        hidden: channels between the two 1 x 1 convolutions.
+    The deviation is the biased one, with no epsilon; ``hidden`` channels lie between the two 1 x 1 convolutions.
+    (N, C, H, W) -> same.
     """
 
     def __init__(self, num_feat: int, hidden: int) -> None:
@@ -256,11 +279,7 @@ class IMDB(nn.Module):
 class GatedDconvFFN(nn.Module):
     """Gated feed-forward layer with a depth-wise 3 x 3 (Restormer's GDFN), without biases.
 
-    (N, C, H, W) -> same.
-
-    Args:
-        num_feat: channels C of the input.
-        hidden: channels of each of the two halves, gate and value.
+    Gate and value have ``hidden`` channels each.  (N, C, H, W) -> same.
     """
 
     def __init__(self, num_feat: int, hidden: int) -> None:
@@ -272,6 +291,13 @@ class GatedDconvFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.dwconv(self.project_in(x)).chunk(2, dim=1)
         return self.project_out(F.gelu(gate) * value)
+
+
+def position_index(window: int) -> Tensor:
+    """Row of a table of (2 window - 1)^2 relative positions for every two tokens of a window: (T, T), T = window^2."""
+    row, col = torch.arange(window).repeat_interleave(window), torch.arange(window).repeat(window)
+    span = 2 * window - 1
+    return (row[:, None] - row + window - 1) * span + (col[:, None] - col + window - 1)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Optional[Tensor] = None) -> Tensor:

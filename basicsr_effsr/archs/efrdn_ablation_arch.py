@@ -71,10 +71,12 @@ class OverlappingTransformer(Transformer):
         return F.fold(tokens.transpose(1, 2), size, 3, padding=1)
 
 
-def give_bias(conv: nn.Conv2d) -> None:
-    """Gives a convolution without bias one, initialised as torch does."""
-    bound = 1 / math.sqrt(conv.weight[0].numel())
-    conv.bias = nn.Parameter(torch.empty_like(conv.weight[:, 0, 0, 0]).uniform_(-bound, bound))
+def give_biases(block: nn.Module) -> None:
+    """Gives the convolutions right in a block, which have no bias, one initialised as torch does."""
+    for conv in block.children():
+        if isinstance(conv, nn.Conv2d):
+            bound = 1 / math.sqrt(conv.weight[0].numel())
+            conv.bias = nn.Parameter(torch.empty_like(conv.weight[:, 0, 0, 0]).uniform_(-bound, bound))
 
 
 @register_in(ARCH_REGISTRY)
@@ -145,24 +147,20 @@ class EFRDNAblation(EFRDN):
             raise ValueError(f'EFRDNAblation: qk_scale must be positive, or none for 1/sqrt(width), got {qk_scale!r}')
         if share is None:
             share = (0, 1, 0, 1) if block == 'acdm' else (0, 1, 2, 3)
-        kept = {name: options[name] for name in inspect.signature(EFRDN).parameters}
-        super().__init__(**{**kept, 'share': share})
+        super().__init__(**{**{name: options[name] for name in inspect.signature(EFRDN).parameters}, 'share': share})
         self._options = options
         self.cnn_dc = cnn_dc
         self.trans_dc = trans_dc
         self.min_size = ESARFDN.min_size if block == 'rfdb' or (block == 'acdm' and fflb) else 1
 
-        def coefficients() -> nn.ModuleList:
-            if not cc:
-                return nn.ModuleList([One()])
-            kind = SharedCC if cc_mode == 'four_single_bottleneck' else CC
-            return nn.ModuleList(kind(num_feat, cc_reduction) for _ in range(2 if cc_mode == 'two' else 4))
-
         def exchange(lattice: Any) -> None:
             if not gcrb:
                 lattice.branches = nn.ModuleList(nn.Sequential(branch[1]) for branch in lattice.branches)
-            if not cc or cc_mode != 'two':
-                lattice.coefficients = coefficients()
+            if not cc:
+                lattice.coefficients = nn.ModuleList([One()])
+            elif cc_mode != 'two':
+                kind = CC if cc_mode == 'four' else SharedCC
+                lattice.coefficients = nn.ModuleList(kind(num_feat, cc_reduction) for _ in range(4))
             if not effb:
                 lattice.effb = nn.Identity()
 
@@ -180,8 +178,9 @@ class EFRDNAblation(EFRDN):
                 acdm.fflbs = nn.ModuleList(nn.Identity() for _ in range(3))
             if not mscc:
                 acdm.mscc = nn.Sequential()
-            if grouped_bias:
-                _give_biases(acdm)
+            for block_of_3x3 in acdm.modules() if grouped_bias else ():
+                if isinstance(block_of_3x3, (EFFB, SelfCalibration)):
+                    give_biases(block_of_3x3)
             return acdm
 
         self.body = nn.ModuleList(ablated(acdm) for acdm in self.body)
@@ -197,27 +196,25 @@ class EFRDNAblation(EFRDN):
     @staticmethod
     def options_of(state: Mapping[str, Tensor]) -> Iterator[Dict[str, Any]]:
         """Options that weights with these names may be of, the likeliest first."""
-        path = 'body.0.fflbs.0.'
-        coefficients = count_numbers(state, r'body\.0\.fflbs\.0\.coefficients\.(\d+)\.')
-        switches: Dict[str, Any] = {'block': 'acdm'}
-        if 'body.0.c5.weight' in state:
-            switches['block'] = 'imdb'
-        elif 'body.0.distills.0.weight' in state:
-            switches['block'] = 'rfdb'
-        else:
-            switches['fflb'] = any(name.startswith(path) for name in state)
-            switches['mscc'] = 'body.0.mscc.0.left1.weight' in state
-            switches['acrb'] = 'conv3' if 'body.0.acrbs.0.weight' in state else 'none'
-            if any(name.startswith('body.0.acrbs.0.conv.') for name in state):
-                switches['acrb'] = 'acrb'
-            switches['grouped_bias'] = any(name.endswith('left1.bias') for name in state)
-        if switches.get('fflb'):
-            switches['gcrb'] = f'{path}branches.0.1.conv1.weight' in state
-            switches['effb'] = f'{path}effb.conv1.weight' in state
-            switches['cc'] = coefficients > 0
-        if coefficients:
-            both = f'{path}coefficients.0.std.0.weight' in state
-            switches['cc_mode'] = 'two' if coefficients == 2 else 'four' if both else 'four_single_bottleneck'
+        inner = [name[len('body.0.') :] for name in state if name.startswith('body.0.')]
+
+        def has(beginning: str) -> bool:
+            return any(name.startswith(beginning) for name in inner)
+
+        switches: Dict[str, Any] = {'block': 'imdb' if has('c5.') else 'rfdb' if has('distills.') else 'acdm'}
+        if switches['block'] == 'acdm':
+            switches['fflb'] = has('fflbs.')
+            switches['mscc'] = has('mscc.')
+            switches['acrb'] = 'acrb' if has('acrbs.0.conv.') else 'conv3' if has('acrbs.') else 'none'
+            switches['grouped_bias'] = any(name.endswith('left1.bias') for name in inner)
+        if has('fflbs.'):
+            count = count_numbers(inner, r'fflbs\.0\.coefficients\.(\d+)\.')
+            single = not has('fflbs.0.coefficients.0.std.')
+            switches['gcrb'] = has('fflbs.0.branches.0.1.')
+            switches['effb'] = has('fflbs.0.effb.')
+            switches['cc'] = count > 0
+            if count:
+                switches['cc_mode'] = 'two' if count == 2 else 'four_single_bottleneck' if single else 'four'
         for options in EFRDN.options_of(state):
             yield {**options, **switches}
 
@@ -235,13 +232,3 @@ class EFRDNAblation(EFRDN):
         for place in range(2):
             x = self.trans_convs[place](self.transformers[place](x))
         return x + shallow
-
-
-def _give_biases(acdm: nn.Module) -> None:
-    for module in acdm.modules():
-        if isinstance(module, EFFB):
-            give_bias(module.conv1)
-            give_bias(module.conv2)
-        elif isinstance(module, SelfCalibration):
-            for conv in (module.left1, module.left2, module.right, module.merge):
-                give_bias(conv)

@@ -28,12 +28,11 @@ from .effsr_blocks import (
     Fusable,
     bottleneck_gate,
     check_input,
-    check_options,
+    conv_like,
     count_numbers,
     divisor,
     fused_attention,
     register_in,
-    rgb_mean,
     std_and_mean,
     usual_options,
 )
@@ -63,15 +62,7 @@ class ConvBN(nn.Sequential):
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
         """The equal plain convolution; this module is left as it was."""
-        weight, bias = self.weight_and_bias()
-        return _conv_like(self.conv, self.conv.kernel_size, self.conv.padding, weight, bias)
-
-
-def _conv_like(conv: nn.Conv2d, kernel_size, padding, weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    """A convolution with bias and the given values, otherwise as ``conv``."""
-    fused = nn.Conv2d(conv.in_channels, conv.out_channels, kernel_size, padding=padding, groups=conv.groups)
-    fused.to(conv.weight).load_state_dict({'weight': weight, 'bias': bias})
-    return fused
+        return conv_like(self.conv, *self.weight_and_bias())
 
 
 class AsymmetricConv(nn.Module):
@@ -93,7 +84,7 @@ class AsymmetricConv(nn.Module):
             branch.weight_and_bias() for branch in (self.horizontal, self.square, self.vertical)
         )
         weight = weight + F.pad(row, (0, 0, 1, 1)) + F.pad(column, (1, 1, 0, 0))
-        return _conv_like(self.square.conv, 3, 1, weight, bias + row_bias + column_bias)
+        return conv_like(self.square.conv, weight, bias + row_bias + column_bias)
 
 
 class ACRB(nn.Module):
@@ -159,10 +150,7 @@ class ChannelGate(nn.Module):
 class SelfCalibration(nn.Module):
     """Self-calibrated convolution, Fig. 2: SCSA with a spatial, SCCA with a channel gate.  (N, C, H, W) -> same.
 
-    Args:
-        num_feat: channels C.
-        gate: gains for the left half of the channels.
-        groups: groups of every 3x3, which have no bias.
+    The gate acts on the left half of the channels. Every 3x3 has ``groups`` and no bias.
     """
 
     def __init__(self, num_feat: int, gate: nn.Module, groups: int) -> None:
@@ -203,9 +191,7 @@ class EFFB(nn.Module):
 class CC(nn.Module):
     """Combination coefficient, Fig. 4: gains from means and from deviations, averaged.  (N, C, H, W) -> (N, C, 1, 1).
 
-    Args:
-        num_feat: channels C.
-        reduction: the bottlenecks have ``num_feat // reduction`` channels.
+    Each is a bottleneck of ``num_feat // reduction`` channels.
     """
 
     def __init__(self, num_feat: int, reduction: int) -> None:
@@ -219,16 +205,7 @@ class CC(nn.Module):
 
 
 class FFLB(nn.Module):
-    """Feature fusion lattice block, Eq. 10-16: two butterflies, then EFFB.  (N, C, H, W) -> same.
-
-    Args:
-        num_feat: channels C.
-        reduction: the combination coefficients' bottlenecks have ``num_feat // reduction`` channels.
-        gcrb_groups: groups of a GCRB's 1x1.
-        effb: the fusion block.
-        esa_channels: channels of ESA's mask branch.
-        deploy: build the fused form.
-    """
+    """Feature fusion lattice block, Eq. 10-16: two butterflies, then EFFB.  (N, C, H, W) -> same."""
 
     def __init__(
         self, num_feat: int, reduction: int, gcrb_groups: int, effb: nn.Module, esa_channels: int, deploy: bool
@@ -255,13 +232,8 @@ class FFLB(nn.Module):
 class ACDM(nn.Module):
     """Asymmetric convolution distillation module, Eq. 17-27.  (N, C, H, W) -> same.
 
-    Args:
-        num_feat: channels C.
-        distill: channels that leave at each of the three steps.
-        conv4_out: channels that stay to the end.
-        acrbs: what works on the distilled channels at each step.
-        fflbs: what works on the remaining channels at each step.
-        mscc: what ends the module.
+    At each of three steps ``distill`` channels leave through one of ``acrbs`` and the others go on through one of
+    ``fflbs``; ``conv4_out`` stay to the end.
     """
 
     def __init__(
@@ -290,11 +262,6 @@ class EMHA(nn.Module):
 
     The T tokens are cut into chunks of ceil(T / attn_chunks). Attention is fused, so memory grows with T and not
     with its square.
-
-    Args:
-        dim: width C of a token.
-        num_heads: heads, on half the width.
-        attn_chunks: number of chunks.
     """
 
     def __init__(self, dim: int, num_heads: int, attn_chunks: int) -> None:
@@ -341,13 +308,9 @@ def fold(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class Transformer(nn.Module):
-    """Efficient transformer, Eq. 28-29, on the 3 x 3 neighbourhoods of all pixels.  (N, C, H, W) -> same.
+    """Efficient transformer, Eq. 28-29, on the 3 x 3 neighbourhoods of all pixels, tokens of 9 C values.
 
-    Args:
-        num_feat: channels C; a token holds 9 C values.
-        num_heads: heads of the attention.
-        attn_chunks: chunks within which attention acts.
-        mlp_hidden: hidden units of the MLP.
+    (N, C, H, W) -> same.
     """
 
     fold = staticmethod(fold)
@@ -406,8 +369,6 @@ class EFRDN(Fusable):
     """
 
     min_size = ESARFDN.min_size
-    mean_in: Tensor
-    mean_out: Tensor
     marks = ('head.weight', 'body.0.*', 'transformers.0.*', 'up_deep.weight', 'up_shallow.weight')
     unseen: Tuple[str, ...] = ('share', 'num_heads', 'attn_chunks')
     parts = (AsymmetricConv, ConvBN)
@@ -433,10 +394,8 @@ class EFRDN(Fusable):
         mlp_hidden: int = 144,
         deploy: bool = False,
     ) -> None:
-        options = {key: value for key, value in locals().items() if key not in ('self', '__class__')}
-        super().__init__()
+        super().__init__(locals(), centred=True)
         name = type(self).__name__
-        check_options(EFRDN, options)
         whole = isinstance(share, Sequence) and all(type(number) is int for number in share)
         if not whole or not share or set(share) != set(range(len(set(share)))):
             raise ValueError(
@@ -455,10 +414,7 @@ class EFRDN(Fusable):
             raise ValueError(f'{name}: num_feat must be a multiple of 4, got {num_feat}')
         if distill >= num_feat:
             raise ValueError(f'{name}: distill must be less than num_feat = {num_feat}, got {distill}')
-        self._options = options
-        self.upscale = upscale
         self.deploy = deploy
-        self.num_in_ch = num_in_ch
         self.share = share
 
         def make_block() -> ACDM:
@@ -471,8 +427,6 @@ class EFRDN(Fusable):
             mscc = nn.Sequential(*(SelfCalibration(num_feat, gate, sc_groups) for gate in gates))
             return ACDM(num_feat, distill, conv4_out, acrbs, fflbs, mscc)
 
-        self.register_buffer('mean_in', rgb_mean(num_in_ch), persistent=False)
-        self.register_buffer('mean_out', rgb_mean(num_out_ch), persistent=False)
         self.head = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         self.body = nn.ModuleList(make_block() for _ in set(share))
         self.convs = nn.ModuleList(nn.Conv2d(num_feat, num_feat, 3, padding=1) for _ in share)

@@ -22,8 +22,9 @@ from .effsr_blocks import (
     ESA,
     UPSAMPLER_NAMES,
     LayerNorm2d,
+    Network,
+    bottleneck_gate,
     check_input,
-    check_options,
     divisor,
     pixelshuffle_upsampler,
     register_in,
@@ -43,33 +44,20 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, num_feat: int, hidden: int) -> None:
         super().__init__()
-        self.attention = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(num_feat, hidden, 1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(hidden, num_feat, 1),
-            nn.Sigmoid(),
-        )
+        self.attention = nn.Sequential(nn.AdaptiveAvgPool2d(1), *bottleneck_gate(num_feat, hidden))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.attention(x)
 
 
-class CAB(nn.Module):
+class CAB(nn.Sequential):
     """Channel attention block, Fig. 3 (b): squeeze, expand, channel attention.  (N, C, H, W) -> same."""
 
     def __init__(self, num_feat: int, compress_ratio: int, squeeze_factor: int) -> None:
-        super().__init__()
         mid = max(num_feat // compress_ratio, 1)
-        self.cab = nn.Sequential(
-            nn.Conv2d(num_feat, mid, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(mid, num_feat, 3, padding=1),
-            ChannelAttention(num_feat, max(num_feat // squeeze_factor, 1)),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.cab(x)
+        squeeze, expand = nn.Conv2d(num_feat, mid, 3, padding=1), nn.Conv2d(mid, num_feat, 3, padding=1)
+        attention = ChannelAttention(num_feat, max(num_feat // squeeze_factor, 1))
+        super().__init__(OrderedDict(cab=nn.Sequential(squeeze, nn.GELU(), expand, attention)))
 
 
 class HASB(nn.Module):
@@ -112,7 +100,7 @@ class HASB(nn.Module):
 
 
 @register_in(ARCH_REGISTRY)
-class HASN(nn.Module):
+class HASN(Network):
     """Hybrid attention separable network for efficient super-resolution.
 
     Images are RGB in [0, 1]; input (N, num_in_ch, H, W) with H, W >= ``min_size``, output
@@ -159,15 +147,12 @@ class HASN(nn.Module):
         use_esa: bool = True,
         use_cab: bool = True,
     ) -> None:
-        super().__init__()
-        check_options(HASN, locals())
+        super().__init__(locals())
         if kernel_size % 2 == 0:
             raise ValueError(f'HASN: kernel_size must be odd, got {kernel_size}')
-        self.upscale = upscale
         self.min_size = ESA.min_size if use_esa else 1
         # two depth-wise convolutions per block, and the three 3 x 3 outside
         self.halo = None if use_esa or use_cab else 2 * num_block * (kernel_size // 2) + 3
-        self.num_in_ch = num_in_ch
         self.num_block = num_block
         self.conv_1 = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         for i in range(1, num_block + 1):

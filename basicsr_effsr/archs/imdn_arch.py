@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from .effsr_blocks import (
     IMDB,
     UPSAMPLER_NAMES,
+    Network,
     check_input,
-    check_options,
     pixelshuffle_upsampler,
     register_in,
     usual_options,
@@ -28,7 +28,7 @@ __all__ = ['IMDN']
 
 
 @register_in(ARCH_REGISTRY)
-class IMDN(nn.Module):
+class IMDN(Network):
     """Information multi-distillation network.
 
     Images are RGB in [0, 1]; input (N, num_in_ch, H, W), output (N, num_out_ch, upscale * H,
@@ -59,12 +59,9 @@ class IMDN(nn.Module):
         num_block: int = 6,
         upscale: Literal[2, 3, 4] = 4,
     ) -> None:
-        super().__init__()
-        check_options(IMDN, locals())
+        super().__init__(locals())
         if num_feat % 4:
             raise ValueError(f'IMDN: num_feat must be a multiple of 4, got {num_feat}')
-        self.upscale = upscale
-        self.num_in_ch = num_in_ch
         self.num_block = num_block
         self.fea_conv = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         for i in range(1, num_block + 1):
