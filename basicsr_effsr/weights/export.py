@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from importlib import import_module
@@ -142,11 +142,7 @@ def trace_size(net: nn.Module) -> tuple[int, int]:
 def sample(net: nn.Module, size: tuple[int, int], channels: int, image: str = 'picture') -> Tensor:
     """A test image, (1, C, H, W) in [0, 1], of the network's dtype.
 
-    Args:
-        net: the network.
-        size: H and W.
-        channels: C.
-        image: 'picture', smooth with some noise, or one of ``HARD``: what few digits do not suffice for.
+    A 'picture' is smooth with some noise; those of ``HARD`` are what few digits do not suffice for.
     """
     generator = torch.Generator().manual_seed(size[0] * 1000 + size[1])
     row, column = torch.arange(size[0])[:, None], torch.arange(size[1])[None]
@@ -164,26 +160,15 @@ def sample(net: nn.Module, size: tuple[int, int], channels: int, image: str = 'p
 
 
 def smallest_side(net: nn.Module, exported: Callable[[Tensor], Tensor], channels: int, limit: float) -> int:
-    """The side from which square LR images give what PyTorch gives, one after the other tried downwards.
+    """The side from which square LR images give what PyTorch gives within ``limit``.
 
-    Args:
-        net: the network.
-        exported: what was exported.
-        channels: of the input image.
-        limit: largest difference.
-
-    Returns:
-        a side between ``min_size`` and the one that the graph was recorded at.
+    Sides are tried one after the other, from the one that the graph was recorded at down to ``min_size``.
     """
-    last = min(trace_size(net))
-    for side in reversed(range(int(getattr(net, 'min_size', 1)), last)):
-        try:
-            fits = compare(net, exported, channels, ((side, side),))[0].difference <= limit
-        except ExportError:
-            fits = False
-        if not fits:
-            return side + 1
-    return int(getattr(net, 'min_size', 1))
+    side, least = min(trace_size(net)), int(getattr(net, 'min_size', 1))
+    with suppress(ExportError):
+        while side > least and compare(net, exported, channels, ((side - 1, side - 1),))[0].difference <= limit:
+            side -= 1
+    return side
 
 
 def compare(
@@ -244,13 +229,9 @@ def _exported_program(net: nn.Module, channels: int, *, guarded: bool = False) -
 
 
 def write_onnx(net: nn.Module, channels: int, metadata: dict[str, str], half: bool) -> bytes:
-    """ONNX of a float32 network with dynamic height and width, names ``lq`` and ``sr``.
+    """ONNX of a float32 network in eval mode on the CPU, with dynamic height and width, names ``lq`` and ``sr``.
 
-    Args:
-        net: in eval mode on the CPU.
-        channels: of the input image.
-        metadata: put into the file.
-        half: store weights, and compute, in float16.
+    With ``half`` it stores weights, and computes, in float16.
     """
     onnx = needs('onnx')
     needs('onnxscript')
