@@ -32,8 +32,7 @@ from basicsr_effsr.utils.training import (
     to_float,
     update_average,
 )
-from basicsr_effsr.weights.checkpoint import load_into, mismatch
-from basicsr_effsr.weights.fuse import can_be_fused, fused
+from basicsr_effsr.weights.checkpoint import can_be_fused, fused, load_into, mismatch
 
 __all__ = ['EffSRModel']
 

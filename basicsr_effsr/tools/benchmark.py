@@ -274,7 +274,7 @@ def command(
     """Parameters, multiply-adds, memory and latency, with RLFN and SPAN measured in turns in the same process."""
     import torch
 
-    from basicsr_effsr.weights.fuse import can_be_fused, fused
+    from basicsr_effsr.weights.checkpoint import can_be_fused, fused
 
     if out is not None:
         networks.check_folder(out)

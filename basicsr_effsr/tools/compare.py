@@ -17,7 +17,7 @@ from basicsr_effsr.utils.console import Console, say
 from basicsr_effsr.utils.errors import UserError, printable
 from basicsr_effsr.utils.files import write_atomic
 from basicsr_effsr.utils.report import strict_json
-from basicsr_effsr.weights.fuse import fused
+from basicsr_effsr.weights.checkpoint import fused
 
 MARGIN, CAPTION, CROP, PANEL = 12, 26, 72, 288  # pixels; CROP is the side of the enlarged detail in HR pixels
 

@@ -72,8 +72,7 @@ def convert(
     import torch
 
     from basicsr_effsr.utils.files import atomic_path
-    from basicsr_effsr.weights.checkpoint import as_pth, as_safetensors, read_state_dict
-    from basicsr_effsr.weights.fuse import can_be_fused, fused
+    from basicsr_effsr.weights.checkpoint import as_pth, as_safetensors, can_be_fused, fused, read_state_dict
 
     known = recognise(source, network, param_key)
     found = known.network

@@ -26,7 +26,7 @@ from basicsr_effsr.utils.console import Console, progress, say
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.memory import enough_memory
 from basicsr_effsr.utils.report import csv_table, escaped, markdown_table, strict_json, write_texts
-from basicsr_effsr.weights.fuse import fused
+from basicsr_effsr.weights.checkpoint import fused
 
 if TYPE_CHECKING:
     from torch import nn

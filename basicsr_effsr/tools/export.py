@@ -12,8 +12,8 @@ from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.console import say
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.report import strict_json
+from basicsr_effsr.weights.checkpoint import can_be_fused, fused
 from basicsr_effsr.weights.export import ENDINGS, TOLERANCE, ExportError, ExportReport, Form, export
-from basicsr_effsr.weights.fuse import can_be_fused, fused
 from basicsr_effsr.weights.recognise import metadata_of
 
 

@@ -21,7 +21,7 @@ from basicsr_effsr.utils.files import WriteError, sweep_parts
 from basicsr_effsr.utils.interrupt import sigterm_interrupts
 from basicsr_effsr.utils.memory import out_of_memory
 from basicsr_effsr.utils.report import strict_json
-from basicsr_effsr.weights.fuse import fused
+from basicsr_effsr.weights.checkpoint import fused
 
 DTYPES = {'fp32': 'float32', 'fp16': 'float16', 'bf16': 'bfloat16'}
 

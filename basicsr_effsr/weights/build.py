@@ -68,8 +68,7 @@ def build(
         UserError: no such network, or an option it does not have.
         ValueError, FileNotFoundError: an option out of its range, a checkpoint that does not fit.
     """
-    from basicsr_effsr.weights.checkpoint import load_into
-    from basicsr_effsr.weights.fuse import fused
+    from basicsr_effsr.weights.checkpoint import fused, load_into
 
     name = network['type']
     found, known = lookup('ARCH', name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import json
 import re
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 
 from basicsr_effsr.utils.errors import UserError, nearest, needs
 from basicsr_effsr.utils.files import atomic_path
-from basicsr_effsr.weights.fuse import can_be_fused, fused
 
 # entries that hold a network's parameters, in order of preference: moving averages first
 CONTAINERS = (
@@ -278,6 +278,23 @@ def _tried(net: nn.Module, state: Mapping[str, Tensor], strict: bool) -> Any:
         return copy.deepcopy(net).to('meta').load_state_dict(state, strict=strict, assign=True)
     except Exception:  # torch's RuntimeError, or whatever a foreign network raises
         return None
+
+
+def can_be_fused(net: nn.Module) -> bool:
+    """True if ``net`` is of the form that is trained and ``net.fuse(inplace=False)`` is its fused copy.
+
+    A ``fuse()`` of others may change the network itself, or be something else altogether.
+    """
+    fuse = getattr(net, 'fuse', None)
+    if not callable(fuse) or isinstance(fuse, nn.Module) or getattr(net, 'deploy', True):
+        return False
+    return 'inplace' in inspect.signature(fuse).parameters
+
+
+def fused(net: nn.Module) -> nn.Module:
+    """The network in eval mode, and in its fused form if it has one; ``net`` keeps its own form."""
+    net = net.eval()
+    return net.fuse(inplace=False).eval() if can_be_fused(net) else net  # type: ignore[operator]
 
 
 def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:

@@ -36,6 +36,7 @@ from basicsr_effsr.weights.build import MAX_PARTS, build, on_meta, scale_of
 from basicsr_effsr.weights.checkpoint import (
     COMPUTED,
     Checkpoint,
+    can_be_fused,
     listed,
     mismatch,
     named_for,
@@ -44,7 +45,6 @@ from basicsr_effsr.weights.checkpoint import (
     renamed_by,
     views,
 )
-from basicsr_effsr.weights.fuse import can_be_fused
 
 State = Mapping[str, Tensor]
 Options = dict[str, Any]
