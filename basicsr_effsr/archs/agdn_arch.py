@@ -281,9 +281,6 @@ class AGDN(Network):
 
     Attributes:
         halo: LR pixels of context that make a tile exact; None with an attention, which sees the whole map or windows.
-
-    Raises:
-        ValueError: an option is out of its range, or an input is not of the stated shape.
     """
 
     marks = ('fea_conv.weight', 'B1.c1_d.weight', 'B1.c1_r.pw.weight', 'B1.c4.weight', 'upsampler.0.weight')

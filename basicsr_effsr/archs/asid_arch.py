@@ -306,9 +306,6 @@ class ASID(Network):
             first unit's maps serve the others, Table 4) or 'none' (Table 3).
         information_distillation: False puts local module, attention and CAM in series (Table 3, baseline).
         channel_split: False lets the attention see all channels of its unit (Table 3).
-
-    Raises:
-        ValueError: an option is out of its range, or an input is not of the stated shape.
     """
 
     min_size = 9  # 8 and less pad to 8, too small for ESA

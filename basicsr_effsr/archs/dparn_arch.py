@@ -192,9 +192,6 @@ class DPARN(Fusable):
 
     Attributes:
         halo: LR pixels of context that make a tile exact; None with ESA, which sees the whole map.
-
-    Raises:
-        ValueError: an option is out of its range, or an input is not of the stated shape.
     """
 
     marks = ('head.weight', 'body.0.left.convs.0.*', 'body.0.right.convs.0.*', 'upsampler.0.weight')

@@ -219,9 +219,6 @@ class DPARNTeacher(Network):
         mlp_ratio: width of the MLP of a group's first three blocks as a multiple of theirs; the last two have 1.
         drop_path_rate: probability at the end of the linear drop-path schedule (DRCT: 0.1).
         tail: 'paper', two convolutions and pixel shuffle, or 'drct', that of the official checkpoints.
-
-    Raises:
-        ValueError: an option is out of its range, or an input is not of the stated shape.
     """
 
     min_size = 1

@@ -122,7 +122,7 @@ class Network(nn.Module):
         centred: keep DIV2K's mean as ``mean_in`` and ``mean_out``, of as many channels as input and output.
 
     Raises:
-        ValueError: an option is out of its range.
+        ValueError: an option is out of its range, or, from ``forward``, an input is not of the stated shape.
     """
 
     mean_in: Tensor

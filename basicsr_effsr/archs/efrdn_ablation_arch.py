@@ -101,9 +101,6 @@ class EFRDNAblation(EFRDN):
         trans_dc: dense connections among the transformers (Eq. 5 and 7, Table 5).
         qk_scale: factor on the products of queries and keys; None is Eq. 30, ESRT's code has 1/6.
         fold_norm: divide folded tokens by their overlap; False is ESRT's code.
-
-    Raises:
-        ValueError: as for EFRDN.
     """
 
     unseen = (*EFRDN.unseen, 'cnn_dc', 'trans_dc', 'qk_scale', 'fold_norm')

@@ -363,9 +363,6 @@ class EFRDN(Fusable):
         attn_chunks: horizontal strips within which attention acts (ESRT: 4).
         mlp_hidden: hidden units of the transformer's MLP (fitted: 144).
         deploy: build the fused form, for checkpoints saved from a fused net.
-
-    Raises:
-        ValueError: an option is out of its range, or an input is not of the stated shape.
     """
 
     min_size = ESARFDN.min_size

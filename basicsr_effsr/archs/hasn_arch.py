@@ -122,9 +122,6 @@ class HASN(Network):
 
     Attributes:
         halo: LR pixels of context that make a tile exact; None with ESA or CAB, which see the whole map.
-
-    Raises:
-        ValueError: an option is out of its range, or an input is not of the stated shape.
     """
 
     marks = ('conv_1.weight', 'block_1.dwconv.conv.weight', 'block_1.dwconv2.conv.weight', 'upsampler.0.weight')

@@ -40,9 +40,6 @@ class IMDN(Network):
         num_feat: channels C of the trunk, a multiple of 4 (64).
         num_block: number of IMDBs (6).
         upscale: scale factor r, one of 2, 3, 4.
-
-    Raises:
-        ValueError: an option is out of its range, or an input is not of the stated shape.
     """
 
     min_size = 1

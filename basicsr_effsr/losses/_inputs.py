@@ -9,12 +9,7 @@ from torch import Tensor
 
 
 def check_pair(who: str, pred: Tensor, target: Tensor) -> None:
-    """Refuses what torch would broadcast in silence.
-
-    Args:
-        who: name of the loss, for the message.
-        pred: output of the network, (N, C, H, W).
-        target: what it should be, same shape.
+    """Refuses what torch would broadcast in silence; ``who`` is the name of the loss.
 
     Raises:
         ValueError: the shapes differ, or are not those of a batch of images.

@@ -72,11 +72,7 @@ def _filter(x: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
 def laplacian_pyramid(x: Tensor) -> Tensor:
     """What one level of a Laplacian pyramid keeps: x minus its blurred, halved, doubled and blurred self.
 
-    Args:
-        x: images, (N, C, H, W), any H, W >= 1.
-
-    Returns:
-        The high frequencies, (N, C, H, W).
+    (N, C, H, W), any H, W >= 1 -> same.
     """
     weights = constant(BINOMIAL, x.device, x.dtype)
     kernel = weights[:, None] * weights

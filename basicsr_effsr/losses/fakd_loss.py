@@ -154,14 +154,9 @@ class FAKDLoss(nn.Module):
         self.adapter = adapter
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The value for one pair of feature maps.
+        """Args: features (N, C, H, W); others (N, C', H, W) or tokens (N, H*W, C') in raster order, without gradient.
 
-        Args:
-            student: features (N, C, H, W).
-            teacher: features (N, C', H, W), or tokens (N, H*W, C') in raster order; gets no gradient.
-
-        Returns:
-            A scalar in [0, 2 loss_weight], float32 or wider.
+        Returns: a scalar in [0, 2 loss_weight], float32 or wider.
         """
         grid = student.shape[-2:]
         if student.ndim != 4 or teacher.ndim not in (3, 4) or len(student) != len(teacher):

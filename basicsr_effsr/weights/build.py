@@ -23,11 +23,8 @@ MAX_VALUES = 2**30
 def bounded(parts: int = MAX_PARTS) -> Iterator[None]:
     """Stops the building of a network of absurd size, whatever option makes it so, before it costs time or memory.
 
-    Args:
-        parts: how many layers and tensors it may have.
-
     Raises:
-        UserError: it has more, or more than 2^30 values.
+        UserError: it has more than ``parts`` layers and tensors, or more than 2^30 values.
     """
     from torch.nn.modules.module import (
         register_module_module_registration_hook,

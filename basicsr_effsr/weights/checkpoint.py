@@ -327,10 +327,9 @@ def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:
         cause = 'the checkpoint is of another scale: set upscale to the one it was trained for'
     elif can_be_fused(net) and _shapes(fused(copy.deepcopy(net).to('meta')).state_dict()) == given:
         cause = 'the checkpoint is of the fused form: set deploy: true'
-    elif getattr(net, 'deploy', False):
-        cause = 'the checkpoint is of the form that is trained, of another network or of other options'
     else:
-        cause = 'the checkpoint is of another network or of other options'
+        trained = 'of the form that is trained, ' if getattr(net, 'deploy', False) else ''
+        cause = f'the checkpoint is {trained}of another network or of other options'
     return f'{"; ".join(parts) or "the values do not load"}; {cause}'
 
 
