@@ -41,10 +41,7 @@ Sides = Tuple[int, int, int, int]
 def tokens_of(x: Tensor, sides: Sides, blocks: bool) -> Tensor:
     """Groups of pixels: (N, C, a b, c d) -> (N, groups, pixels, C), for ``sides`` = (a, b, c, d).
 
-    Args:
-        x: the map; H is cut into a runs of b pixels, W into c runs of d.
-        sides: a, b, c, d.
-        blocks: a group is a block of b x d neighbours; False: the a x c pixels at one place in every block.
+    A group is one of the ``blocks`` of b x d neighbours, or without them the a x c pixels at one place in every block.
     """
     n, c = x.shape[:2]
     group, pixel = ((2, 4), (3, 5)) if blocks else ((3, 5), (2, 4))

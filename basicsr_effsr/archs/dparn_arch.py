@@ -34,9 +34,6 @@ from .effsr_blocks import (
 
 __all__ = ['DPARN']
 
-_ESA = {'rlfn': ESA, 'rfdn': ESARFDN}
-_ACT = {'relu': nn.ReLU, 'silu': nn.SiLU}
-
 
 class ReRB(nn.Module):
     """Re-parameterization residual block, Eq. 10: 3x3 + 3x3(1x1) + 1x3 + 3x1 + identity, all linear.
@@ -249,9 +246,11 @@ class DPARN(Fusable):
                 else nn.Conv2d(widths[i], widths[i + 1], 3, padding=1)
                 for i in range(3)
             )
+            activation = nn.ReLU() if act == 'relu' else nn.SiLU()
             if kind == 'esa':
-                return ESABranch(convs, _ACT[act](), _ESA[esa_type](half, esa_channels))
-            return SPABranch(convs, _ACT[act](), last_act, zero_mean)
+                esa = ESA if esa_type == 'rlfn' else ESARFDN
+                return ESABranch(convs, activation, esa(half, esa_channels))
+            return SPABranch(convs, activation, last_act, zero_mean)
 
         self.head = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         self.body = nn.Sequential(

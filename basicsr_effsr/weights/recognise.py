@@ -206,21 +206,17 @@ def recognise(source: Path, network: Mapping[str, Any] | None = None, param_key:
             if found is not None:
                 return found
     for name, cls, state in likely(stored):
-        problem = _nearest(name, candidates(name, cls, state), state)
+        problem = 'no form of it can be built'
+        for option in (*candidates(name, cls, state), {'type': name}):  # the likeliest form, or the published one
+            with suppress(ValueError):
+                problem = _fitting(option, {}, state)[1]
+                break
         raise UserError(f'{source} looks like {name} and does not fit it: {problem}; give --arch and --set')
     first = listed(next(views(stored)), 4)
     raise UserError(
         f'{source}: unrecognised architecture, its names begin {first}; known from weights are '
         f'{", ".join(known_networks())}, for another one give --arch'
     )
-
-
-def _nearest(network: str, options: list[dict[str, Any]], state: Mapping[str, Tensor]) -> str:
-    """What does not fit the likeliest form that can be built, or the published one."""
-    for option in [*options, {'type': network}]:
-        with suppress(ValueError):
-            return _fitting(option, {}, state)[1]
-    return 'no form of it can be built'
 
 
 def metadata_of(network: dict[str, Any], net: nn.Module, weights: Path | None, dtype: str) -> dict[str, str]:
