@@ -198,13 +198,10 @@ class CAM(nn.Module):
 class IDB(nn.Module):
     """Information distillation block, Eq. 4: three units of local module and spatial attention, then CAM.
 
-    (N, C, 8 rows, 8 columns) and the maps to use -> same, and the maps of this block.
-
-    Args:
-        num_feat: channels C, a multiple of 4.
-        sharing: 'first' (computes six maps), 'given' (takes six), 'inside' (the first unit computes two,
-            which the others take) or 'none' (computes six, hands none on).
-        channel_split: let a quarter of the channels pass by each attention.
+    (N, C, 8 rows, 8 columns), C a multiple of 4, and the maps to use -> same, and the maps of this block. With
+    ``channel_split`` a quarter of the channels passes by each attention. ``sharing`` is 'first' (computes six maps),
+    'given' (takes six), 'inside' (the first unit computes two, which the others take) or 'none' (computes six, hands
+    none on).
     """
 
     def __init__(self, num_feat: int, sharing: str, channel_split: bool) -> None:

@@ -221,7 +221,6 @@ class DPARNTeacher(Network):
         tail: 'paper', two convolutions and pixel shuffle, or 'drct', that of the official checkpoints.
     """
 
-    min_size = 1
     marks = (
         'conv_first.weight',
         'layers.0.swin1.attn.relative_position_bias_table',

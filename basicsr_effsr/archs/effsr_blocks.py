@@ -125,6 +125,7 @@ class Network(nn.Module):
         ValueError: an option is out of its range, or, from ``forward``, an input is not of the stated shape.
     """
 
+    min_size = 1
     mean_in: Tensor
     mean_out: Tensor
 

@@ -42,7 +42,6 @@ class IMDN(Network):
         upscale: scale factor r, one of 2, 3, 4.
     """
 
-    min_size = 1
     marks = ('fea_conv.weight', 'IMDB1.c1.weight', 'IMDB1.cca.conv_du.0.weight', 'upsampler.0.weight')
     renames = UPSAMPLER_NAMES
     ncnn = 'not converted whole by pnnx: torch.std_mean'

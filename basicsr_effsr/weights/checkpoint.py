@@ -259,8 +259,9 @@ def read_state_dict(path: str | Path, param_key: str | None = None, net: nn.Modu
     return read_checkpoint(path, param_key, net).state
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+def shapes_of(state: Mapping[str, Tensor], without: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:
+    """Shapes by name; names that end as one of ``without`` are left out."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(without)}
 
 
 def _cast(net: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
@@ -300,7 +301,7 @@ def fused(net: nn.Module) -> nn.Module:
 def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     """Why ``net`` does not load ``state`` strictly, in words; empty if it does."""
     state = {name if len(name) < MAX_NAME else f'{name[:MAX_NAME]} ...': tensor for name, tensor in state.items()}
-    wanted, given = _shapes(net.state_dict()), _shapes(state)
+    wanted, given = shapes_of(net.state_dict()), shapes_of(state)
     cast = _cast(net, state)
     if cast:
         shown = ', '.join(f'{name} is {state[name].dtype}' for name in cast[:MAX_SHOWN])
@@ -325,7 +326,7 @@ def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:
         cause = 'the checkpoint is of another network: check type'
     elif all(name.startswith('up') for name in (*shapes, *missing, *surplus)):  # up_deep, upsampler, upsample.2 ...
         cause = 'the checkpoint is of another scale: set upscale to the one it was trained for'
-    elif can_be_fused(net) and _shapes(fused(copy.deepcopy(net).to('meta')).state_dict()) == given:
+    elif can_be_fused(net) and shapes_of(fused(copy.deepcopy(net).to('meta')).state_dict()) == given:
         cause = 'the checkpoint is of the fused form: set deploy: true'
     else:
         trained = 'of the form that is trained, ' if getattr(net, 'deploy', False) else ''

@@ -43,6 +43,7 @@ from basicsr_effsr.weights.checkpoint import (
     open_checkpoint,
     read_metadata,
     renamed_by,
+    shapes_of,
     views,
 )
 
@@ -64,11 +65,6 @@ def known_networks() -> dict[str, Any]:
         if hasattr(cls, 'options_of') and cls not in found.values():  # ours are there twice, under an alias too
             found[name] = cls
     return found
-
-
-def shapes_of(state: State) -> dict[str, tuple[int, ...]]:
-    """Shapes by name, without what networks compute or count."""
-    return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(NOT_COMPARED)}
 
 
 def variant_of(cls: Any, options: Mapping[str, Any]) -> str | None:
@@ -116,9 +112,10 @@ def identify(state: State) -> Options | None:
     them.
     """
     for name, cls, ours in likely(state):
+        shapes = shapes_of(ours, NOT_COMPARED)
         for option in candidates(name, cls, ours):
             with suppress(ValueError, TypeError):
-                if shapes_of(on_meta(option, most_parts(state)).state_dict()) == shapes_of(ours):
+                if shapes_of(on_meta(option, most_parts(state)).state_dict(), NOT_COMPARED) == shapes:
                     return option
     return None
 
