@@ -322,9 +322,7 @@ class ASID(Network):
     ) -> None:
         super().__init__(locals())
         if num_feat % 4:
-            raise ValueError(
-                f'ASID: num_feat must be a multiple of 4, a quarter is split off at a time, got {num_feat}'
-            )
+            raise ValueError(f'ASID: num_feat must be a multiple of 4, as quarters are split off, got {num_feat}')
         if not information_distillation and (attention_sharing == 'intra' or channel_split):
             raise ValueError(
                 'ASID: without information_distillation a block has one unit, so attention_sharing must be inter or '

@@ -221,12 +221,7 @@ class DPARNTeacher(Network):
         tail: 'paper', two convolutions and pixel shuffle, or 'drct', that of the official checkpoints.
     """
 
-    marks = (
-        'conv_first.weight',
-        'layers.0.swin1.attn.relative_position_bias_table',
-        'layers.0.adjust5.weight',
-        'conv_after_body.weight',
-    )
+    marks = ('conv_first.weight', 'layers.0.swin1.attn.*', 'layers.0.adjust5.weight', 'conv_after_body.weight')
     unseen = ('drop_path_rate',)
     foreign = ('layers.0.swin1.attn.relative_position_index',)  # a buffer that only DRCT's own files hold
     ncnn = 'not converted whole by pnnx: maps of five dimensions in the windows'
@@ -248,9 +243,7 @@ class DPARNTeacher(Network):
     ) -> None:
         super().__init__(locals(), centred=True)
         if window_size % 2:
-            raise ValueError(
-                f'DPARNTeacher: window_size must be even, because windows shift by half, got {window_size}'
-            )
+            raise ValueError(f'DPARNTeacher: window_size must be even, as windows shift by half, got {window_size}')
         if not mlp_ratio * num_feat >= 1:
             raise ValueError(f'DPARNTeacher: mlp_ratio must leave at least one channel, got {mlp_ratio!r}')
         if not 0 <= drop_path_rate < 1:

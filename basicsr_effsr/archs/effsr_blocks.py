@@ -7,20 +7,7 @@ file lies next to it. Shapes: N batch, C channels, H x W pixels, r upscale.
 from __future__ import annotations
 
 import re
-from typing import (
-    Any,
-    Dict,
-    Iterable,
-    Iterator,
-    List,
-    Literal,
-    Mapping,
-    Optional,
-    Tuple,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, Iterable, Iterator, Literal, Mapping, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +130,7 @@ class Network(nn.Module):
 class Fusable(Network):
     """A network whose ``parts`` give a plain layer each by their own ``fuse()``; with option ``deploy`` it is fused."""
 
-    parts: Tuple[type, ...] = ()
+    parts: tuple[type, ...] = ()
     deploy: bool
 
     def fuse(self, *, inplace: bool = False) -> nn.Module:
@@ -176,7 +163,7 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def std_and_mean(x: Tensor) -> Tuple[Tensor, Tensor]:
+def std_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:
     """Biased deviation and mean of each channel, computed in float32 at least.  (N, C, H, W) -> two (N, C, 1, 1).
 
     The gradient on a constant channel is 0, not the NaN that the square root of a zero variance would give.
@@ -203,7 +190,7 @@ class ESA(nn.Module):
     """
 
     min_size = 15  # below it the stride-2 convolution leaves less than the 7 x 7 pool needs
-    inner: Tuple[str, ...] = ('conv3',)  # 3 x 3 on the pooled map, ReLU between them
+    inner: tuple[str, ...] = ('conv3',)  # 3 x 3 on the pooled map, ReLU between them
 
     def __init__(self, num_feat: int, esa_channels: int) -> None:
         super().__init__()
@@ -301,7 +288,7 @@ def position_index(window: int) -> Tensor:
     return (row[:, None] - row + window - 1) * span + (col[:, None] - col + window - 1)
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Optional[Tensor] = None) -> Tensor:
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
     """softmax(scale q k^T + bias) v by torch's fused kernels.  (..., T, C) each -> same."""
     width = q.shape[-1]
     if width % 8 and q.is_cuda:  # the memory-efficient kernels want whole vectors; zeros change no product
@@ -336,12 +323,12 @@ def count_numbers(names: Iterable[str], pattern: str) -> int:
     return len({match.group(1) for match in (re.match(pattern, name) for name in names) if match})
 
 
-def pixelshuffle_tails(channels: int, num_in_ch: int) -> List[Tuple[int, int]]:
+def pixelshuffle_tails(channels: int, num_in_ch: int) -> list[tuple[int, int]]:
     """(num_out_ch, upscale) that a pixel shuffle of ``channels`` channels may be; the likeliest first."""
     return [(out, r) for out in dict.fromkeys((num_in_ch, 3, 1)) for r in (2, 3, 4) if out * r * r == channels]
 
 
-def usual_options(state: Mapping[str, Tensor], head: str, block: str, tail: str) -> Iterator[Dict[str, Any]]:
+def usual_options(state: Mapping[str, Tensor], head: str, block: str, tail: str) -> Iterator[dict[str, Any]]:
     """What most networks show in the same way: channels, width, blocks and scale; the likeliest first.
 
     Args:

@@ -185,16 +185,14 @@ def compare(
     """
     found = []
     for kind, size in product(images, sizes):
-        image = sample(net, size, channels, kind)
+        image, place = sample(net, size, channels, kind), f'at {size[0]}x{size[1]}'
         with torch.no_grad():
             expected = net(image)
-            with _or_refuse(f'the exported network does not run at {size[0]}x{size[1]}'):
+            with _or_refuse(f'the exported network does not run {place}'):
                 given = exported(image)
         if given.shape != expected.shape:
-            raise ExportError(
-                f'the exported network gives {tuple(given.shape)} at {size[0]}x{size[1]}, '
-                f'PyTorch {tuple(expected.shape)}'
-            )
+            shapes = f'{tuple(given.shape)} {place}, PyTorch {tuple(expected.shape)}'
+            raise ExportError(f'the exported network gives {shapes}')
         largest = (given.float() - expected.float()).abs().max().item()
         found.append(Compared(size, largest if isfinite(largest) else inf, kind))
     return found
@@ -216,16 +214,14 @@ def _exported_program(net: nn.Module, channels: int, *, guarded: bool = False) -
     attempts: list[tuple[dict[str, Any], dict[str, bool]]] = [({}, {}), (later, oblivious), (later, {})]
     for option, settings in attempts:
         try:
-            with warnings.catch_warnings(), config.patch(settings):
-                warnings.simplefilter('ignore')
+            with config.patch(settings), _or_refuse(f'{type(net).__name__} cannot be exported at any height and width'):
                 program = torch.export.export(net, image, dynamic_shapes=shapes, strict=False, **option)
                 if guarded:
                     program.module()(sample(net, sizes_for(net)[1], channels))
                 return program
-        except Exception as error:  # torch raises many types
+        except ExportError as error:
             failed = error
-    text = one_line(failed)[:300]
-    raise ExportError(f'{type(net).__name__} cannot be exported with any height and width: {text}') from failed
+    raise failed
 
 
 def write_onnx(net: nn.Module, channels: int, metadata: dict[str, str], half: bool) -> bytes:
