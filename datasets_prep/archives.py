@@ -48,15 +48,10 @@ class _Member:
 
 
 def extract(archive: Path, into: Path, *, first: int | None = None) -> tuple[int, int]:
-    """Unpacks the files of a ``.zip`` or (compressed) ``.tar`` archive below ``into``.
+    """Unpacks a ``.zip`` or (compressed) ``.tar`` archive below ``into``, or only its ``first`` so many images by name.
 
     The whole list of members is judged before the first one is written. A file that is there already, whole,
     is kept, so an interrupted run goes on.
-
-    Args:
-        archive: the archive.
-        into: folder to unpack into; it is made.
-        first: only the first so many images, in the order of their names, and nothing else.
 
     Returns:
         How many files were written and how many were there already.

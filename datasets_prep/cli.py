@@ -46,8 +46,10 @@ def _run(function: Callable[..., Any], options: dict[str, Any]) -> None:
     from datasets_prep.jobs import Schedule, parse_shard
 
     workers, shard, dry_run = (options.pop(key, 0) for key in _SCHEDULE)
-    if 'scales' in options:
-        options['scales'] = _scales(options['scales'])
+    if (scales := options.get('scales')) is not None:
+        if not all(word.strip().isdecimal() for word in scales.split(',')):
+            raise ValueError(f'--scales must be integers with commas between, as in 2,3,4, got {scales!r}')
+        options['scales'] = tuple(map(int, scales.split(',')))
     schedule = Schedule(workers, parse_shard(shard or '1/1'), bool(dry_run), Console(stderr=True).is_terminal)
     try:
         with sigterm_interrupts():
@@ -58,13 +60,6 @@ def _run(function: Callable[..., Any], options: dict[str, Any]) -> None:
     for line in summary.lines():
         say(line)
     raise typer.Exit(summary.exit_code)
-
-
-def _scales(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in text.split(','))
-    except ValueError:
-        raise ValueError(f'--scales must be integers with commas between, as in 2,3,4, got {text!r}') from None
 
 
 class _Prepare(Commands):

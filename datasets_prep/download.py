@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
@@ -23,16 +23,14 @@ from datasets_prep.archives import extract
 from datasets_prep.jobs import ALONE, Job, Schedule, Summary, run_jobs
 from datasets_prep.sources import DataSet, Merge, Source, name_in, read_sources, with_needs
 
-ARCHIVES = 'archives'
+
+def _images_below(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES and p.name[0] != '.' and p.is_file()]
 
 
 def count_images(folder: Path) -> int:
     """Number of image files anywhere below ``folder``."""
-    return sum(1 for _ in _images_below(folder))
-
-
-def _images_below(folder: Path) -> Iterator[Path]:
-    return (p for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES and not p.name.startswith('.') and p.is_file())
+    return len(_images_below(folder))
 
 
 def download(
@@ -71,7 +69,7 @@ def download(
 
     def get(rows: list[Source]) -> None:
         archive = rows[-1]
-        target, host = root / ARCHIVES / name_in(archive.url), urlsplit(archive.url).netloc
+        target, host = root / 'archives' / name_in(archive.url), urlsplit(archive.url).netloc
         if host in unreachable and not target.is_file():
             raise DownloadError(f'{host} cannot be reached; run the same command again, or put it at {target} by hand')
         task = bars.add_task(target.name, total=archive.size)
@@ -163,7 +161,9 @@ def _from_hand(
         summary.notes += [f'would unpack: {archive} (checksum not known)' for archive in found]
         return
     left = entry.first
-    for archive in found if left is None or left > 0 else []:
+    for archive in found:
+        if left == 0:
+            break
         try:
             written, there = extract(archive, root / entry.into, first=left)
         except (ValueError, OSError) as error:
@@ -172,10 +172,7 @@ def _from_hand(
                 return
             continue
         summary.done += 1
-        if left is not None:
-            left -= written + there
-            if left <= 0:
-                break
+        left = None if left is None else left - written - there
     images = count_images(folder)
     if images < entry.images:
         summary.failed[name] = f'{folder} holds {images} images, {entry.images} were expected; are archives missing?'

@@ -113,23 +113,14 @@ def newest(stamps: Iterable[int]) -> int:
 
 @dataclass(frozen=True)
 class Store:
-    """Images by name; a name has no suffix.
+    """Images by name; a name has no suffix."""
 
-    Attributes:
-        names: in the order of the files of a folder.
-        shape: (height, width, channels) of an image, without decoding its pixels.
-        read: its pixels, (H, W) or BGR(A) (H, W, C), uint8 or uint16.
-        file: the file that holds it.
-        where: what a message calls it.
-        damaged: names of the images that do not match their checksums.
-    """
-
-    names: list[str]
-    shape: Callable[[str], tuple[int, int, int]]
-    read: Callable[[str], np.ndarray]
-    file: Callable[[str], Path]
-    where: Callable[[str], str]
-    damaged: Callable[[], Iterable[str]] = tuple
+    names: list[str]  # in the order of the files of a folder
+    shape: Callable[[str], tuple[int, int, int]]  # (height, width, channels), without decoding the pixels
+    read: Callable[[str], np.ndarray]  # (H, W) or BGR(A) (H, W, C), uint8 or uint16
+    file: Callable[[str], Path]  # that holds it
+    where: Callable[[str], str]  # what a message calls it
+    damaged: Callable[[], Iterable[str]] = tuple  # names of the images that do not match their checksums
 
 
 def open_store(path: Path) -> Store:

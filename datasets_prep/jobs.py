@@ -29,19 +29,12 @@ Overwrite = Annotated[bool, typer.Option('--overwrite', help='Make again what is
 
 @dataclass(frozen=True)
 class Job:
-    """One item of work.
+    """One item of work."""
 
-    Args:
-        name: what messages call it, usually the file.
-        work: what is done, picklable for a worker process.
-        sources: files it reads.
-        outputs: files it writes, each whole or not at all.
-    """
-
-    name: str
-    work: Callable[[], Any]
-    sources: tuple[Path, ...] = ()
-    outputs: tuple[Path, ...] = ()
+    name: str  # what messages call it, usually the file
+    work: Callable[[], Any]  # picklable for a worker process
+    sources: tuple[Path, ...] = ()  # files it reads
+    outputs: tuple[Path, ...] = ()  # files it writes, each whole or not at all
 
     @property
     def is_done(self) -> bool:
@@ -70,9 +63,7 @@ class Summary:
     @property
     def exit_code(self) -> int:
         """0 when everything is as asked, 1 when something failed, 130 when interrupted."""
-        if self.interrupted:
-            return INTERRUPTED
-        return 1 if self.failed else 0
+        return INTERRUPTED if self.interrupted else int(bool(self.failed))
 
     def lines(self, limit: int = 50) -> list[str]:
         """The summary in words, at most ``limit`` failures first."""
@@ -90,19 +81,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How to run the jobs of a command; the options that all commands share.
+    """How to run the jobs of a command; the options that all commands share."""
 
-    Args:
-        workers: processes; 0 works in this one.
-        shard: (i, n) with 1 <= i <= n: take every n-th job beginning with the i-th.
-        dry_run: only say what would be done.
-        progress: show a progress bar on the terminal.
-    """
-
-    workers: int = 0
-    shard: tuple[int, int] = (1, 1)
-    dry_run: bool = False
-    progress: bool = False
+    workers: int = 0  # processes; 0 works in this one
+    shard: tuple[int, int] = (1, 1)  # (i, n) with 1 <= i <= n: take every n-th job beginning with the i-th
+    dry_run: bool = False  # only say what would be done
+    progress: bool = False  # show a progress bar on the terminal
 
     def mine(self, jobs: Sequence[Any]) -> list[Any]:
         """The part of ``jobs`` that belongs to this shard."""
@@ -140,7 +124,7 @@ def make_files(
         command: its name, for messages and the notes.
         jobs: with sources and outputs.
         settings: of each folder of outputs, in values that JSON knows.
-        schedule: workers, shard, dry run, progress.
+        schedule: see there.
         names: settings on which the names of the files depend; ``overwrite`` does not change them, because files of
             the old names would stay.
         overwrite: remove the outputs that are there first, whatever they were made with.
@@ -214,12 +198,7 @@ def run_jobs(title: str, jobs: Sequence[Job], schedule: Schedule) -> Summary:
 
     An error in one job is kept under its name and the others go on; what cannot be written ends the run. When a
     worker process dies, the jobs that it may have been at fail and the others go on. On an interrupt
-    the jobs in flight are finished or dropped whole.
-
-    Args:
-        title: word for the progress bar and the summary.
-        jobs: all jobs of all shards, in a fixed order.
-        schedule: workers, shard, dry run, progress.
+    the jobs in flight are finished or dropped whole. The jobs of all shards are given, in a fixed order.
 
     Returns:
         The summary; what their work returned is in ``summary.results`` by the name of the job.
@@ -236,7 +215,7 @@ def run_jobs(title: str, jobs: Sequence[Job], schedule: Schedule) -> Summary:
     with progress(MofNCompleteColumn(), TimeElapsedColumn(), shown=shown) as bars:
         bar = bars.add_task(title, total=len(todo))
         try:
-            for job, outcome in _in_processes(todo, schedule.workers) if schedule.workers else _here(todo):
+            for job, outcome in _outcomes(todo, schedule.workers):
                 bars.advance(bar)
                 try:
                     summary.results[job.name] = outcome()
@@ -256,18 +235,17 @@ def _reason(error: BaseException, name: str) -> str:
     return text if isinstance(error, (ValueError, OSError)) and text else f'{type(error).__name__}: {text}'
 
 
-_Outcome = tuple[Job, Callable[[], Any]]
-
-
-def _here(jobs: Sequence[Job]) -> Iterator[_Outcome]:
-    return ((job, job.work) for job in jobs)
-
-
-def _in_processes(jobs: Sequence[Job], workers: int) -> Iterator[_Outcome]:
+def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Callable[[], Any]]]:
+    if not workers:
+        yield from ((job, job.work) for job in jobs)
+        return
+    for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
+        os.environ.setdefault(name, '1')  # for the workers, which are many already; our own libraries are loaded
     waiting = list(reversed(jobs))
     while waiting:
         running: dict[Future, Job] = {}
-        pool = _pool(workers)
+        # spawn: the same on every system, and no lock is inherited in a locked state
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _start_worker)
         try:
             while waiting or running:
                 while waiting and len(running) < 2 * workers:
@@ -286,13 +264,6 @@ def _in_processes(jobs: Sequence[Job], workers: int) -> Iterator[_Outcome]:
 
 def _died() -> None:
     raise RuntimeError('a worker process died at it or beside it; was it out of memory? run again with fewer --workers')
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
-        os.environ.setdefault(name, '1')  # for the workers, which are many already; our own libraries are loaded
-    # spawn: the same on every system, and no lock is inherited in a locked state
-    return ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _start_worker)
 
 
 def _start_worker() -> None:

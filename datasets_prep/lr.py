@@ -68,22 +68,17 @@ def make_lr(
         target = hr_out / f'{source.stem}.png' if hr_out is not None else None
         outputs = (*lr.values(), *([target] if target else []))
         jobs.append(Job(str(source), partial(_make_one, source, target, lr, modulus, alpha), (source,), outputs))
-    if hr_out is None:
-        _refuse_other_suffixes(jobs)
+    others = [job.name for job in jobs if job.sources[0].suffix != '.png']
+    if hr_out is None and others:
+        raise ValueError(
+            f'lr: {others[0]}: BasicSR looks for the LR image of an HR file under the same suffix, which is .png for '
+            f'all LR images; give --hr-out for PNG copies of the HR images ({len(others)} are not .png)'
+        )
     common = {'modulus': modulus, 'alpha': alpha}
     settings = {path: {**common, 'filename_tmpl': filename_tmpl, 'scale': scale} for scale, path in folders.items()}
     if hr_out is not None:
         settings[hr_out] = common
     return make_files('lr', jobs, settings, schedule, names=('filename_tmpl',), overwrite=overwrite)
-
-
-def _refuse_other_suffixes(jobs: list[Job]) -> None:
-    others = [job for job in jobs if job.sources[0].suffix != '.png']
-    if others:
-        raise ValueError(
-            f'lr: {others[0].name}: BasicSR looks for the LR image of an HR file under the same suffix, which is '
-            f'.png for all LR images; give --hr-out for PNG copies of the HR images ({len(others)} are not .png)'
-        )
 
 
 def _make_one(source: Path, hr_target: Path | None, lr_targets: dict[int, Path], modulus: int, alpha: str) -> None:

@@ -20,13 +20,6 @@ from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary
 from datasets_prep.staging import build, staging_folder
 
 
-def shard_path(out: Path, shard: tuple[int, int]) -> Path:
-    """``DIV2K.pack`` -> ``DIV2K-02-of-04.pack`` for shard (2, 4)."""
-    index, count = shard
-    digits = len(str(count))
-    return out if count == 1 else out.with_name(f'{out.stem}-{index:0{digits}d}-of-{count}{PACK_SUFFIX}')
-
-
 def make_pack(
     source: Annotated[Path, typer.Argument(help='Folder of images, or an LMDB.')],
     out: Annotated[Path, typer.Argument(help='The pack, ending in .pack.')],
@@ -54,10 +47,11 @@ def make_pack(
         raise ValueError(f'pack: {out}: is a folder, a pack is a file; choose another name')
     store = open_store(source)
     worker_store.cache_clear()
-    names = schedule.mine(store.names)
+    names, (index, count) = schedule.mine(store.names), schedule.shard
     if not names:
-        raise ValueError(f'pack: {source} holds no image for shard {schedule.shard[0]}/{schedule.shard[1]}')
-    out = shard_path(out, schedule.shard)
+        raise ValueError(f'pack: {source} holds no image for shard {index}/{count}')
+    if count > 1:
+        out = out.with_name(f'{out.stem}-{index:0{len(str(count))}d}-of-{count}{PACK_SUFFIX}')
 
     shapes, bad = [], {}
     for name in names:

@@ -16,7 +16,6 @@ from datasets_prep.files import read_image, write_png
 from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary, make_files
 from datasets_prep.pack import make_pack
 
-SCALES = (2, 3, 4)
 MODULUS = 12  # divisible by every scale, so that all scales have the same photographs and the same HR
 PHOTOGRAPHS = {
     'train': (
@@ -53,7 +52,7 @@ def photograph_folder() -> Path:
 def write_sample(
     out: Annotated[Path, typer.Argument(help='Folder of the data set.')] = Path('datasets/sample'),
     *,
-    scales: tuple[int, ...] = SCALES,
+    scales: tuple[int, ...] = (2, 3, 4),
     pack: Annotated[bool, typer.Option('--pack', help='Pack the training photographs, too.')] = False,
     overwrite: Overwrite = False,
     schedule: Schedule = ALONE,

@@ -48,7 +48,7 @@ def build(
         jobs: one per item, in order, each with its file in ``staging`` as output.
         put_together: makes the output within ``staging`` and returns its path.
         is_whole: whether ``out`` is there, complete and not older than its sources.
-        schedule: workers, shard, dry run, progress.
+        schedule: see there.
         overwrite: make ``out`` again although it is whole.
 
     Returns:

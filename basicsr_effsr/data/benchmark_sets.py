@@ -33,7 +33,7 @@ def hr_of(lq: Path, folder: Path, scale: int) -> Path:
     Raises:
         UserError: there is none.
     """
-    shelf = {file.stem: file for file in reversed(images_in(folder))}
+    shelf = _by_stem(folder)
     found = shelf.get(lq.stem) or shelf.get(lq.stem.removesuffix(f'x{scale}'))
     if found is None:
         raise UserError(f'{folder} has no HR image for {lq}')
@@ -43,6 +43,10 @@ def hr_of(lq: Path, folder: Path, scale: int) -> Path:
 def images_in(folder: Path) -> list[Path]:
     """The images of a folder by name; none if it is no folder."""
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    return {file.stem: file for file in reversed(images_in(folder))}
 
 
 def images_of(folder: Path, scale: int, make_lr: bool = False) -> list[SetImage]:
@@ -62,14 +66,10 @@ def images_of(folder: Path, scale: int, make_lr: bool = False) -> list[SetImage]
                 lq = gt.with_name(re.sub(r'_HR$', '_LR', gt.stem) + gt.suffix)
                 pairs.append(SetImage(re.sub(rf'_SRF_{scale}_HR$', '', gt.stem), gt, lq if lq.is_file() else None))
     else:
-        gt_folders = [folder / name for name in (f'GTmod{scale}', 'GTmod12', 'GTmod24', 'HR', 'GT', 'original')]
-        gt_folder = next((f for f in gt_folders if images_in(f)), folder)
-        lq_folders = [
-            folder / name
-            for name in (f'LRbicx{scale}', f'LR_bicubic/X{scale}', f'LR/X{scale}', f'X{scale}', 'LR_bicubic')
-        ]
-        shelves = [{file.stem: file for file in reversed(images_in(f))} for f in lq_folders]
-        for gt in images_in(gt_folder):
+        names_gt = (f'GTmod{scale}', 'GTmod12', 'GTmod24', 'HR', 'GT', 'original', '.')
+        names_lq = (f'LRbicx{scale}', f'LR_bicubic/X{scale}', f'LR/X{scale}', f'X{scale}', 'LR_bicubic')
+        shelves = [_by_stem(folder / name) for name in names_lq]
+        for gt in next(filter(None, (images_in(folder / name) for name in names_gt)), []):
             names = (gt.stem, f'{gt.stem}x{scale}')
             partner = next((shelf[name] for shelf in shelves for name in names if name in shelf), None)
             pairs.append(SetImage(gt.stem, gt, partner))

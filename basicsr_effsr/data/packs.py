@@ -130,7 +130,7 @@ class Pack:
             self._map.madvise(mmap.MADV_RANDOM)  # crops touch few pages; reading ahead would only waste the disk
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)
         self._offsets = self.records['offset'].tolist()
-        self._shapes = [(int(r['channels']), int(r['height']), int(r['width'])) for r in self.records]
+        self._shapes = [*zip(*(self.records[key].tolist() for key in ('channels', 'height', 'width')), strict=True)]
         self._touched = 0
 
     def __del__(self) -> None:

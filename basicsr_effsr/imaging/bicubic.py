@@ -59,14 +59,9 @@ def imresize(
 
     out = img if img.dtype.kind == 'u' else img.astype(np.float64)
     for axis in sorted((0, 1), key=lambda axis: float(ratios[axis])):
-        if axis == 0:
-            flat = out.reshape(len(out), -1)
-            out = _resize_rows(flat, ratios[0], out_size[0], antialiasing).reshape(out_size[0], *out.shape[1:])
-        else:
-            turned = np.ascontiguousarray(out.swapaxes(0, 1))
-            flat = turned.reshape(len(turned), -1)
-            turned = _resize_rows(flat, ratios[1], out_size[1], antialiasing).reshape(out_size[1], *turned.shape[1:])
-            out = np.ascontiguousarray(turned.swapaxes(0, 1))
+        turned = np.ascontiguousarray(out.swapaxes(0, axis))
+        rows = _resize_rows(turned.reshape(len(turned), -1), ratios[axis], out_size[axis], antialiasing)
+        out = np.ascontiguousarray(rows.reshape(out_size[axis], *turned.shape[1:]).swapaxes(0, axis))
     return out
 
 

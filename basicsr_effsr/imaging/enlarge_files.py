@@ -8,14 +8,13 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from pathlib import Path
 
 from basicsr_effsr.imaging.enlarger import Alpha, Enlarger
 from basicsr_effsr.imaging.header import SUFFIXES, UnfitError, check_memory
 from basicsr_effsr.imaging.picture import DEEP, ENDINGS, check_size, encode, fitting, read
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.utils.files import write_atomic
+from basicsr_effsr.utils.files import write_bytes
 
 LONGEST_NAME = 255  # bytes, of the usual file systems
 
@@ -181,8 +180,7 @@ def enlarge_file(
         seconds = time.perf_counter() - start
     except (UserError, UnfitError) as error:
         raise UserError(f'{job.source} failed: {error}') from error
-    content = encode(result, job.kind, quality)
-    write_atomic(job.target, partial(_fill, content))
+    write_bytes(job.target, encode(result, job.kind, quality), sync=True)
     return Done(
         str(job.source),
         str(job.target),
@@ -194,7 +192,3 @@ def enlarge_file(
         seconds=round(seconds, 4),
         lost=fitting(result, job.kind).lost,
     )
-
-
-def _fill(content: bytes, file: Path) -> None:
-    file.write_bytes(content)

@@ -38,7 +38,13 @@ _GRAY = ('1', 'L', 'LA', 'La', 'I;16', 'I;16B', 'I;16L', 'I', 'F')
 _PLANES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type of PNG -> channels
 # raw bytes that a byte of the file can stand for at most; None: any number
 _DEFLATE, _LZW, _HUFFMAN = 1032, 2731, 512  # a JPEG has at least a bit for every 8 x 8 pixels of a channel
-_SMALLEST = {'PNG': _DEFLATE, 'JPEG': _HUFFMAN, 'GIF': _LZW, 'PPM': 1, 'BMP': 1}
+_SMALLEST = {
+    'PNG': _DEFLATE,
+    'JPEG': _HUFFMAN,
+    'GIF': _LZW,
+    'PPM': 1,
+    'BMP': 2**14,
+}  # run lengths of BMP may skip pixels
 _SMALLEST_TIFF = {1: 1, 5: _LZW, 7: _HUFFMAN, 8: _DEFLATE, 32946: _DEFLATE, 32773: 64}
 _MUCH = 2**28  # bytes that are asked for without looking at what is free
 _PPM = re.compile(rb'P([56])' + 3 * rb'(?:\s|#[^\n]*\n)+(\d+)' + rb'\s')
@@ -50,25 +56,15 @@ class ImageError(UserError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file announces.
+    """What a file announces."""
 
-    Attributes:
-        kind: format, as Pillow calls it.
-        height: of the upright image.
-        width: of the upright image.
-        gray: it has no colours.
-        alpha: it can be transparent: an alpha channel, or a value that is declared transparent.
-        bits: per channel, 8 or more; palettes and fewer bits count as 8.
-        orientation: how EXIF asks to turn the stored pixels, 1 to 8.
-    """
-
-    kind: str
-    height: int
+    kind: str  # format, as Pillow calls it
+    height: int  # of the upright image
     width: int
     gray: bool = False
-    alpha: bool = False
-    bits: int = 8
-    orientation: int = 1
+    alpha: bool = False  # it can be transparent: an alpha channel, or a value that is declared transparent
+    bits: int = 8  # per channel, 8 or more; palettes and fewer bits count as 8
+    orientation: int = 1  # how EXIF asks to turn the stored pixels, 1 to 8
 
     @property
     def size(self) -> tuple[int, int]:
@@ -111,11 +107,7 @@ def reading(name: str) -> Iterator[None]:
 
 
 def read_header(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Header:
-    """The header of an image; of bytes also all checksums that the format has.
-
-    Args:
-        source: a file, or what it holds.
-        name: what messages call it.
+    """The header of an image file, or of what one holds, then with all checksums that the format has.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -143,12 +135,8 @@ def read_header(source: str | os.PathLike[str] | bytes, name: str | None = None)
 def check_memory(wanted: int, what: str) -> None:
     """Refuses what the machine has no memory for, before it is asked for.
 
-    Args:
-        wanted: bytes.
-        what: the sentence begins with it.
-
     Raises:
-        UnfitError: less is free.
+        UnfitError: less than ``wanted`` bytes are free; the sentence begins with ``what``.
     """
     free = available_memory() if wanted > _MUCH else None
     if free is not None and wanted > free:
@@ -181,15 +169,8 @@ def _valid(orientation: Any) -> int:
 EXIF_FAULTS = (struct.error, SyntaxError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, OSError)
 
 
-# ---------------------------------------------------------------------- formats
-
-
 def png_chunks(stream: BinaryIO, whole: bool = True) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, content) of every chunk of a PNG.
-
-    Args:
-        stream: of the file.
-        whole: read the pixels, too; without that their chunks are empty.
+    """(kind, content) of every chunk of a PNG; those of the pixels are empty unless ``whole``.
 
     Raises:
         UnfitError: a checksum does not fit, or the end is missing.
@@ -312,11 +293,6 @@ def _other(stream: BinaryIO, size: int) -> Header:
         layout = ppm_layout(head)
         bits = 8 if layout is None else layout[3]
         depth *= bits // 8
-    elif kind == 'BMP':
-        short = head[14] == 12  # the header of OS/2
-        depth = int.from_bytes(head[24:26] if short else head[28:30], 'little')
-        if not short and int.from_bytes(head[30:34], 'little') in (1, 2):
-            ratio = 2**14  # run lengths, which may skip pixels
     elif kind == 'WEBP' and int.from_bytes(head[4:8], 'little') + 8 > size:
         raise UnfitError('it is cut off, the end of its WEBP is missing; replace it')
     _check_claim(height * -(-width * depth // 8), size, ratio, height, width)

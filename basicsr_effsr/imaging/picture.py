@@ -52,25 +52,15 @@ COLOUR_CHUNKS = (b'cHRM', b'gAMA', b'sRGB', b'cICP', b'mDCV', b'cLLI')  # of PNG
 
 @dataclass
 class Picture:
-    """An upright image.
+    """An upright image."""
 
-    Attributes:
-        pixels: (H, W, 3) RGB or (H, W, 1) gray; uint8 or uint16.
-        alpha: (H, W) of the same type, None for an opaque image.
-        exif: of the file, orientation 1; None without.
-        icc: colour profile, None without.
-        lost: what the file holds beside and is left out; empty if nothing.
-        colour: of a PNG, chunks that say what its values mean.
-        resolution: (horizontal, vertical) pixels per inch, None without.
-    """
-
-    pixels: np.ndarray
-    alpha: np.ndarray | None = None
-    exif: Image.Exif | None = field(default=None, repr=False)
-    icc: bytes | None = field(default=None, repr=False)
-    lost: str = ''
-    colour: Mapping[bytes, bytes] = field(default_factory=dict)
-    resolution: tuple[float, float] | None = None
+    pixels: np.ndarray  # (H, W, 3) RGB or (H, W, 1) gray; uint8 or uint16
+    alpha: np.ndarray | None = None  # (H, W) of the same type, None for an opaque image
+    exif: Image.Exif | None = field(default=None, repr=False)  # orientation 1
+    icc: bytes | None = field(default=None, repr=False)  # colour profile
+    lost: str = ''  # what the file holds beside and is left out
+    colour: Mapping[bytes, bytes] = field(default_factory=dict)  # of a PNG, chunks that say what its values mean
+    resolution: tuple[float, float] | None = None  # (horizontal, vertical) pixels per inch
 
     @property
     def bits(self) -> int:
@@ -248,11 +238,6 @@ def picture_of(data: bytes, name: str, header: Header | None = None) -> Picture:
 
     Palettes become RGB, CMYK becomes sRGB through its profile, black and white becomes gray.
 
-    Args:
-        data: content of the file.
-        name: what messages call it.
-        header: of ``data``, where it is known.
-
     Raises:
         ImageError: it is no image, is damaged, has several frames, is too large for the memory, or has pixels that
             are not of 8 or 16 bits, or of 16 bits and neither gray nor RGB.
@@ -281,10 +266,6 @@ def decode(content: bytes, name: str) -> np.ndarray:
     """An image to train or validate on: (H, W, 3) uint8 BGR.
 
     Gray is repeated, palettes become colours, alpha that is opaque everywhere is left out.
-
-    Args:
-        content: of the file.
-        name: what messages call it.
 
     Raises:
         ImageError: it is damaged, cut off, deeper than 8 bits or transparent, or OpenCV does not turn it as its EXIF
@@ -347,9 +328,6 @@ def read_rgb(file: Path) -> np.ndarray:
     if pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     return np.require(pixels, requirements='W') if pixels.shape[2] == 3 else pixels.repeat(3, axis=2)
-
-
-# ---------------------------------------------------------------------- writing
 
 
 def check_size(kind: str, height: int, width: int) -> None:

@@ -44,14 +44,14 @@ def fetch(
     report: Callable[[int, int | None], None] = lambda have, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Downloads ``url`` to ``target``, going on where an earlier attempt ended, and verifies it.
+    """Downloads ``url`` to ``target``, going on where an earlier attempt ended; it appears when complete and verified.
 
     Args:
         url: http or https.
-        target: the file; it appears only when it is complete and verified.
+        target: the file.
         size: bytes it must have, if known.
         checksum: ``sha256:`` or ``md5:`` and the digest in hexadecimal, if known.
-        pauses: seconds before each retry in a row that follows an attempt without a new byte.
+        pauses: see ``PAUSES``.
         timeout: seconds without a byte before an attempt counts as failed.
         report: called with the bytes that are there and the total, if known.
         say: called with a sentence before each retry.
@@ -121,12 +121,7 @@ def _is_no_way(error: Exception) -> bool:
 
 
 class _Part:
-    """A partial download, in a hidden file beside its target, and what the server said of it, in another.
-
-    Args:
-        target: of the download.
-        url: where it comes from.
-    """
+    """A partial download, in a hidden file beside its target, and what the server said of it, in another."""
 
     def __init__(self, target: Path, url: str) -> None:
         self.target = target
@@ -144,10 +139,7 @@ class _Part:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            while True:
-                self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-                if self._is_mine():
-                    break
+            while not self._open():
                 os.close(self._handle)
         except OSError as error:
             raise WriteError.of(self.path, error) from error
@@ -159,8 +151,9 @@ class _Part:
                 self._note.unlink(missing_ok=True)
             os.close(self._handle)
 
-    def _is_mine(self) -> bool:
+    def _open(self) -> bool:
         """False when the run before has given it its name between our opening and our lock."""
+        self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         if fcntl is None:
             return True
         try:
