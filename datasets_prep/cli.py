@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     'download': ('download', 'download', ('shard', 'dry_run')),
     'lr': ('lr', 'make_lr', (*_SCHEDULE,)),
     'subimages': ('subimages', 'make_subimages', (*_SCHEDULE,)),
-    'meta-info': ('meta_info', 'make_meta_info', ('dry_run',)),
+    'meta-info': ('lmdb_maker', 'make_meta_info', ('dry_run',)),
     'lmdb': ('lmdb_maker', 'make_lmdb', (*_SCHEDULE,)),
     'pack': ('pack', 'make_pack', (*_SCHEDULE,)),
     'verify': ('verify', 'verify', (*_SCHEDULE,)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -103,12 +102,6 @@ def refuse_image_name(command: str, path: Path) -> None:
         raise ValueError(
             f'{command}: {path}: is the name of an image or a data set, not of a text file; choose another'
         )
-
-
-def newest(stamps: Iterable[int]) -> int:
-    """The latest of the modification times (ns) that do not lie in the future, which say nothing."""
-    now = time.time_ns()
-    return max((stamp for stamp in stamps if stamp <= now), default=0)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""LMDBs in BasicSR's format: ``data.mdb``, ``lock.mdb`` and ``meta_info.txt`` in a folder ``*.lmdb``.
+"""What BasicSR reads beside folders: meta-info files, one line ``name.png (h,w,c)`` per image, and LMDBs.
 
-The keys are the file names without suffix, the values PNG files. BasicSR cuts its keys at the first dot,
-so names with a dot are refused.
+An LMDB is ``data.mdb``, ``lock.mdb`` and ``meta_info.txt`` in a folder ``*.lmdb``. The keys are the file names without
+suffix, the values PNG files. BasicSR cuts its keys at the first dot, so names with a dot are refused.
 """
 
 from __future__ import annotations
@@ -15,21 +15,19 @@ from typing import Annotated
 
 import typer
 
+from basicsr_effsr.data import lmdbs
 from basicsr_effsr.data.packs import folder_order
 from basicsr_effsr.utils.files import WriteError, atomic_path, write_bytes
 from datasets_prep.files import (
-    LMDB_SUFFIX,
     Compression,
     image_shape,
     is_one_line,
     list_images,
-    newest,
-    open_store,
     read_image,
+    refuse_image_name,
     write_png,
 )
-from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary
-from datasets_prep.staging import build, staging_folder
+from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary, build, run_jobs, staging_folder
 
 _FILES = ('data.mdb', 'lock.mdb', 'meta_info.txt')
 _PAGE = 4096
@@ -58,9 +56,9 @@ def make_lmdb(
             anything but an LMDB.
         FileNotFoundError: when the folder does not exist.
     """
-    if out.suffix != LMDB_SUFFIX or not 0 <= compression <= 9:
+    if out.suffix != '.lmdb' or not 0 <= compression <= 9:
         raise ValueError(
-            f'lmdb: the output must end in {LMDB_SUFFIX} and compression be 0 to 9, got {out.name!r}, {compression}'
+            f'lmdb: the output must end in .lmdb and compression be 0 to 9, got {out.name!r}, {compression}'
         )
     files = _by_key(folder, strip)
     _refuse_other_content(out)
@@ -69,14 +67,13 @@ def make_lmdb(
     jobs = [
         Job(str(f), partial(_encode, f, staged[key], compression), (f,), (staged[key],)) for key, f in files.items()
     ]
-    changed = newest(file.stat().st_mtime_ns for file in files.values())
     return build(
         'lmdb',
         out,
         staging,
         jobs,
         lambda: _put_together(staging / secrets.token_hex(4), staged, compression),
-        lambda: _is_whole(out, list(files), compression, changed),
+        lambda changed: _is_whole(out, list(files), compression, changed),
         schedule,
         overwrite=overwrite,
     )
@@ -110,12 +107,12 @@ def _refuse_other_content(out: Path) -> None:
 
 def _is_whole(out: Path, keys: list[str], compression: int, changed: int) -> bool:
     try:
-        store = open_store(out)
+        names = lmdbs.shapes(out)
         levels = {line.rsplit(' ', 1)[1] for line in (out / 'meta_info.txt').read_text().splitlines()}
         fresh = (out / 'data.mdb').stat().st_mtime_ns >= changed
     except (OSError, ValueError):
         return False
-    return fresh and store.names == keys and levels == {str(compression)}
+    return fresh and sorted(names) == sorted(keys) and levels == {str(compression)}
 
 
 def _encode(source: Path, target: Path, compression: int) -> None:
@@ -144,3 +141,44 @@ def _put_together(ready: Path, staged: dict[str, Path], compression: int) -> Pat
     write_bytes(ready / 'lock.mdb', b'')  # LMDB fills it when opened; it would hold our process ids
     write_bytes(ready / 'meta_info.txt', ''.join(lines).encode())
     return ready
+
+
+def make_meta_info(
+    folder: Annotated[Path, typer.Argument(help='Folder of HR (sub-)images.')],
+    out: Annotated[Path, typer.Argument(help='The text file.')],
+    *,
+    schedule: Schedule = ALONE,
+) -> Summary:
+    """Writes BasicSR's meta_info_file: the name and shape of every image, from its header.
+
+    Nothing is written when an image cannot be read.
+
+    Returns:
+        What became of each image.
+
+    Raises:
+        ValueError: when the folder holds no image or one whose name BasicSR would not read back, ``out`` has the
+            name of an image, or for a shard.
+        FileNotFoundError: when the folder does not exist.
+    """
+    if schedule.shard != (1, 1):
+        raise ValueError('meta-info: writes one small file from headers only; run it without --shard')
+    refuse_image_name('meta-info', out)
+    files = list_images(folder)
+    for file in files:
+        if not is_one_line(file.name) or file.name.split(' ')[0] != file.name:
+            raise ValueError(
+                f'meta-info: {file}: its name must be one word in UTF-8, as BasicSR reads up to the first space; '
+                'rename it, or train without meta_info_file'
+            )
+    summary = run_jobs('meta-info', [Job(str(file), partial(image_shape, file)) for file in files], schedule)
+    if schedule.dry_run or summary.exit_code:
+        return summary
+    lines = []
+    for file in files:
+        height, width, channels = summary.results[str(file)]
+        lines.append(f'{file.name} ({height},{width},{channels})\n')
+    text = ''.join(lines).encode()
+    if not out.is_file() or out.read_bytes() != text:
+        write_bytes(out, text)
+    return summary

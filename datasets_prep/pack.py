@@ -15,9 +15,8 @@ import typer
 from basicsr_effsr.data.packs import PACK_SUFFIX, RECORD, Pack, PackError, end_of_images, header_and_tail, layout
 from basicsr_effsr.data.packs import to_planes as planes_of
 from basicsr_effsr.utils.files import WriteError, atomic_path, write_bytes
-from datasets_prep.files import ImageError, Store, is_one_line, newest, open_store, worker_store
-from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary
-from datasets_prep.staging import build, staging_folder
+from datasets_prep.files import ImageError, Store, is_one_line, open_store, worker_store
+from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary, build, staging_folder
 
 
 def make_pack(
@@ -68,14 +67,13 @@ def make_pack(
         Job(store.where(name), partial(_stage, source, name, shape, target), (store.file(name),), (target,))
         for name, shape, target in zip(names, shapes, staged, strict=True)
     ]
-    changed = newest(file.stat().st_mtime_ns for file in {job.sources[0] for job in jobs})
     return build(
         'pack',
         out,
         staging,
         jobs,
         lambda: _put_together(staging / 'ready', staged, records, names),
-        lambda: _is_whole(out, names, records, changed),
+        lambda changed: _is_whole(out, names, records, changed),
         replace(schedule, shard=(1, 1)),
         overwrite=overwrite,
     )

@@ -35,16 +35,14 @@ def photograph_folder() -> Path:
     """The folder of images inside the installed scikit-image, which is not imported.
 
     Raises:
-        FileNotFoundError: when scikit-image or one of the photographs is absent.
+        FileNotFoundError: scikit-image or one of the photographs is absent.
     """
     spec = find_spec('skimage')
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError('sample: scikit-image, whose photographs are used, is absent; pip install scikit-image')
-    folder = Path(spec.submodule_search_locations[0]) / 'data'
+    folder = Path(spec.origin if spec and spec.origin else 'skimage/__init__.py').with_name('data')
     missing = [name for names in PHOTOGRAPHS.values() for name in names if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f'sample: {folder} lacks {", ".join(missing)}; install the scikit-image wheel (pip install scikit-image)'
+            f'sample: {folder} of scikit-image lacks {", ".join(missing)}; pip install scikit-image'
         )
     return folder
 

@@ -108,9 +108,10 @@ def _compare(
         )
     lr = lr_store.read(lr_name)
     if hr.dtype != lr.dtype or hr.shape[2:] != lr.shape[2:]:
+        channels = [np.atleast_3d(image).shape[2] for image in (hr, lr)]
         raise ImageError(
-            f'is {hr.dtype} with {_channels(hr)} channels, but {where} is {lr.dtype} with {_channels(lr)}; '
-            'make the LR images again'
+            f'is {hr.dtype} with {channels[0]} channels, but {where} is {lr.dtype} with {channels[1]}; make the LR '
+            'images again'
         )
     check_sizes(hr_store.where(name), where, hr.shape[:2], lr.shape[:2], scale, training=True)
     if not bicubic:
@@ -136,7 +137,3 @@ def _inside(different: np.ndarray, border: int) -> float | None:
     if 2 * border >= min(different.shape[:2]):
         return None
     return float(different[border : len(different) - border, border : different.shape[1] - border].mean())
-
-
-def _channels(img: np.ndarray) -> int:
-    return 1 if img.ndim == 2 else img.shape[2]

@@ -27,9 +27,8 @@ from basicsr_effsr.utils.files import WriteError, atomic_path, sweep_parts
 from datasets_prep.cli import app
 from datasets_prep.files import ImageError, image_shape, read_image, write_png
 from datasets_prep.jobs import Job, Schedule, parse_shard, run_jobs
-from datasets_prep.lmdb_maker import make_lmdb
+from datasets_prep.lmdb_maker import make_lmdb, make_meta_info
 from datasets_prep.lr import make_lr
-from datasets_prep.meta_info import make_meta_info
 from datasets_prep.pack import make_pack
 from datasets_prep.sample import PHOTOGRAPHS, write_sample
 from datasets_prep.subimages import make_subimages, positions

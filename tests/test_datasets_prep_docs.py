@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from basicsr_effsr.imaging.bicubic import imresize
-from datasets_prep import sources
+from datasets_prep import download
 from datasets_prep.cli import app
 from datasets_prep.files import encode_png, write_png
 
@@ -87,7 +87,7 @@ def write_archive(path: Path, members: dict[str, np.ndarray]) -> None:
 
 def stand_ins(root: Path) -> Path:
     """The archives as if fetched by hand, LSDIR's apart, and the real table with their numbers of images."""
-    table = json.loads(sources.SOURCES.read_text(encoding='utf-8'))
+    table = json.loads(download.SOURCES.read_text(encoding='utf-8'))
     for entry in table['sets'].values():
         for file in entry.get('files', []):
             file |= {'size': None, 'sha256': None, 'md5': None, 'images': PER_SET}
@@ -112,7 +112,7 @@ def prepared(tmp_path_factory):
     root = tmp_path_factory.mktemp('page')
     said = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, 'SOURCES', stand_ins(root))
+        patch.setattr(download, 'SOURCES', stand_ins(root))
         for stem, hr in photographs('photos').items():
             write_png(root / 'photos' / f'{stem}.png', hr)
         for block in BLOCKS:

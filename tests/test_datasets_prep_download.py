@@ -18,10 +18,9 @@ from host import HANGS
 
 from basicsr_effsr.utils.download import DownloadError, UnreachableError, fetch
 from datasets_prep.archives import ArchiveError, extract
-from datasets_prep.download import count_images, download
+from datasets_prep.download import count_images, download, read_sources
 from datasets_prep.files import encode_png
 from datasets_prep.jobs import Schedule
-from datasets_prep.sources import read_sources
 
 PNG = encode_png(np.zeros((4, 4, 3), np.uint8))
 FAST = {'pauses': (0.01, 0.01), 'timeout': HANGS}

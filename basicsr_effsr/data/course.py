@@ -60,14 +60,9 @@ def iterations_that_run(
 ) -> int:
     """Iterations after which the host's loop stops: it counts epochs rounded up, loaders give them rounded down.
 
-    Args:
-        plan: the stages of the run.
-        length: images of the data set.
-        ratio: ``dataset_enlarge_ratio``.
-        world: ranks.
-        batch: ``batch_size_per_gpu``.
-        total: ``total_iter``.
-        start: (epoch, iterations done before it) from which on the run has these options.
+    ``length`` are images of the data set, ``ratio`` its ``dataset_enlarge_ratio``, ``world`` ranks, ``batch`` is
+    ``batch_size_per_gpu``, ``total`` is ``total_iter``, and ``start`` is the (epoch, iterations done before it) from
+    which on the run has these options.
     """
     samples = math.ceil(length * ratio / world)
     left = math.ceil(total / math.ceil(length * ratio / (batch * world))) + 1 - start[0]

@@ -70,7 +70,14 @@ def read_deep_tiff(data: bytes) -> tuple[np.ndarray, bytes | None, str]:
     with opened(io.BytesIO(data)) as file:
         page = file.pages.first
         _check_kind(page)
-        pixels, lost = _meaning(page, _samples(page, data))
+        try:
+            planes = page.asarray(squeeze=False)  # (C or 1, 1, H, W, 1 or C)
+            samples = np.moveaxis(planes[:, 0], 0, -2).reshape(*planes.shape[2:4], -1)
+        except (KeyError, ValueError) as error:
+            if 'imagecodecs' not in str(error):
+                raise
+            samples = _through_opencv(page, data)
+        pixels, lost = _meaning(page, samples)
         icc = page.tags.valueof(ICC)
     return pixels, None if icc is None else bytes(icc), lost
 
@@ -88,17 +95,6 @@ def _check_kind(page: TiffPage) -> None:
         raise UnfitError(f'its colours are {name} in 16 bits; convert it to gray or RGB')
     if colours == WHITE_IS_ZERO and PREMULTIPLIED in page.extrasamples:
         raise UnfitError('its white is zero and premultiplied with alpha; save it with black as zero')
-
-
-def _samples(page: TiffPage, data: bytes) -> np.ndarray:
-    """(H, W, C) as stored."""
-    try:
-        planes = page.asarray(squeeze=False)  # (C or 1, 1, H, W, 1 or C)
-    except (KeyError, ValueError) as error:
-        if 'imagecodecs' in str(error):
-            return _through_opencv(page, data)
-        raise
-    return np.moveaxis(planes[:, 0], 0, -2).reshape(*planes.shape[2:4], -1)
 
 
 def _through_opencv(page: TiffPage, data: bytes) -> np.ndarray:
