@@ -170,9 +170,6 @@ def download(
     ROOT/archives already, put there by hand for instance, is used. An archive is removed once its images are unpacked
     and counted. For pauses and timeout see ``fetch``.
 
-    Returns:
-        What became of each archive.
-
     Raises:
         ValueError: for a bad table, or a data set that is not in it.
         FileNotFoundError: when the table or the folder ``archives`` does not exist.

@@ -319,9 +319,6 @@ def build(
         schedule: see there.
         overwrite: make ``out`` again although it is whole.
 
-    Returns:
-        What became of each item.
-
     Raises:
         WriteError: the output cannot be written.
     """

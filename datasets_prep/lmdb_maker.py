@@ -48,9 +48,6 @@ def make_lmdb(
     With shards, several machines that share the disk encode; the run that finds all encoded puts them into the LMDB in
     the order of their names, so that equal images give an equal file.
 
-    Returns:
-        What became of each image.
-
     Raises:
         ValueError: for an impossible option or name, an empty folder, or when ``out`` is there and holds
             anything but an LMDB.
@@ -152,9 +149,6 @@ def make_meta_info(
     """Writes BasicSR's meta_info_file: the name and shape of every image, from its header.
 
     Nothing is written when an image cannot be read.
-
-    Returns:
-        What became of each image.
 
     Raises:
         ValueError: when the folder holds no image or one whose name BasicSR would not read back, ``out`` has the

@@ -61,9 +61,6 @@ def write_sample(
     Photographs that are stored as JPEG are halved first, so that no compression blocks are left in what the networks
     should learn to restore.
 
-    Returns:
-        What became of each photograph, and of each image in the packs.
-
     Raises:
         ValueError: for a scale that does not divide 12.
         FileNotFoundError: when the photographs are not installed.

@@ -1,7 +1,6 @@
-"""Overlapping sub-images of large images, cut and named as BasicSR's data sets expect them.
+"""Overlapping sub-images of large images; those of ``0001.png`` are ``0001_s001.png``, ``0001_s002.png``, row by row.
 
-BasicSR's convention for DIV2K: HR 480/240 (crop/step), and the same divided by the scale for LR; the
-sub-images of ``0001.png`` are ``0001_s001.png``, ``0001_s002.png``, ... row by row.
+BasicSR's convention for DIV2K is HR 480/240 (crop/step), and the same divided by the scale for LR.
 """
 
 from __future__ import annotations
@@ -19,16 +18,10 @@ from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary, make_fi
 
 
 def positions(length: int, crop: int, step: int, thresh: int = 0) -> list[int]:
-    """First pixels of the crops along one side; the last crop is flush with the end.
-
-    Args:
-        length: pixels of the side.
-        crop: pixels of a crop.
-        step: pixels between two crops.
-        thresh: a rest of at most this many pixels at the end gets no crop of its own.
+    """First pixels of the crops along a side; the last is flush with the end, unless the rest is at most ``thresh``.
 
     Raises:
-        ValueError: when the side is shorter than a crop.
+        ValueError: the side is shorter than a crop.
     """
     if length < crop:
         raise ValueError(
@@ -56,9 +49,6 @@ def make_subimages(
 
     The n-th LR sub-image belongs to the n-th HR sub-image. An ending x<scale> of the names of LR files (DIV2K's way) is
     left out of the names of their sub-images.
-
-    Returns:
-        What became of each image.
 
     Raises:
         ValueError: for impossible options, two files with the same sub-image names, or ``out`` being ``folder``.

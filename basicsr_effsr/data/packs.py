@@ -189,12 +189,9 @@ class Pack:
 
 
 class PackSet:
-    """The images of a pack, or of all packs of a folder, by name; the files are opened when first needed.
+    """The images of a ``.pack`` file, or of all of a folder, by name; the files are opened when first needed.
 
     A set can be sent to another process, which opens the files for itself.
-
-    Args:
-        root: a ``.pack`` file, or a folder with such files.
 
     Raises:
         FileNotFoundError: when there is none.

@@ -75,10 +75,7 @@ class EffSRPairedDataset(Dataset):
     def draw(self, index: int, lq: str, lq_size: Sequence[int]) -> tuple[Draw, int]:
         """Crop and flips of a training sample, and the side of its LR patch.
 
-        Args:
-            index: of the sample, which may know the ``gt_size`` of its stage.
-            lq: what messages call the LR image.
-            lq_size: (H, W).
+        The index may know the ``gt_size`` of its stage; ``lq`` is what messages call the LR image of size (H, W).
 
         Raises:
             ValueError: the LR image is smaller than the patch.

@@ -104,13 +104,9 @@ class PlannedBatches(Sampler):
 def make_loader(
     dataset: Dataset, dataset_opt: dict[str, Any], batches: PlannedBatches, *, multiplier: int = 1
 ) -> torch.utils.data.DataLoader:
-    """The training loader, with the keys of BasicSR's ``build_dataloader``.
+    """The training loader, with the keys of BasicSR's ``build_dataloader``: ``num_worker_per_gpu`` and so on.
 
-    Args:
-        dataset: a data set of this package.
-        dataset_opt: ``num_worker_per_gpu``, ``pin_memory``, ``persistent_workers``.
-        batches: which samples come together, and when.
-        multiplier: GPUs of one process without a launcher.
+    ``multiplier`` is the number of GPUs of one process without a launcher.
     """
     workers = dataset_opt['num_worker_per_gpu'] * multiplier
     return torch.utils.data.DataLoader(

@@ -207,15 +207,12 @@ class Enlarger:
     def __call__(
         self, picture: Picture, *, deep: bool = True, progress: Callable[[int, int], None] | None = None
     ) -> tuple[Picture, int]:
-        """Enlarges an image.
+        """The enlarged image and the side of the tiles, 0 for a whole image; gray stays gray.
 
         Args:
-            picture: the image; gray stays gray.
+            picture: the image.
             deep: keep 16 bits where the image has them.
             progress: called with (tiles done, tiles in all).
-
-        Returns:
-            the result and the side of the tiles, 0 for a whole image.
 
         Raises:
             UserError: the network gave NaN or infinity, or the memory is too small for it.

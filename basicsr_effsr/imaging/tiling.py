@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -56,14 +57,8 @@ def tiled_bands(
 
     Never more than one row of tiles is held, so the memory needed does not grow with the height of the image.
 
-    Args:
-        net, lq, upscale, tile, overlap, blend, progress: as for ``tiled_forward``.
-
     Yields:
         (N, C', h, rW); the heights h add up to rH.
-
-    Raises:
-        ValueError: an option is out of its range.
     """
     if blend not in BLENDS:
         raise ValueError(f'tiled_forward: blend must be one of {list(BLENDS)}, got {blend!r}')
@@ -155,23 +150,14 @@ def tiled_forward(
 def self_ensemble(net: Callable[[Tensor], Tensor], lq: Tensor) -> Tensor:
     """The mean of ``net`` over the eight flips and rotations of ``lq``, turned back (EDSR's "+").
 
-    One view is in memory at a time. HASN's Table 1 is scored this way.
-
-    Args:
-        net: any function (N, C, H, W) -> (N, C', rH, rW).
-        lq: (N, C, H, W).
-
-    Returns:
-        The mean, (N, C', rH, rW), in the precision of the net's output.
+    One view is in memory at a time. HASN's Table 1 is scored this way. (N, C, H, W) becomes (N, C', rH, rW), in the
+    precision of the net's output.
     """
     total: Tensor | None = None
-    for quarter_turns in range(4):
-        for mirrored in (False, True):
-            view = torch.rot90(lq, quarter_turns, (-2, -1))
-            view = view.flip(-1) if mirrored else view
-            out = net(view.contiguous())
-            out = out.flip(-1) if mirrored else out
-            out = torch.rot90(out, -quarter_turns, (-2, -1))
-            total = out if total is None else total + out
+    for quarter_turns, mirrored in product(range(4), (False, True)):
+        view = torch.rot90(lq, quarter_turns, (-2, -1))
+        out = net((view.flip(-1) if mirrored else view).contiguous())
+        out = torch.rot90(out.flip(-1) if mirrored else out, -quarter_turns, (-2, -1))
+        total = out if total is None else total + out
     assert total is not None
     return total / 8
