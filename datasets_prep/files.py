@@ -20,7 +20,7 @@ from basicsr_effsr.imaging.picture import decode_stored
 from basicsr_effsr.utils.files import read_regular, write_bytes
 
 LMDB_SUFFIX = '.lmdb'
-Compression = Annotated[int, typer.Option(help='PNG level, 0 to 9.')]
+Compression = Annotated[int, typer.Option(min=0, max=9, help='PNG level.')]
 FilenameTmpl = Annotated[
     str,
     typer.Option(help="Stem of LR from that of HR, as in BasicSR's option, with {scale} allowed; DIV2K: {}x{scale}."),

@@ -53,10 +53,8 @@ def make_lmdb(
             anything but an LMDB.
         FileNotFoundError: when the folder does not exist.
     """
-    if out.suffix != '.lmdb' or not 0 <= compression <= 9:
-        raise ValueError(
-            f'lmdb: the output must end in .lmdb and compression be 0 to 9, got {out.name!r}, {compression}'
-        )
+    if out.suffix != '.lmdb':
+        raise ValueError(f'lmdb: the output must end in .lmdb, got {out.name!r}')
     files = _by_key(folder, strip)
     _refuse_other_content(out)
     staging = staging_folder(out, os.path.realpath(folder), list(files), compression, strip)

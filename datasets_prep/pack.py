@@ -15,7 +15,7 @@ import typer
 from basicsr_effsr.data.packs import PACK_SUFFIX, RECORD, Pack, PackError, end_of_images, header_and_tail, layout
 from basicsr_effsr.data.packs import to_planes as planes_of
 from basicsr_effsr.utils.files import WriteError, atomic_path, write_bytes
-from datasets_prep.files import ImageError, Store, is_one_line, open_store, worker_store
+from datasets_prep.files import ImageError, is_one_line, open_store, worker_store
 from datasets_prep.jobs import ALONE, Job, Overwrite, Schedule, Summary, build, staging_folder
 
 
@@ -52,7 +52,11 @@ def make_pack(
     shapes, bad = [], {}
     for name in names:
         try:
-            shapes.append(_checked_shape(store, name))
+            if not is_one_line(name):
+                raise ImageError('its name must be one line in UTF-8, as a pack lists names line by line; rename it')
+            shapes.append(store.shape(name))
+            if shapes[-1][2] not in (1, 3):
+                raise ImageError(f'a pack holds gray or colour images, got {shapes[-1][2]} channels; drop alpha')
         except ValueError as error:
             bad[store.where(name)] = str(error).removeprefix(f'{store.where(name)}: ')
     if bad:
@@ -74,19 +78,6 @@ def make_pack(
         replace(schedule, shard=(1, 1)),
         overwrite=overwrite,
     )
-
-
-def _checked_shape(store: Store, name: str) -> tuple[int, int, int]:
-    if not is_one_line(name):
-        raise ImageError(
-            f'{store.where(name)}: its name must be one line in UTF-8, as a pack lists names line by line; rename it'
-        )
-    shape = store.shape(name)
-    if shape[2] not in (1, 3):
-        raise ImageError(
-            f'{store.where(name)}: a pack holds gray or colour images, got {shape[2]} channels; drop alpha'
-        )
-    return shape
 
 
 def _is_whole(out: Path, names: list[str], records: np.ndarray, changed: int) -> bool:

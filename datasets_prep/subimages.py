@@ -37,10 +37,10 @@ def make_subimages(
     folder: Annotated[Path, typer.Argument(help='Folder of images.')],
     out: Annotated[Path, typer.Argument(help='Folder for the sub-images.')],
     *,
-    scale: Annotated[int, typer.Option(help='1 for HR; for LR its scale, which divides crop, step, thresh.')] = 1,
-    crop: Annotated[int, typer.Option(help='Side of a sub-image in HR pixels.')] = 480,
-    step: Annotated[int, typer.Option(help='Distance of two sub-images in HR pixels.')] = 240,
-    thresh: Annotated[int, typer.Option(help='A rest of up to this many HR pixels gets no sub-image.')] = 0,
+    scale: Annotated[int, typer.Option(min=1, help='1 for HR; for LR its scale, a divisor of crop, step, thresh.')] = 1,
+    crop: Annotated[int, typer.Option(min=1, help='Side of a sub-image in HR pixels.')] = 480,
+    step: Annotated[int, typer.Option(min=1, help='Distance of two sub-images in HR pixels.')] = 240,
+    thresh: Annotated[int, typer.Option(min=0, help='A rest of up to this many HR pixels gets no sub-image.')] = 0,
     compression: Compression = 3,
     overwrite: Overwrite = False,
     schedule: Schedule = ALONE,
@@ -54,11 +54,6 @@ def make_subimages(
         ValueError: for impossible options, two files with the same sub-image names, or ``out`` being ``folder``.
         FileNotFoundError: when ``folder`` does not exist.
     """
-    if scale < 1 or crop < 1 or step < 1 or thresh < 0 or not 0 <= compression <= 9:
-        raise ValueError(
-            'subimages: scale, crop and step must be positive, thresh not negative, compression 0 to 9; '
-            f'got {scale}, {crop}, {step}, {thresh}, {compression}'
-        )
     if any(pixels % scale for pixels in (crop, step, thresh)):
         raise ValueError(
             f'subimages: crop, step and thresh are in HR pixels and must be multiples of the scale {scale}, '

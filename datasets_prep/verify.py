@@ -24,11 +24,11 @@ def verify(
     hr: Annotated[Path, typer.Argument(help='HR images: a folder, an .lmdb or a .pack.')],
     lr: Annotated[Path | None, typer.Argument(help='LR images, likewise; without, HR is checked alone.')] = None,
     *,
-    scale: Annotated[int, typer.Option(help='HR size over LR size.')] = 1,
+    scale: Annotated[int, typer.Option(min=1, help='HR size over LR size.')] = 1,
     filename_tmpl: FilenameTmpl = '{}',
     bicubic: Annotated[bool, typer.Option(help='Compare LR with the bicubic of HR.')] = True,
-    tolerance: Annotated[float, typer.Option(help='Allowed fraction of differing values, 0 to 1.')] = 0.0,
-    border: Annotated[int, typer.Option(help='LR pixels along the sides not compared; 2 for sub-images.')] = 0,
+    tolerance: Annotated[float, typer.Option(min=0, max=1, help='Allowed fraction of differing values.')] = 0.0,
+    border: Annotated[int, typer.Option(min=0, help='LR pixels along the sides not compared; 2 for sub-images.')] = 0,
     report: Annotated[Path | None, typer.Option(help='Write every finding to this JSON file.')] = None,
     schedule: Schedule = ALONE,
 ) -> Summary:
@@ -45,10 +45,6 @@ def verify(
         ValueError: for impossible options or an empty data set.
         FileNotFoundError: when one of the two does not exist.
     """
-    if scale < 1 or not 0 <= tolerance <= 1 or border < 0:
-        raise ValueError(
-            f'verify: scale must be positive, tolerance 0 to 1, border not negative, got {scale}, {tolerance}, {border}'
-        )
     if report is not None:
         refuse_image_name('verify', report)
     check_file_template('verify: --filename-tmpl', filename_tmpl, scale=True)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import socket
 import ssl
 import time
@@ -215,8 +216,12 @@ def _attempt(url: str, part: _Part, timeout: float, report: Callable[[int, int |
         raise HTTPException(f'the server has no byte {have}; starting again') from None
     with response:
         if response.status == 206:
-            begin, total = _content_range(response.headers.get('Content-Range', ''))
-            if begin != have or (said.get('total') is not None and total != said['total']):
+            span = response.headers.get('Content-Range', '')
+            found = re.fullmatch(r'bytes (\d+)-\d*/(\d+|\*)', span)
+            if found is None:
+                raise HTTPException(f'the server sends the range {span!r}')
+            total = None if found[2] == '*' else int(found[2])
+            if int(found[1]) != have or (said.get('total') is not None and total != said['total']):
                 part.restart()
                 raise HTTPException('the file at the server has changed; starting again')
         else:
@@ -229,15 +234,6 @@ def _attempt(url: str, part: _Part, timeout: float, report: Callable[[int, int |
             report(part.size, total)
     if total is not None and part.size < total:
         raise HTTPException(f'the connection ended after {part.size} of {total} bytes')
-
-
-def _content_range(text: str) -> tuple[int, int | None]:
-    """``'bytes 5-9/10'`` -> (5, 10)."""
-    try:
-        span, total = text.removeprefix('bytes ').split('/')
-        return int(span.split('-')[0]), None if total == '*' else int(total)
-    except ValueError:
-        raise HTTPException(f'the server sends the range {text!r}') from None
 
 
 def _difference(file: Path, size: int | None, checksum: str | None) -> str | None:
