@@ -88,9 +88,6 @@ def extract(archive: Path, into: Path, *, first: int | None = None) -> tuple[int
     return written, len(members) - written
 
 
-_Stream = Callable[[_Member], IO[bytes]]
-
-
 class _Bounded(io.RawIOBase):
     """A file of which neither much is read at once nor much in all: what an archive claims may exceed all memory."""
 
@@ -117,7 +114,7 @@ class _Bounded(io.RawIOBase):
 
 
 @contextmanager
-def _opened(archive: Path) -> Iterator[tuple[list[_Member], _Stream]]:
+def _opened(archive: Path) -> Iterator[tuple[list[_Member], Callable[[_Member], IO[bytes]]]]:
     with open_regular(archive) as file:
         length = MAX_RATIO * archive.stat().st_size + _SLACK
         if zipfile.is_zipfile(file):

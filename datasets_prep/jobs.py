@@ -126,10 +126,7 @@ def make_files(
     """Runs jobs that write into folders, each with a note of how its files are made, so that two ways do not mix.
 
     Args:
-        command: its name, for messages and the notes.
-        jobs: with sources and outputs.
         settings: of each folder of outputs, in values that JSON knows.
-        schedule: see there.
         names: settings on which the names of the files depend; ``overwrite`` does not change them, because files of
             the old names would stay.
         overwrite: remove the outputs that are there first, whatever they were made with.
@@ -310,13 +307,11 @@ def build(
     ``out`` is needed on the disk.
 
     Args:
-        title: the command.
         out: file or folder to be made.
         staging: from ``staging_folder``.
         jobs: one per item, in order, each with its file in ``staging`` as output.
         put_together: makes the output within ``staging`` and returns its path.
         is_whole: whether ``out`` is there, complete and not older than this time (ns), that of its newest source.
-        schedule: see there.
         overwrite: make ``out`` again although it is whole.
 
     Raises:

@@ -56,7 +56,10 @@ def make_lmdb(
     if out.suffix != '.lmdb':
         raise ValueError(f'lmdb: the output must end in .lmdb, got {out.name!r}')
     files = _by_key(folder, strip)
-    _refuse_other_content(out)
+    if out.is_dir() and (others := sorted({path.name for path in out.iterdir()} - {*_FILES})):  # it will be replaced
+        raise ValueError(f'{out}: holds {others[0]!r}, so it is not an LMDB to be replaced; choose another name')
+    if out.exists() and not out.is_dir():
+        raise ValueError(f'{out}: is a file, an LMDB of BasicSR is a folder; choose another name')
     staging = staging_folder(out, os.path.realpath(folder), list(files), compression, strip)
     staged = {key: staging / f'{key}.png' for key in files}
     jobs = [
@@ -88,16 +91,6 @@ def _by_key(folder: Path, strip: str) -> dict[str, Path]:
             raise ValueError(f'{files[key]} and {file} would have the key {key!r}; rename one of them')
         files[key] = file
     return {key: files[key] for key in sorted(files, key=folder_order)}
-
-
-def _refuse_other_content(out: Path) -> None:
-    """What has the name of the LMDB is going to be replaced, so it must be nothing else."""
-    if out.is_dir():
-        others = sorted(path.name for path in out.iterdir() if path.name not in _FILES)
-        if others:
-            raise ValueError(f'{out}: holds {others[0]!r}, so it is not an LMDB to be replaced; choose another name')
-    elif out.exists():
-        raise ValueError(f'{out}: is a file, an LMDB of BasicSR is a folder; choose another name')
 
 
 def _is_whole(out: Path, keys: list[str], compression: int, changed: int) -> bool:

@@ -52,22 +52,22 @@ def verify(
     hr_store = open_store(hr)
     lr_store = open_store(lr) if lr is not None else None
 
-    summary = Summary('verify')
+    failed: dict[str, str] = {}
     pairs = [(name, name) for name in hr_store.names]
     if lr_store is not None:
         found = match(hr_store.names, lr_store.names, lambda name: filename_tmpl.format(name, scale=scale))
         pairs = found.pairs
         for name in found.surplus:
-            summary.failed[lr_store.where(name)] = f'has no HR image in {hr}'
+            failed[lr_store.where(name)] = f'has no HR image in {hr}'
         for name, lr_name in found.lonely:
-            summary.failed[hr_store.where(name)] = f'has no LR image {lr_name!r} in {lr}'
+            failed[hr_store.where(name)] = f'has no LR image {lr_name!r} in {lr}'
     compare = partial(_compare, hr, lr, scale=scale, bicubic=bicubic, tolerance=tolerance, border=border)
     jobs = [Job(hr_store.where(name), partial(compare, name, lr_name)) for name, lr_name in pairs]
     if not schedule.dry_run:
         for store in filter(None, (hr_store, lr_store)):
-            summary.failed |= dict.fromkeys(map(store.where, store.damaged()), 'does not match its checksum')
+            failed |= dict.fromkeys(map(store.where, store.damaged()), 'does not match its checksum')
     compared = run_jobs('verify', jobs, schedule)
-    compared.failed = {**compared.failed, **summary.failed}
+    compared.failed |= failed
     if lr is not None and bicubic and compared.results:
         worst = max(compared.results.values())
         compared.notes.append(f'verify: pixels that differ from the bicubic of HR: {worst:.4%} in the worst good pair')

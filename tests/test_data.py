@@ -15,8 +15,7 @@ from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from basicsr.utils.registry import DATASET_REGISTRY
 
 from basicsr_effsr.data.course import StagePlan
-from basicsr_effsr.data.draws import SampleIndex, draw
-from basicsr_effsr.data.sampler import PlannedBatches, ResumableSampler, make_loader
+from basicsr_effsr.data.sampler import PlannedBatches, ResumableSampler, SampleIndex, draw, make_loader
 
 TRAIN = {'name': 'unit', 'phase': 'train', 'scale': 3, 'gt_size': 24, 'use_hflip': True, 'use_rot': True}
 

@@ -13,8 +13,8 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils.data import DataLoader
 
 from basicsr_effsr.data import lmdbs
-from basicsr_effsr.data.draws import SampleIndex
 from basicsr_effsr.data.pairs import lmdbs_opened_twice
+from basicsr_effsr.data.sampler import SampleIndex
 from datasets_prep.files import write_png
 from datasets_prep.lmdb_maker import make_lmdb
 

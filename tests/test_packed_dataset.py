@@ -13,8 +13,8 @@ import pytest
 import torch
 from basicsr.utils.registry import DATASET_REGISTRY
 
-from basicsr_effsr.data.draws import SampleIndex, draw
 from basicsr_effsr.data.packs import PackError
+from basicsr_effsr.data.sampler import SampleIndex, draw
 from datasets_prep.files import read_image, write_png
 from datasets_prep.jobs import Schedule
 from datasets_prep.lmdb_maker import make_lmdb

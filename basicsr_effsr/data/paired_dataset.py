@@ -15,9 +15,9 @@ from torchvision.transforms.functional import normalize
 
 from basicsr_effsr.archs.effsr_blocks import register_in
 from basicsr_effsr.data import lmdbs
-from basicsr_effsr.data.draws import Draw, cut, draw
 from basicsr_effsr.data.packs import Pack
 from basicsr_effsr.data.pairs import ROOTS, check_patch, check_sizes, list_pairs, open_packs, pairs_in_packs
+from basicsr_effsr.data.sampler import Draw, cut, draw
 from basicsr_effsr.imaging.metrics import luma
 from basicsr_effsr.imaging.picture import decode
 from basicsr_effsr.utils.files import read_regular
@@ -152,7 +152,7 @@ class PackedPairedImageDataset(EffSRPairedDataset):
 
 
 def cut_planes(pack: Pack, i: int, drawn: Draw, patch: int, scale: int = 1) -> np.ndarray:
-    """The drawn patch of the i-th image: ``draws.cut`` for planes, (C, side, side) in memory of its own."""
+    """The drawn patch of the i-th image: ``cut`` for planes, (C, side, side) in memory of its own."""
     side = patch * scale
     view = pack.crop(i, drawn.top * scale, drawn.left * scale, side, side)
     out = view[:, ::-1].copy() if drawn.vflip else view.copy()  # by rows, so as fast as a plain copy

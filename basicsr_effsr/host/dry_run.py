@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, default_collate
 
 from basicsr_effsr._registration import derives_from_ours, lookup
-from basicsr_effsr.data.draws import SampleIndex
+from basicsr_effsr.data.sampler import SampleIndex
 from basicsr_effsr.host.undisturbed import undisturbed
 from basicsr_effsr.options.problem import Problem, copied, warning
 from basicsr_effsr.utils.errors import one_line

@@ -6,6 +6,7 @@ import glob
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -95,9 +96,6 @@ def plan(
         inputs: files, folders, globs; an image named twice is taken once.
         out: folder for the results, which keeps the folders below an input folder; or, with the ending of an image,
             the file for the only input.
-        suffix: put behind the names.
-        kind: format of the results.
-        recursive: look into folders below the input folders.
 
     Raises:
         UserError: nothing is there; two results would have one name, or a result would be an input.
@@ -130,11 +128,10 @@ def plan(
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
-    try:
+    with suppress(OSError):
         status = file.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino
+    return None
 
 
 def _check_targets(jobs: list[Enlargement]) -> None:
