@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -117,13 +116,11 @@ def read_sources(path: Path | None = None) -> dict[str, DataSet]:
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such file; give a table of sources like {SOURCES.name}')
     try:
-        return _Table(**json.loads(path.read_text(encoding='utf-8'))).sets
+        return _Table.model_validate_json(path.read_bytes()).sets
     except ValidationError as error:
         first = error.errors()[0]
         why = f'{".".join(map(str, first["loc"]))}: {first["msg"]}'
-    except (ValueError, TypeError, RecursionError) as error:
-        why = str(error)
-    raise ValueError(f'{path}: is not a table of sources ({why}); compare it with {SOURCES.name}')
+        raise ValueError(f'{path}: is not a table of sources ({why}); compare it with {SOURCES.name}') from None
 
 
 def with_needs(names: list[str], table: dict[str, DataSet]) -> list[str]:

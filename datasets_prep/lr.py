@@ -84,8 +84,6 @@ def _make_one(source: Path, hr_target: Path | None, lr_targets: dict[int, Path],
         if alpha == 'refuse':
             raise ImageError(f'{source}: has an alpha channel; give --alpha drop to ignore it')
         img = img[:, :, :3]
-    if min(img.shape[:2]) < modulus:
-        raise ImageError(f'{source}: both sides must be at least {modulus} pixels, got {img.shape[0]}x{img.shape[1]}')
     cropped = mod_crop(img, modulus)
     if hr_target is not None:
         write_png(hr_target, cropped)

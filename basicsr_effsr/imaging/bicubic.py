@@ -186,10 +186,8 @@ def _resize_rows_by_period(
     start = int(first.min())
     window = (per_block - 1) * period_in + int(first.max()) - start + taps
 
-    if rows.dtype.kind == 'f':
-        values = [[weight / denominator for weight in row] for row in weights]  # of Python integers: rounded once
-    else:
-        values = [[float(weight) for weight in row] for row in weights]
+    unit = denominator if rows.dtype.kind == 'f' else 1
+    values = [[weight / unit for weight in row] for row in weights]  # of Python integers: rounded once
     band = np.zeros((block_out, window), dtype=dtype)
     for i in range(block_out):
         left = i // period_out * period_in + int(first[i % period_out]) - start

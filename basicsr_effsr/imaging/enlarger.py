@@ -138,9 +138,8 @@ class Enlarger:
 
     def tile_for(self, height: int, width: int) -> int:
         """Side of the tiles for an image of this size, 0 for none."""
-        tile = self.tile
-        if tile is None:
-            tile = 0 if height * width <= AUTO_PIXELS else AUTO_TILE
+        auto = 0 if height * width <= AUTO_PIXELS else AUTO_TILE
+        tile = auto if self.tile is None else self.tile
         return 0 if max(height, width) <= tile else tile
 
     def forward(self, lq: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tifffile import TiffPage
 
 MAGIC = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
-BITS, ORIENTATION, ICC = 258, 274, 34675
+BITS, ICC = 258, 34675
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, CMYK = 0, 1, 2, 5
 UNNAMED, PREMULTIPLIED, STRAIGHT = 0, 1, 2  # what an extra channel is
 SEPARATE = 2
