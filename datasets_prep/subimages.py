@@ -69,8 +69,7 @@ def make_subimages(
             number = 0
         outputs = tuple(_file(out, stem, i) for i in range(1, number + 1))
         jobs.append(Job(str(source), partial(_cut, source, out, stem, lengths, compression), (source,), outputs))
-    names = ('scale', 'crop', 'step', 'thresh', 'compression')
-    settings = {out: dict(zip(names, (scale, crop, step, thresh, compression), strict=True))}
+    settings = {out: {'scale': scale, 'crop': crop, 'step': step, 'thresh': thresh, 'compression': compression}}
     return make_files('subimages', jobs, settings, schedule, names=('scale',), overwrite=overwrite)
 
 

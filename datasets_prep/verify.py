@@ -61,7 +61,7 @@ def verify(
             failed[lr_store.where(name)] = f'has no HR image in {hr}'
         for name, lr_name in found.lonely:
             failed[hr_store.where(name)] = f'has no LR image {lr_name!r} in {lr}'
-    compare = partial(_compare, hr, lr, scale=scale, bicubic=bicubic, tolerance=tolerance, border=border)
+    compare = partial(_compare, hr, lr, scale=scale, tolerance=tolerance if bicubic else None, border=border)
     jobs = [Job(hr_store.where(name), partial(compare, name, lr_name)) for name, lr_name in pairs]
     if not schedule.dry_run:
         for store in filter(None, (hr_store, lr_store)):
@@ -78,15 +78,7 @@ def verify(
 
 
 def _compare(
-    hr_path: Path,
-    lr_path: Path | None,
-    name: str,
-    lr_name: str,
-    *,
-    scale: int,
-    bicubic: bool,
-    tolerance: float,
-    border: int,
+    hr_path: Path, lr_path: Path | None, name: str, lr_name: str, *, scale: int, tolerance: float | None, border: int
 ) -> float:
     hr_store = worker_store(hr_path)
     hr = hr_store.read(name)
@@ -110,7 +102,7 @@ def _compare(
             'images again'
         )
     check_sizes(hr_store.where(name), where, hr.shape[:2], lr.shape[:2], scale, training=True)
-    if not bicubic:
+    if tolerance is None:
         return 0.0
     different = imresize(hr, scale=Fraction(1, scale)) != lr
     fraction = _inside(different, border)

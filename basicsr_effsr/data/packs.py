@@ -17,6 +17,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,6 @@ class PackSet:
         if not self.files:
             raise FileNotFoundError(f'{root}: holds no {PACK_SUFFIX} file; make one with: python -m datasets_prep pack')
         self.where: dict[str, tuple[int, int]] = {}
-        self._packs: list[Pack] | None = None
         for number, pack in enumerate(self.packs):
             for i, name in enumerate(pack.names):
                 if name in self.where:
@@ -213,14 +213,12 @@ class PackSet:
                 self.where[name] = (number, i)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_packs': None}
+        return {key: its for key, its in self.__dict__.items() if key != 'packs'}
 
-    @property
+    @cached_property
     def packs(self) -> list[Pack]:
         """The opened files."""
-        if self._packs is None:
-            self._packs = [Pack(file) for file in self.files]
-        return self._packs
+        return [Pack(file) for file in self.files]
 
     def find(self, name: str) -> tuple[Pack, int]:
         """The pack that holds the image, and its number in there."""

@@ -45,11 +45,9 @@ def fetch(
     report: Callable[[int, int | None], None] = lambda have, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Downloads ``url`` to ``target``, going on where an earlier attempt ended; it appears when complete and verified.
+    """Downloads an http(s) ``url`` to ``target``, going on where an earlier attempt ended; it appears when verified.
 
     Args:
-        url: http or https.
-        target: the file.
         size: bytes it must have, if known.
         checksum: ``sha256:`` or ``md5:`` and the digest in hexadecimal, if known.
         pauses: see ``PAUSES``.
