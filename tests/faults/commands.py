@@ -63,6 +63,8 @@ def usual(words: tuple[str, ...], room: Path, out: Path) -> tuple[dict[str, Path
         'infer': ({'weights': room / 'net.pth', 'out': out, 'inputs': lr}, []),
         'export': ({'weights': room / 'net.pth', 'out': out / 'a.safetensors'}, ['--form', 'safetensors']),
         'convert': ({'source': room / 'net.pth', 'out': out / 'a.pth'}, []),
+        'zoo import': ({'source': room / 'net.pth'}, []),
+        'zoo add': ({'file': room / 'net.pth'}, ['mine']),
         'prepare download': ({'root': out, 'archives': lr}, ['--dry-run', 'Set5']),
         'prepare lr': ({'hr': sets / 'GTmod12', 'out': out}, ['-j', '0', '--scales', '2']),
         'prepare subimages': ({'folder': lr, 'out': out}, ['-j', '0', '--crop', '12', '--step', '12']),
@@ -79,8 +81,12 @@ def commands() -> Iterator[tuple[tuple[str, ...], Callable]]:
     """(words, function) of every command, those of groups too."""
     for name, (module, attribute, _) in COMMANDS.items():
         target = getattr(import_module(module), attribute)
-        if isinstance(target, typer.Typer):
+        if name == 'prepare':
             yield from (((name, each), function_of(each)) for each in PREPARATIONS)
+        elif isinstance(target, typer.Typer):
+            for each in target.registered_commands:
+                assert each.callback is not None
+                yield (name, each.name or each.callback.__name__), each.callback
         else:
             yield (name,), target
 
@@ -115,6 +121,7 @@ def call(words: Sequence[str], cwd: Path, before: Callable[[], None] = lambda: N
         if pid == 0:
             try:
                 os.chdir(cwd)
+                os.environ['EFFSR_CACHE'] = str(cwd / 'cache')
                 pages = int(Path('/proc/self/statm').read_text().split()[0])
                 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE,) * 2)
                 before()
