@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import product
+
+import numpy as np
 import pytest
 import torch
 from conventions import thop_macs
@@ -185,15 +188,24 @@ def test_padding_is_mid_grey_and_cropped(shape):
     torch.testing.assert_close(net(x), net(padded)[..., : 2 * shape[0], : 2 * shape[1]])
 
 
-def test_the_papers_tiles_written_out():
-    """64 x 64 tiles, stride 40, the last one flush with the border, plain averages; one axis shorter than a tile."""
+@pytest.mark.parametrize(
+    ('size', 'side', 'tops', 'lefts'),
+    [
+        ((70, 150), 64, (0, 6), (0, 40, 80, 86)),
+        ((50, 150), 50, (0,), (0, 26, 52, 78, 100)),
+        ((86, 57), 57, (0, 29), (0,)),  # woman of Set5 at x4
+    ],
+)
+def test_the_papers_tiles_written_out(size, side, tops, lefts):
+    """The authors' tester: square tiles of side min(64, h, w), stride side - 24, the last one flush, plain averages."""
     net = ASID(**TINY).eval()
-    x = torch.rand(1, 3, 50, 150)
-    total, count = torch.zeros(1, 3, 100, 300), torch.zeros(300)
+    x = torch.rand(1, 3, *size)
+    total, count = torch.zeros(1, 3, 2 * size[0], 2 * size[1]), torch.zeros(2 * size[0], 2 * size[1])
     with torch.no_grad():
-        for left in (0, 40, 80, 86):
-            total[..., 2 * left : 2 * left + 128] += net(x[..., left : left + 64])
-            count[2 * left : 2 * left + 128] += 1
+        for top, left in product(tops, lefts):
+            where = np.s_[..., 2 * top : 2 * (top + side), 2 * left : 2 * (left + side)]
+            total[where] += net(x[..., top : top + side, left : left + side])
+            count[where] += 1
         out = tiled_forward(net, x, upscale=2, tile=64, overlap=24, blend='mean')
     torch.testing.assert_close(out, total / count, rtol=0, atol=1e-6)
 
@@ -201,7 +213,7 @@ def test_the_papers_tiles_written_out():
 def test_the_papers_tiles_differ_from_the_whole_image():
     """Why the test files say `val: tile`: grid attention sees the whole of what it is given."""
     net = ASID(**TINY).eval()
-    x = torch.rand(1, 3, 40, 72)
+    x = torch.rand(1, 3, 40, 40)
     with torch.no_grad():
         tiled = tiled_forward(net, x, upscale=2, tile=32, overlap=12)
         assert (tiled - net(x)).abs().max() > 1e-5

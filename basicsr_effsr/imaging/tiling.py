@@ -67,6 +67,8 @@ def tiled_bands(
             f'tiled_forward: tile must be at least 1 and overlap from 0 to tile - 1, got tile={tile}, overlap={overlap}'
         )
     height, width = lq.shape[-2:]
+    if blend == 'mean' and overlap < min(height, width):
+        tile = min(tile, height, width)
     rows = list(_spans(height, tile, overlap, blend))
     columns = list(_spans(width, tile, overlap, blend))
     carried: tuple[Tensor, Tensor] | None = None
@@ -122,8 +124,8 @@ def tiled_forward(
 ) -> Tensor:
     """Runs ``net`` on tiles of ``lq`` and puts the results together.
 
-    ``mean`` averages overlapping tiles plainly; with tile 64 and overlap 24 this is how the scores of
-    the ASID paper were measured. ``feather`` lets a tile fade out over its overlap, which hides seams
+    ``mean`` averages overlapping tiles plainly, and they stay square: their side is the shorter one of an image that is
+    smaller. With tile 64 and overlap 24 this is how the scores of the ASID paper were measured. ``feather`` lets a tile fade out over its overlap, which hides seams
     of networks whose result depends on the whole tile. ``halo`` reads ``overlap`` pixels around every
     tile and throws them away again: with ``overlap >= net.halo`` of a convolutional network the result
     equals the untiled one.
