@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from basicsr.metrics import calculate_psnr, calculate_ssim
+from scipy.ndimage import gaussian_filter
 from skimage import data
 
 from basicsr_effsr.imaging.metrics import psnr, score_y, ssim, to_y
@@ -24,6 +25,23 @@ def test_equal_to_the_host(height, width, border):
     options = {'crop_border': border, 'test_y_channel': True}
     theirs = (f(image[..., ::-1], gt[..., ::-1], **options) for f in (calculate_psnr, calculate_ssim))
     assert ours == pytest.approx(tuple(theirs), abs=1e-6)
+
+
+@pytest.mark.parametrize(('height', 'width', 'border'), [(64, 80, 4), (37, 51, 3), (15, 40, 2)])
+def test_the_whole_map_as_matlab_documents_it(height, width, border):
+    """imgaussfilt of radius 5 and sigma 1.5 with replicated borders, constants for a range of 255, mean of the map."""
+    x, y = (to_y(image)[border:-border, border:-border] for image in pair(height, width, height))
+
+    def blurred(plane: np.ndarray) -> np.ndarray:
+        return gaussian_filter(plane, 1.5, mode='nearest', truncate=3.5)
+
+    mean_x, mean_y = blurred(x), blurred(y)
+    spread = blurred(x * x) - mean_x**2 + blurred(y * y) - mean_y**2
+    shared = blurred(x * y) - mean_x * mean_y
+    top = (2 * mean_x * mean_y + 6.5025) * (2 * shared + 58.5225)
+    expected = np.mean(top / ((mean_x**2 + mean_y**2 + 6.5025) * (spread + 58.5225)))
+    image, gt = pair(height, width, height)
+    assert score_y(image, gt, border, whole=True)[1] == pytest.approx(expected, abs=1e-9)
 
 
 def test_equal_images():

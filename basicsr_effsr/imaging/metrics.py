@@ -36,11 +36,17 @@ def psnr(image: np.ndarray, gt: np.ndarray, border: int = 0) -> float:
 
 
 def _blur(image: np.ndarray) -> np.ndarray:
-    return cv2.sepFilter2D(image, cv2.CV_64F, _KERNEL, _KERNEL)[5:-5, 5:-5]
+    return cv2.sepFilter2D(image, cv2.CV_64F, _KERNEL, _KERNEL, borderType=cv2.BORDER_REPLICATE)
 
 
-def ssim(image: np.ndarray, gt: np.ndarray, border: int = 0) -> float:
-    """Structural similarity (Wang 2004: Gaussian 11 x 11, sigma 1.5, valid part) of two (H, W) images in [0, 255].
+def ssim(image: np.ndarray, gt: np.ndarray, border: int = 0, *, whole: bool = False) -> float:
+    """Structural similarity (Wang 2004: Gaussian 11 x 11, sigma 1.5) of two (H, W) images in [0, 255].
+
+    Args:
+        image, gt: the images.
+        border: pixels left out on every side.
+        whole: mean over the whole map, the images continued by their last pixels, as MATLAB's ``ssim`` computes it;
+            otherwise over the part where the window fits, as Wang's code and BasicSR do.
 
     Raises:
         ValueError: less than 11 x 11 pixels are left inside the border.
@@ -54,11 +60,12 @@ def ssim(image: np.ndarray, gt: np.ndarray, border: int = 0) -> float:
     var_a, var_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
     covariance = _blur(a * b) - mean_a * mean_b
     top = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
-    return float(np.mean(top / ((mean_a**2 + mean_b**2 + _C1) * (var_a + var_b + _C2))))
+    similarity = top / ((mean_a**2 + mean_b**2 + _C1) * (var_a + var_b + _C2))
+    return float(np.mean(similarity if whole else similarity[5:-5, 5:-5]))
 
 
-def score_y(image: np.ndarray, gt: np.ndarray, border: int) -> tuple[float, float]:
-    """PSNR [dB] and SSIM on Y of two (H, W, 3) uint8 RGB images of one size.
+def score_y(image: np.ndarray, gt: np.ndarray, border: int, *, whole: bool = False) -> tuple[float, float]:
+    """PSNR [dB] and SSIM (``whole``: MATLAB's) on Y of two (H, W, 3) uint8 RGB images of one size.
 
     Raises:
         ValueError: the sizes differ.
@@ -66,4 +73,4 @@ def score_y(image: np.ndarray, gt: np.ndarray, border: int) -> tuple[float, floa
     if image.shape != gt.shape:
         raise ValueError(f'score_y: both images must have one size, got {image.shape} and {gt.shape}')
     a, b = to_y(image), to_y(gt)
-    return psnr(a, b, border), ssim(a, b, border)
+    return psnr(a, b, border), ssim(a, b, border, whole=whole)
