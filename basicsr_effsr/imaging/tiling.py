@@ -125,10 +125,10 @@ def tiled_forward(
     """Runs ``net`` on tiles of ``lq`` and puts the results together.
 
     ``mean`` averages overlapping tiles plainly, and they stay square: their side is the shorter one of an image that is
-    smaller. With tile 64 and overlap 24 this is how the scores of the ASID paper were measured. ``feather`` lets a tile fade out over its overlap, which hides seams
-    of networks whose result depends on the whole tile. ``halo`` reads ``overlap`` pixels around every
-    tile and throws them away again: with ``overlap >= net.halo`` of a convolutional network the result
-    equals the untiled one.
+    smaller. With tile 64 and overlap 24 this is how the scores of the ASID paper were measured. ``feather`` lets a tile
+    fade out over its overlap, which hides seams of networks whose result depends on the whole tile. ``halo`` reads
+    ``overlap`` pixels around every tile and throws them away again: with ``overlap >= net.halo`` of a convolutional
+    network the result equals the untiled one.
 
     Args:
         net: a function (N, C, h, w) -> (N, C', r h, r w).
