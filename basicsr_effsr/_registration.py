@@ -6,9 +6,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-__all__ = ['ALIAS_SUFFIX', 'derives_from_ours', 'is_ours', 'lookup', 'register']
+__all__ = ['derives_from_ours', 'is_ours', 'lookup', 'register']
 
-ALIAS_SUFFIX = '_effsr'
 ROOMS = {  # registry -> our folder, and the ending of the files in it that register something
     'arch': ('archs', '_arch'),
     'loss': ('losses', '_loss'),

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 from basicsr_effsr._autoload import install
 from basicsr_effsr.host.absent import absent, look_here, stand_in
@@ -30,14 +31,6 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
-def _as_command(name: str, target: Any) -> Any:
-    if isinstance(target, typer.Typer):
-        return typer.main.get_command(target)
-    holder = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    holder.command(name=name)(target)
-    return typer.main.get_command(holder)
-
-
 class _Lazy(Commands):
     """Sub-commands by the table above; the overview needs none of their modules."""
 
@@ -45,14 +38,7 @@ class _Lazy(Commands):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS:
-            return None
-
-        def overview() -> None:
-            pass
-
-        overview.__doc__ = COMMANDS[cmd_name][2]
-        return _as_command(cmd_name, overview)
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][2]) if cmd_name in COMMANDS else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
@@ -63,7 +49,12 @@ class _Lazy(Commands):
             if name != 'doctor':  # which says what happens without this
                 install(force=True)
                 stand_in()
-            command = _as_command(name, getattr(import_module(module), attribute))
+            target = getattr(import_module(module), attribute)
+            if not isinstance(target, typer.Typer):
+                holder = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+                holder.command(name=name)(target)
+                target = holder
+            command = typer.main.get_command(target)
         return name, command, rest
 
     def reason(self, error: Exception) -> tuple[int, str]:
@@ -79,7 +70,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help='Tools around efficient super-resolution networks in BasicSR.',
 )
 
 

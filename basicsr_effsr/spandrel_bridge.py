@@ -10,21 +10,17 @@ from typing import Any
 __all__ = ['architectures', 'install']
 
 
-def _spandrel() -> Any:
-    try:
-        import spandrel
-    except ImportError as error:
-        raise ImportError('the spandrel bridge needs spandrel: pip install basicsr_effsr[spandrel]') from error
-    return spandrel
-
-
 def architectures() -> list[Any]:
     """One ``spandrel.Architecture`` per network; their ids are the networks' names behind ``effsr_``.
 
     Raises:
         ImportError: spandrel is not installed.
     """
-    spandrel = _spandrel()
+    try:
+        import spandrel
+    except ImportError as error:
+        raise ImportError('the spandrel bridge needs spandrel: pip install basicsr_effsr[spandrel]') from error
+
     from basicsr_effsr.weights.build import build, scale_of
     from basicsr_effsr.weights.checkpoint import named_for, opened
     from basicsr_effsr.weights.recognise import identify, known_networks, likely, variant_of
@@ -38,7 +34,7 @@ def architectures() -> list[Any]:
                 for name, _, state in likely(found[1])
             )
 
-        class Ours(spandrel.Architecture):  # type: ignore[name-defined]
+        class Ours(spandrel.Architecture):
             """``network`` as spandrel sees it."""
 
             def __init__(self) -> None:
@@ -83,12 +79,14 @@ def install() -> list[Any]:
     Raises:
         ImportError: spandrel is not installed.
     """
-    spandrel = _spandrel()
+    ours = architectures()
+    import spandrel
+
     known = {support.architecture.id for support in spandrel.MAIN_REGISTRY.architectures('insertion')}
     before = tuple(sorted(known))  # ours ask for more names than any that may also fit, so they come first
     new = [
         spandrel.ArchSupport.from_architecture(architecture, before)
-        for architecture in architectures()
+        for architecture in ours
         if architecture.id not in known
     ]
     if new:

@@ -189,14 +189,14 @@ def test_folder_of_images_is_timed_and_scored(tmp_path):
     calls: list[str] = []
     nets = {'net': Counting('net', calls), 'base': Counting('base', calls)}
     files = ntire.images_of(tmp_path / 'lq')
-    times, psnr, peak = ntire.over_images(nets, files[1:], tmp_path / 'gt', CPU, warmup=False)
+    times, psnr, peak = ntire.over_images(nets, files[1:], tmp_path / 'gt', CPU, warmup=0)
     assert peak is None, 'a CPU does not say'
     assert psnr == pytest.approx(10 * math.log10(255**2)), 'every byte is off by one'
     assert calls == ['net', 'base', 'net'], 'timed once each, in turns, then scored'
     assert set(times) == {'net', 'base'}
     (tmp_path / 'gt' / 'b.png').unlink()
     with pytest.raises(UserError, match=r'bx4\.png'):
-        ntire.over_images(nets, files, tmp_path / 'gt', CPU, warmup=True)
+        ntire.over_images(nets, files, tmp_path / 'gt', CPU, warmup=1)
 
 
 @pytest.mark.parametrize(

@@ -631,7 +631,7 @@ class TestFiles:
             (['a.png', '--tile', '0', '--overlap', '500'], '--tile 0 takes whole images, which --overlap and --blend'),
             (['a.png', '--tile', '0', '--blend', 'mean'], '--tile 0 takes whole images, which --overlap and --blend'),
             (['a.png', '--dtype', 'fp8'], '--dtype must be one of fp32, fp16, bf16'),
-            (['a.png', '--quality', '0'], '--quality must be from 1 to 100'),
+            (['a.png', '--quality', '0'], "'--quality'"),
             (['a.png', '--suffix', '/x'], '--suffix must be part of a file name'),
             (['a.png', '--scale', '4'], 'by its weights it is HASN'),
             (['a.png', '--device', 'cuda:99'], "device 'cuda:99' cannot be used"),

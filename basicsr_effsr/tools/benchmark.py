@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -37,6 +38,10 @@ class BenchmarkReport:
     latencies: list[latency.Latency] = field(default_factory=list)
     ntire: dict[str, Any] | None = None
 
+    def machine(self) -> str:
+        """The environment in words."""
+        return '; '.join(f'{key} {value}' for key, value in self.environment.items())
+
 
 def channels_of(net: nn.Module, network: Mapping[str, Any]) -> tuple[int, int]:
     """Channels of input and output, as the network, its options or their defaults say; 3 where nothing does.
@@ -60,10 +65,10 @@ def lr_size(text: str, scale: int) -> tuple[int, int]:
     if text.lower() in OUTPUTS:
         height, width = OUTPUTS[text.lower()]
         return round(height / scale), round(width / scale)
-    height_text, _, width_text = text.lower().partition('x')
-    if not (height_text.isdigit() and width_text.isdigit() and int(height_text) and int(width_text)):
+    found = re.fullmatch(r'0*([1-9]\d*)x0*([1-9]\d*)', text.lower(), re.ASCII)
+    if found is None:
         raise UserError(f'--size must be HxW of the input, or one of {", ".join(OUTPUTS)}, got {text!r}')
-    return int(height_text), int(width_text)
+    return int(found[1]), int(found[2])
 
 
 def run(
@@ -105,10 +110,9 @@ def run(
     built = {name: make(upscale=scale, num_in_ch=taken, num_out_ch=given) for name, make in YARDSTICKS.items()}
     references = {other_than(model, name): net.eval() for name, net in built.items()}
     report = BenchmarkReport(latency.environment(device) | {'warm-up': warmup, 'runs': runs}, scale)
-    for size in sizes:
-        for form, net in forms.items():
-            report.costs.append(latency.cost(net, model, form, size, taken))
-        report.costs += [latency.cost(net, name, 'yardstick', size, taken) for name, net in references.items()]
+    counted = [(net, model, form) for form, net in forms.items()]
+    counted += [(net, name, 'yardstick') for name, net in references.items()]
+    report.costs = [latency.cost(*each, size, taken) for size in sizes for each in counted]
     nets = {model: list(forms.values())[-1], **references}
     grid = product(sizes, dtypes, (False, True)[: 1 + channels_last], (False, True)[: 1 + compiled])
     for size, dtype, last, fast in grid:
@@ -186,17 +190,13 @@ def notes(report: BenchmarkReport) -> list[str]:
             'Mem: the most that tensors held on the GPU during a timed pass, weights and image included, in MiB; a CPU '
             'does not say. counted mem: the column memory of the table above, at 256x256.'
         )
-    seen: dict[str, int] = {}
-    for found in report.costs:
-        if found.form != 'yardstick':
-            seen |= found.uncounted
-    lines.append('not counted as multiply-adds: ' + ', '.join(f'{name} ({n})' for name, n in sorted(seen.items())))
-    return lines
+    seen = {name: n for found in report.costs if found.form != 'yardstick' for name, n in found.uncounted.items()}
+    return [*lines, 'not counted as multiply-adds: ' + ', '.join(f'{name} ({n})' for name, n in sorted(seen.items()))]
 
 
 def texts(report: BenchmarkReport) -> dict[str, str]:
     """The report in every format: file name -> text."""
-    parts = [escaped(_machine(report))]
+    parts = [escaped(report.machine())]
     parts += [f'**{escaped(title)}**\n\n{markdown_table(*table)}' for title, table in _tables(report).items()]
     return {
         'benchmark.md': '\n\n'.join([*parts, *map(escaped, notes(report))]) + '\n',
@@ -206,41 +206,9 @@ def texts(report: BenchmarkReport) -> dict[str, str]:
     }
 
 
-def _machine(report: BenchmarkReport) -> str:
-    return '; '.join(f'{key} {value}' for key, value in report.environment.items())
-
-
-def _refuse_idle(given: Mapping[str, Any], protocol: str | None, no_latency: bool) -> None:
-    """Refuses options that would change nothing, or contradict each other.
-
-    Args:
-        given: option without its dashes -> what the command line gave; None, False or empty if nothing.
-        protocol: year of the challenge.
-        no_latency: nothing is measured.
-
-    Raises:
-        UserError: one of them.
-    """
-    there = [name for name, value in given.items() if value is not None and value is not False and value != []]
-    asked = [f'--{name}' for name in there if name in ('strict', 'data', 'gt', 'psnr', 'baseline-ms')]
-    if asked and protocol is None:
-        raise UserError(f'{", ".join(asked)} only matter to the row of a challenge; give --protocol')
-    idle = [f'--{name}' for name in there if name not in ('gt', 'psnr', 'data' if given['gt'] else '')]
-    if idle and no_latency:
-        raise UserError(f'--no-latency measures nothing, so {", ".join(idle)} would not matter; leave one or the other')
-    if given['gt'] is not None and (given['data'] is None or given['psnr'] is not None):
-        raise UserError('--gt needs --data, the LR images, and measures the PSNR that --psnr states')
-    if protocol is not None and given['dtype'] and 'fp32' not in given['dtype']:
-        raise UserError('--protocol times in fp32, so --dtype must name fp32 too, or be left out')
-
-
+@networks.names_network
 def command(
-    opt: networks.OptFile = None,
-    arch: networks.Arch = None,
-    scale: networks.Scale = None,
-    weights: networks.Weights = None,
-    settings: networks.Settings = None,
-    param_key: networks.ParamKey = None,
+    choose: Callable[..., networks.Chosen],
     size: Annotated[
         list[str] | None, typer.Option(help='HxW of the input, or 720p, 1080p, 4k of the output; repeatable.')
     ] = None,
@@ -278,23 +246,31 @@ def command(
 
     if out is not None:
         networks.check_folder(out)
-    unknown = set(dtype or ()) - {'fp32', 'fp16', 'bf16'}
-    if unknown:
-        raise UserError(f'--dtype must be fp32, fp16 or bf16, got {sorted(unknown)[0]!r}')
+    if unknown := set(dtype or ()) - {'fp32', 'fp16', 'bf16'}:
+        raise UserError(f'--dtype must be fp32, fp16 or bf16, got {min(unknown)!r}')
     given = {'strict': strict, 'data': data, 'gt': gt, 'psnr': psnr, 'baseline-ms': baseline_ms, 'dtype': dtype}
     given |= {'channels-last': channels_last, 'compile': compiled, 'runs': runs, 'warmup': warmup, 'threads': threads}
-    _refuse_idle(given, protocol, no_latency)
+    there = [name for name, value in given.items() if value is not None and value is not False and value != []]
+    asked = [f'--{name}' for name in there if name in ('strict', 'data', 'gt', 'psnr', 'baseline-ms')]
+    if asked and protocol is None:
+        raise UserError(f'{", ".join(asked)} only matter to the row of a challenge; give --protocol')
+    idle = [f'--{name}' for name in there if name not in ('gt', 'psnr', 'data' if gt else '')]
+    if idle and no_latency:
+        raise UserError(f'--no-latency measures nothing, so {", ".join(idle)} would not matter; leave one or the other')
+    if gt is not None and (data is None or psnr is not None):
+        raise UserError('--gt needs --data, the LR images, and measures the PSNR that --psnr states')
+    if protocol is not None and dtype and 'fp32' not in dtype:
+        raise UserError('--protocol times in fp32, so --dtype must name fp32 too, or be left out')
     if data is not None:
         images_of(data)
-    chosen = networks.choose(opt, arch, scale, weights, settings, param_key, device=device, without='missing')
-    net, factor, model = chosen.net, chosen.scale, type(chosen.net).__name__
+    chosen = choose(device=device, without='missing')
+    net, factor, where, model = chosen.net, chosen.scale, chosen.device, type(chosen.net).__name__
     channels = channels_of(net, chosen.network)
     if protocol is not None:
         challenge_of(protocol)
         if factor != 4 or channels != (3, 3):
             what = f'upscale {factor} and {channels[0]}, {channels[1]} channels'
             raise UserError(f'--protocol is for x4 and RGB, the network has {what}')
-    where = chosen.device
     if threads is not None:
         torch.set_num_threads(threads)
     sizes = [lr_size(text, factor) for text in size or ['256x256', '720p']]
@@ -303,9 +279,8 @@ def command(
         if min(height, width) < least:
             raise UserError(f'--size {height}x{width}: {model} needs at least {least} pixels a side')
     forms = {'as trained': net} | ({'fused': fused(net)} if can_be_fused(net) else {})
-    on_gpu = where.type == 'cuda'
-    rounds = runs or (50 if on_gpu else 10)
-    before = warmup if warmup is not None else (10 if on_gpu else 2)
+    usual = (50, 10) if where.type == 'cuda' else (10, 2)
+    repeats = {'runs': runs or usual[0], 'warmup': usual[1] if warmup is None else warmup}
     report = run(
         forms,
         model,
@@ -315,9 +290,8 @@ def command(
         dtypes=() if no_latency else (dtype or ['fp32']),
         channels_last=channels_last,
         compiled=compiled,
-        warmup=before,
-        runs=rounds,
         channels=channels,
+        **repeats,
     )
     if protocol is not None:
         report.ntire = ntire(
@@ -331,15 +305,14 @@ def command(
             baseline_ms=baseline_ms,
             strict=strict,
             timed=not no_latency,
-            warmup=before,
-            runs=rounds,
+            **repeats,
         )
     if out is not None:
         write_texts(out, texts(report))
     if as_json:
         typer.echo(strict_json(report))
     else:
-        say(_machine(report))
+        say(report.machine())
         for title, table in _tables(report).items():
             Console().table(title, *table)
         for line in notes(report):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,8 +11,6 @@ from basicsr_effsr.host.absent import need
 from basicsr_effsr.options.check import inspected
 from basicsr_effsr.options.file import read_option_file, with_lines
 from basicsr_effsr.options.forecast import forecast
-from basicsr_effsr.options.problem import Problem
-from basicsr_effsr.tools.networks import stop
 from basicsr_effsr.utils.console import Console, say
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.report import strict_json
@@ -31,11 +28,7 @@ def command(
     docs: Annotated[bool, typer.Option('--docs', help='Print the page of all options, in Markdown.')] = False,
 ) -> None:
     """Check an option file and say what it will do; exit code 1 if the run would not do what the file says."""
-
-    try:
-        need('basicsr')
-    except UserError as error:
-        raise stop('check', error) from error
+    need('basicsr')
     if schema:
         from basicsr_effsr.options.schema import option_schema
 
@@ -46,12 +39,9 @@ def command(
 
         typer.echo(option_page(), nl=False)
         return
-    try:
-        if opt is None:
-            raise UserError('give an option file with -opt, or ask for the --schema')
-        options = read_option_file(opt)
-    except UserError as error:
-        raise stop('check', error) from error
+    if opt is None:
+        raise UserError('give an option file with -opt, or ask for the --schema')
+    options = read_option_file(opt)
     datasets = options.get('datasets')
     is_train = bool(options.get('train')) or (isinstance(datasets, dict) and 'train' in datasets)
     context = inspected(options, is_train, every_image=every_image)
@@ -61,26 +51,20 @@ def command(
 
         found += dry_step(context.opt, is_train)
     found = with_lines(found, opt)
-    fatal = any(problem.fatal for problem in found)
+    fatal = sum(problem.fatal for problem in found)
     if as_json:
         typer.echo(strict_json({'problems': found, 'forecast': will}))
     else:
-        _print(opt, found, will)
+        rows = []
+        for key, value in will.items():
+            parts = value if isinstance(value, list) else [value]
+            rows.append((key, ' / '.join(f'{part:,}' if isinstance(part, int) else str(part) for part in parts)))
+        Console().table(str(opt), (), rows)
+        for problem in found:
+            label, style = ('error', 'red') if problem.fatal else ('warning', 'yellow')
+            say(f'{label}: {problem}', style=style)
+        if fatal:
+            say(f'{fatal} error{"s"[: fatal > 1]}: a run would not do what the file says.', style='red')
+        else:
+            say(f'Ready: python -m basicsr.{"train" if is_train else "test"} -opt {opt}', style='green')
     raise typer.Exit(1 if fatal else 0)
-
-
-def _print(file: Path, found: list[Problem], will: Mapping[str, Any]) -> None:
-    rows = []
-    for key, value in will.items():
-        parts = value if isinstance(value, list) else [value]
-        rows.append((key, ' / '.join(f'{part:,}' if isinstance(part, int) else str(part) for part in parts)))
-    Console().table(str(file), (), rows)
-    for problem in found:
-        label, style = ('error', 'red') if problem.fatal else ('warning', 'yellow')
-        say(f'{label}: {problem}', style=style)
-    errors = sum(problem.fatal for problem in found)
-    if errors:
-        say(f'{errors} {"error" if errors == 1 else "errors"}: a run would not do what the file says.', style='red')
-    else:
-        module = 'train' if will.get('option file for') == 'training' else 'test'
-        say(f'Ready: python -m basicsr.{module} -opt {file}', style='green')

@@ -15,7 +15,7 @@ from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.evaluate import ImageScore, forward_function, measure, protocol_of
 from basicsr_effsr.utils.console import Console, say
 from basicsr_effsr.utils.errors import UserError, printable
-from basicsr_effsr.utils.files import write_atomic
+from basicsr_effsr.utils.files import atomic_path
 from basicsr_effsr.utils.report import strict_json
 from basicsr_effsr.weights.checkpoint import fused
 
@@ -117,7 +117,8 @@ def command(
         raise UserError(f'--out must end in .png, got {out}')
     networks.check_folder(out.parent)
     scores, sheet, protocol = compare(opt)
-    write_atomic(out, lambda path: sheet.save(path, format='png'))
+    with atomic_path(out, sync=True) as part:
+        sheet.save(part, format='png')
     if as_json:
         typer.echo(strict_json(scores))
         return

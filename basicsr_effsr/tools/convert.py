@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,9 +15,6 @@ from basicsr_effsr.utils.console import say
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.report import strict_json
 from basicsr_effsr.weights.recognise import as_yaml, described, metadata_of, recognise
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Layout(str, Enum):
@@ -47,7 +44,7 @@ class ConversionReport:
 
 def convert(
     source: Path,
-    out: Path,
+    out: Path | None,
     layout: Layout,
     *,
     network: Mapping[str, Any] | None = None,
@@ -58,7 +55,7 @@ def convert(
 
     Args:
         source: any checkpoint of one of our networks.
-        out: the file to write.
+        out: the file to write; None only says what the source is.
         layout: ``basicsr`` ({params: ...}), ``bare``, ``safetensors`` (with metadata), or ``module`` (bare, every
             name behind ``module.``).
         network: ``type`` and options; None finds out.
@@ -75,41 +72,38 @@ def convert(
     from basicsr_effsr.weights.checkpoint import as_pth, as_safetensors, can_be_fused, fused, read_state_dict
 
     known = recognise(source, network, param_key)
-    found = known.network
-    net = known.net
-    kept: Mapping[str, Tensor] = known.state
+    net, found, kept = known.net, known.network, known.state
     if fuse:
         if not can_be_fused(net):
             raise UserError(f'{found["type"]} of {source} has no fused form; leave --fuse out')
-        net = fused(net)
-        found, kept = {**found, 'deploy': True}, {}
-    # the dtype of the source stays; counters that it lacks are the network's
-    plain = {name: kept.get(name, tensor).detach().contiguous() for name, tensor in net.state_dict().items()}
-
-    if layout is Layout.safetensors:
-        dtypes = sorted({str(t.dtype).removeprefix('torch.') for t in plain.values() if t.is_floating_point()})
-        file = as_safetensors(plain, metadata_of(found, net, source, ', '.join(dtypes)))
-    else:
-        prefix = 'module.' if layout is Layout.module else ''
-        stored: dict[str, Any] = {f'{prefix}{name}': tensor for name, tensor in plain.items()}
-        file = as_pth({'params': stored} if layout is Layout.basicsr else stored)
-    with atomic_path(out, sync=True) as part:
-        part.write_bytes(file)
-        again = read_state_dict(part)
-        same = (again[n].dtype == plain[n].dtype and torch.equal(again[n], plain[n]) for n in plain)
-        if again.keys() != plain.keys() or not all(same):
-            raise UserError(f'{out} does not read back as it was written; check the disk')
+        net, found, kept = fused(net), {**found, 'deploy': True}, {}
+    if out is not None:
+        # the dtype of the source stays; counters that it lacks are the network's
+        plain = {name: kept.get(name, tensor).detach().contiguous() for name, tensor in net.state_dict().items()}
+        if layout is Layout.safetensors:
+            dtypes = sorted({str(t.dtype).removeprefix('torch.') for t in plain.values() if t.is_floating_point()})
+            file = as_safetensors(plain, metadata_of(found, net, source, ', '.join(dtypes)))
+        else:
+            prefix = 'module.' if layout is Layout.module else ''
+            stored: dict[str, Any] = {f'{prefix}{name}': tensor for name, tensor in plain.items()}
+            file = as_pth({'params': stored} if layout is Layout.basicsr else stored)
+        with atomic_path(out, sync=True) as part:
+            part.write_bytes(file)
+            again = read_state_dict(part)
+            same = (again[n].dtype == plain[n].dtype and torch.equal(again[n], plain[n]) for n in plain)
+            if again.keys() != plain.keys() or not all(same):
+                raise UserError(f'{out} does not read back as it was written; check the disk')
     return ConversionReport(
-        str(source),
-        str(out),
-        layout.value,
-        found,
-        sum(p.numel() for p in net.parameters()),
-        known.renamed,
-        known.dropped,
-        bool(getattr(net, 'deploy', False)),
-        known.assumed,
-        known.entry,
+        source=str(source),
+        file=str(out or ''),
+        layout=layout.value if out is not None else '',
+        network=found,
+        parameters=sum(p.numel() for p in net.parameters()),
+        renamed=known.renamed,
+        dropped=known.dropped,
+        fused=bool(getattr(net, 'deploy', False)),
+        assumed=known.assumed,
+        entry=known.entry,
     )
 
 
@@ -125,26 +119,16 @@ def command(
     as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
 ) -> None:
     """Convert a checkpoint of any layout, network and options found out from its names and shapes alone."""
-    try:
-        network: dict[str, Any] | None = None
-        if arch is not None:
-            network = {'type': arch, **networks.settings_of(scale, settings)}
-        elif scale is not None or settings:
-            raise UserError('--scale and --set need --arch')
-        if out is None:
-            known = recognise(source, network, param_key)
-            count = sum(tensor.numel() for tensor in known.state.values())
-            facts = (known.renamed, known.dropped, bool(known.network.get('deploy')), known.assumed, known.entry)
-            report = ConversionReport(str(source), '', '', known.network, count, *facts)
-        else:
-            if out.resolve() == source.resolve():
-                raise UserError(f'{out} is the source; give another name')
-            endings = ('.safetensors',) if to is Layout.safetensors else ('.pth', '.pt')
-            if out.suffix not in endings:
-                raise UserError(f'{out}: files of --to {to.value} end in {" or ".join(endings)}')
-            report = convert(source, out, to, network=network, param_key=param_key, fuse=fuse)
-    except (OSError, ValueError, KeyError) as error:
-        raise networks.stop('convert', error) from error
+    if arch is None and (scale is not None or settings):
+        raise UserError('--scale and --set need --arch')
+    if out is not None:
+        if out.resolve() == source.resolve():
+            raise UserError(f'{out} is the source; give another name')
+        endings = ('.safetensors',) if to is Layout.safetensors else ('.pth', '.pt')
+        if out.suffix not in endings:
+            raise UserError(f'{out}: files of --to {to.value} end in {" or ".join(endings)}')
+    network = None if arch is None else {'type': arch, **networks.settings_of(scale, settings)}
+    report = convert(source, out, to, network=network, param_key=param_key, fuse=fuse)
     if as_json:
         typer.echo(strict_json(report))
         return

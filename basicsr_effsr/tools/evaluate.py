@@ -290,13 +290,9 @@ def evaluate(report: EvaluationReport, run: Run, work: list[tuple[str, SetImage]
     return texts(report, shown)
 
 
+@networks.names_network
 def command(
-    opt: networks.OptFile = None,
-    arch: networks.Arch = None,
-    scale: networks.Scale = None,
-    weights: networks.Weights = None,
-    settings: networks.Settings = None,
-    param_key: networks.ParamKey = None,
+    choose: Callable[..., networks.Chosen],
     data: Annotated[Path, typer.Option(help='Folder of the benchmark sets, or one set.')] = Path('datasets'),
     sets: Annotated[list[str] | None, typer.Option('--sets', help='Only this set; repeatable. Default: all.')] = None,
     out: Annotated[Path, typer.Option(help='Folder for report.md, .csv, .json and .html.')] = Path('results/evaluate'),
@@ -325,7 +321,7 @@ def command(
 ) -> None:
     """Score a network on Set5, Set14, B100, Urban100, Manga109 beside the paper's row; tables and an HTML page."""
     networks.check_folder(out)
-    chosen = networks.choose(opt, arch, scale, weights, settings, param_key, device=device)
+    chosen = choose(device=device)
     how = protocol_of(chosen.options.get('val') or {}, self_ensemble, tile, overlap, blend)
     net, factor = fused(chosen.net) if how.fuse else chosen.net, chosen.scale
     run, protocol, machine = forward_function(net, factor, chosen.device, how)

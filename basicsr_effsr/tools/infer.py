@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,10 +15,9 @@ from rich.progress import MofNCompleteColumn
 from basicsr_effsr.imaging.enlarge_files import Done, Enlargement, Format, enlarge_file, plan
 from basicsr_effsr.imaging.enlarger import Alpha, Blend, Enlarger
 from basicsr_effsr.tools import networks
-from basicsr_effsr.utils.console import progress, say
+from basicsr_effsr.utils.console import progress, say, sigterm_interrupts
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.files import WriteError, sweep_parts
-from basicsr_effsr.utils.interrupt import sigterm_interrupts
 from basicsr_effsr.utils.memory import out_of_memory
 from basicsr_effsr.utils.report import strict_json
 from basicsr_effsr.weights.checkpoint import fused
@@ -58,14 +57,12 @@ def run(enlarge: Enlarger, jobs: list[Enlargement], *, quality: int, overwrite: 
 
                 try:
                     done = enlarge_file(enlarge, job, quality, advance)
-                except WriteError:
-                    raise
-                except (OSError, ValueError, RuntimeError, MemoryError) as error:
-                    if isinstance(error, RuntimeError) and not out_of_memory(error):
+                except Exception as error:
+                    full = out_of_memory(error)
+                    if isinstance(error, WriteError) or not (full or isinstance(error, OSError | ValueError)):
                         raise
-                    reason = str(error)
-                    if out_of_memory(error):
-                        reason = f'{job.source} failed: the memory is too small for the image and its result'
+                    reason = f'{job.source} failed: the memory is too small for the image and its result'
+                    reason = reason if full else str(error)
                     done = Done(str(job.source), str(job.target), 'failed', error=reason)
                 finally:
                     bars.remove_task(tiles)
@@ -73,63 +70,26 @@ def run(enlarge: Enlarger, jobs: list[Enlargement], *, quality: int, overwrite: 
             bars.advance(whole)
 
 
-def share_of_this_process() -> tuple[int, int, int]:
-    """(rank, number of processes, local rank) as torchrun tells them; (0, 1, 0) without it.
-
-    Raises:
-        UserError: the variables contradict each other.
-    """
-    try:
-        rank, world, local = (int(os.environ.get(k, d)) for k, d in (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
-    except ValueError as error:
-        raise UserError('RANK, WORLD_SIZE and LOCAL_RANK must be integers; torchrun sets them') from error
-    if not 0 <= rank < world or local < 0:
-        raise UserError(f'RANK must be from 0 to WORLD_SIZE - 1, got {rank} of {world}; torchrun sets them')
-    return rank, world, local
-
-
-def _device(wanted: str | None, local_rank: int) -> str | None:
-    import torch
-
-    if wanted in (None, 'cuda') and torch.cuda.is_available():
-        wanted = f'cuda:{local_rank % torch.cuda.device_count()}'
-    return wanted
-
-
-def _tile(text: str) -> int | None:
-    if text == 'auto':
-        return None
-    if not text.isdecimal():
-        raise UserError(f'--tile must be auto, 0 or a side in LR pixels, got {text!r}')
-    return int(text)
-
-
 def in_words(done: Done) -> str:
-    """One line on an image."""
+    """One line on an image that was written or skipped."""
     if done.status == 'skipped':
         return f'{done.input}: skipped, {done.output} exists (--overwrite replaces it)'
-    if done.input_size is None or done.output_size is None:
-        return f'{done.input}: failed'
-    (h, w), (height, width) = done.input_size, done.output_size
+    (h, w), (height, width) = done.input_size, done.output_size  # type: ignore[misc]
     how = f'tiles of {done.tile}' if done.tile else 'whole'
     lost = f', {done.lost} left out' if done.lost else ''
     return f'{done.input} {w}x{h} -> {done.output} {width}x{height}, {done.bits} bit, {how}, {done.seconds:.2f} s{lost}'
 
 
+@networks.names_network
 def command(
+    choose: Callable[..., networks.Chosen],
     inputs: Annotated[list[str], typer.Argument(help='Images: files, folders, patterns in quotes.')],
-    opt: networks.OptFile = None,
-    arch: networks.Arch = None,
-    scale: networks.Scale = None,
-    weights: networks.Weights = None,
-    settings: networks.Settings = None,
-    param_key: networks.ParamKey = None,
     out: Annotated[Path, typer.Option('--out', '-o', help='Folder of the results; or a file for one image.')] = Path(
         'results/infer'
     ),
     suffix: Annotated[str | None, typer.Option(help='Put behind the names; default: _x and the scale.')] = None,
     kind: Annotated[Format, typer.Option('--format', help='same: that of the input.')] = Format.same,
-    quality: Annotated[int, typer.Option(help='Of JPEG and WebP, 1 to 100; WebP at 100 is lossless.')] = 95,
+    quality: Annotated[int, typer.Option(min=1, max=100, help='Of JPEG and WebP; WebP at 100 is lossless.')] = 95,
     recursive: Annotated[bool, typer.Option('--recursive', help='Look into folders below the given ones.')] = False,
     alpha: Annotated[Alpha, typer.Option(help='How transparency is enlarged.')] = Alpha.bicubic,
     tile: Annotated[str, typer.Option(help='Side of the tiles in LR pixels; 0: none; auto: 512 above 512 x 512.')] = (
@@ -144,6 +104,8 @@ def command(
     overwrite: Annotated[bool, typer.Option('--overwrite', help='Overwrite results that exist.')] = False,
     device: networks.Device = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
+    rank: Annotated[int, typer.Option(envvar='RANK', min=0, hidden=True)] = 0,
+    world: Annotated[int, typer.Option(envvar='WORLD_SIZE', hidden=True)] = 1,
 ) -> None:
     """Enlarge images; results that are there are left, so a stopped run goes on where it was.
 
@@ -151,32 +113,29 @@ def command(
     """
     import torch
 
-    try:
-        if dtype not in DTYPES:
-            raise UserError(f'--dtype must be one of {", ".join(DTYPES)}, got {dtype!r}')
-        if not 1 <= quality <= 100:
-            raise UserError(f'--quality must be from 1 to 100, got {quality}')
-        if suffix is not None and ('/' in suffix or os.sep in suffix):
-            raise UserError(f'--suffix must be part of a file name, got {suffix!r}')
-        rank, world, local_rank = share_of_this_process()
-        where = _device(device, local_rank)
-        chosen = networks.choose(opt, arch, scale, weights, settings, param_key, device=where)
-        if dtype != 'fp32' and not getattr(chosen.net, 'supports_half', True):
-            say(f'effsr infer: {chosen.network["type"]} shows errors on text, hatching and dither in {dtype}', err=True)
-        enlarge = Enlarger(
-            fused(chosen.net),
-            device=chosen.device,
-            dtype=getattr(torch, DTYPES[dtype]),
-            tile=_tile(tile),
-            overlap=overlap,
-            blend=blend,
-            self_ensemble=self_ensemble,
-            alpha=alpha,
-        )
-        ending = f'_x{enlarge.scale}' if suffix is None else suffix
-        jobs = plan(inputs, out, suffix=ending, kind=kind, recursive=recursive)
-    except (OSError, ValueError, KeyError) as error:
-        raise networks.stop('infer', error) from error
+    if dtype not in DTYPES:
+        raise UserError(f'--dtype must be one of {", ".join(DTYPES)}, got {dtype!r}')
+    if suffix is not None and ('/' in suffix or os.sep in suffix):
+        raise UserError(f'--suffix must be part of a file name, got {suffix!r}')
+    if tile != 'auto' and not tile.isdecimal():
+        raise UserError(f'--tile must be auto, 0 or a side in LR pixels, got {tile!r}')
+    if rank >= world:
+        raise UserError(f'RANK must be from 0 to WORLD_SIZE - 1, got {rank} of {world}; torchrun sets them')
+    chosen = choose(device=device)
+    if dtype != 'fp32' and not getattr(chosen.net, 'supports_half', True):
+        say(f'effsr infer: {chosen.network["type"]} shows errors on text, hatching and dither in {dtype}', err=True)
+    enlarge = Enlarger(
+        fused(chosen.net),
+        device=chosen.device,
+        dtype=getattr(torch, DTYPES[dtype]),
+        tile=None if tile == 'auto' else int(tile),
+        overlap=overlap,
+        blend=blend,
+        self_ensemble=self_ensemble,
+        alpha=alpha,
+    )
+    ending = f'_x{enlarge.scale}' if suffix is None else suffix
+    jobs = plan(inputs, out, suffix=ending, kind=kind, recursive=recursive)
 
     images: list[Done] = []
     mine = jobs[rank::world]

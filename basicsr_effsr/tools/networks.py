@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,26 +14,17 @@ import typer
 import yaml
 
 from basicsr_effsr.options.file import read_option_file
-from basicsr_effsr.utils.console import say
-from basicsr_effsr.utils.errors import UserError, one_line
+from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.weights.build import build, scale_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-OptFile = Annotated[Path | None, typer.Option('-opt', '--opt', help='Option file that names network and weights.')]
 Arch = Annotated[str | None, typer.Option(help='Registered network, instead of an option file: HASN, AGDN ...')]
 Scale = Annotated[int | None, typer.Option(help='Scale factor of the network.')]
-Weights = Annotated[Path | None, typer.Option(help='Checkpoint; replaces the one of the option file.')]
 Settings = Annotated[list[str] | None, typer.Option('--set', help='Network option, such as num_block=4; repeatable.')]
 ParamKey = Annotated[str | None, typer.Option(help='Entry of the checkpoint: params, params_ema; default: the best.')]
 Device = Annotated[str | None, typer.Option(help='cpu, cuda, cuda:1 ...; default: a GPU if there is one.')]
-
-
-def stop(command: str, error: Exception) -> typer.Exit:
-    """Prints the one sentence of ``error`` and gives the exit to raise."""
-    say(f'effsr {command}: {one_line(error)}', err=True)
-    return typer.Exit(2)
 
 
 def read_options(file: Path) -> dict[str, Any]:
@@ -90,7 +83,7 @@ class Chosen:
     device: Any
 
 
-def settings_of(scale: int | None, settings: Iterable[str] | None) -> dict[str, Any]:
+def settings_of(scale: int | None, settings: list[str] | None) -> dict[str, Any]:
     """Network options of ``--scale`` and ``--set``.
 
     Raises:
@@ -109,12 +102,14 @@ def settings_of(scale: int | None, settings: Iterable[str] | None) -> dict[str, 
 
 
 def choose(
-    opt: Path | None = None,
-    arch: str | None = None,
-    scale: int | None = None,
-    weights: Path | None = None,
-    settings: Iterable[str] | None = None,
-    param_key: str | None = None,
+    opt: Annotated[
+        Path | None, typer.Option('-opt', '--opt', help='Option file that names network and weights.')
+    ] = None,
+    arch: Arch = None,
+    scale: Scale = None,
+    weights: Annotated[Path | None, typer.Option(help='Checkpoint; replaces the one of the option file.')] = None,
+    settings: Settings = None,
+    param_key: ParamKey = None,
     *,
     device: str | None = 'cpu',
     without: str | None = None,
@@ -169,8 +164,26 @@ def choose(
     return Chosen(net, network, weights, factor, options, where)
 
 
+def names_network(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options that name its network, the positional parameters of :func:`choose`.
+
+    The command takes ``choose`` with those bound as its first argument.
+    """
+    (_, *own), named = (inspect.signature(each, eval_str=True).parameters.values() for each in (command, choose))
+    shared = [each for each in named if each.kind is not each.KEYWORD_ONLY]
+
+    @wraps(command)
+    def called(**given: Any) -> None:
+        command(partial(choose, **{each.name: given.pop(each.name) for each in shared}), **given)
+
+    options = [each.replace(kind=each.KEYWORD_ONLY) for each in (*shared, *own)]
+    called.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    called.__annotations__ = {each.name: each.annotation for each in options}
+    return called
+
+
 def pick_device(wanted: str | None) -> Any:
-    """The torch device to work on.
+    """The torch device to work on; None is a GPU if there is one, of several that of this process under torchrun.
 
     Raises:
         UserError: it is not there.
@@ -178,7 +191,9 @@ def pick_device(wanted: str | None) -> Any:
     import torch
 
     try:
-        device = torch.device(wanted or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        if wanted in (None, 'cuda') and torch.cuda.is_available():
+            wanted = f'cuda:{int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()}'
+        device = torch.device(wanted or 'cpu')
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f'device {wanted!r} cannot be used: {str(error).splitlines()[0]}') from error

@@ -43,10 +43,9 @@ def images_of(data: Path) -> list[Path]:
     Raises:
         UserError: there is none.
     """
-    found = images_in(data)
-    if not found:
-        raise UserError(f'--data: {data} holds no image')
-    return found
+    if found := images_in(data):
+        return found
+    raise UserError(f'--data: {data} holds no image')
 
 
 def other_than(model: str, yardstick: str) -> str:
@@ -55,16 +54,23 @@ def other_than(model: str, yardstick: str) -> str:
 
 
 def over_images(
-    nets: dict[str, nn.Module], files: list[Path], gt: Path | None, device: torch.device, *, warmup: bool
+    nets: dict[str, nn.Module],
+    files: list[Path] | None,
+    gt: Path | None,
+    device: torch.device,
+    *,
+    warmup: int,
+    runs: int = 1,
 ) -> tuple[dict[str, float], float | None, float | None]:
     """Mean milliseconds per whole image of every network, in turns; PSNR and peak of memory [MiB] of the first one.
 
     Args:
         nets: by name, on ``device``, the one to be judged first.
-        files: LR images.
+        files: LR images; None takes one random image of 256x256.
         gt: folder of their HR partners (same name, or with the ending x4 dropped); None scores nothing.
         device: where.
-        warmup: run every image once before it counts; False is the challenge's own way.
+        warmup: runs of every image before those that count; 0 is the challenge's own way.
+        runs: runs of every image that count.
 
     Returns:
         Name -> milliseconds; PSNR on RGB, a border of 4 pixels cropped, None without ``gt``; what tensors held at
@@ -79,17 +85,19 @@ def over_images(
     scores = []
     judged = next(iter(nets.values()))
     largest = torch.empty(0)
-    for file in files:
-        lq = read_rgb(file)
-        image = torch.from_numpy(lq.transpose(2, 0, 1).copy())[None].to(device).float() / 255
-        for name, spent in latency.interleaved(nets, image, int(warmup), 1).items():
-            times[name].append(spent[-1])
+    for file in files if files is not None else [None]:
+        if file is None:
+            image = torch.rand(1, 3, *NTIRE_SIZE, device=device)
+        else:
+            image = torch.from_numpy(read_rgb(file).transpose(2, 0, 1).copy())[None].to(device).float() / 255
+        for name, spent in latency.interleaved(nets, image, warmup, runs).items():
+            times[name] += spent[warmup:]
         if image.numel() > largest.numel():
             largest = image
-        if gt is not None:
+        if file is not None and gt is not None:
             partner = hr_of(file, gt, 4)
             whole = read_rgb(partner)
-            check_sizes(str(partner), str(file), whole.shape[:2], lq.shape[:2], 4, training=False)
+            check_sizes(str(partner), str(file), whole.shape[:2], image.shape[2:], 4, training=False)
             with torch.no_grad():
                 out = judged(image)[0].clamp(0, 1).mul(255).round().permute(1, 2, 0).cpu().numpy()
             whole = whole[: out.shape[0], : out.shape[1]]
@@ -129,7 +137,6 @@ def ntire(
         warmup: runs before those that count.
         runs: runs that count.
     """
-    import torch
 
     from basicsr_effsr.tools.yardsticks import BASELINES
 
@@ -137,31 +144,24 @@ def ntire(
     found = latency.cost(net, model, 'fused', NTIRE_SIZE)
     beside = other_than(model, protocol['baseline'])
     nets = {model: net}
-    if protocol['baseline'] in BASELINES:
-        nets[beside] = BASELINES[protocol['baseline']]().eval()
+    if (baseline := BASELINES.get(protocol['baseline'])) is not None:
+        nets[beside] = baseline().eval()
     mean: dict[str, float] = {}
-    peak: float | None = None
-    how = ''
-    before = 0 if strict else warmup
+    peak, how = None, 'counted, not timed'
     if data is not None or timed:
-        what = f'the random image of --protocol {year}' if data is None else f'--data: an image of {data}'
+        files = None if data is None else images_of(data)
+        before = 0 if strict else warmup if files is None else 1
+        what = f'the random image of --protocol {year}' if files is None else f'--data: an image of {data}'
         with enough_memory(what, 'take smaller images, or --no-latency'):
             nets = {name: one.to(device) for name, one in nets.items()}
-            if data is None:
-                image = torch.rand(1, 3, *NTIRE_SIZE, device=device)
-                times = latency.interleaved(nets, image, before, runs)
-                mean = {name: statistics.fmean(values[before:]) for name, values in times.items()}
-                peak = latency.peak_mib(net, image)
-                how = f'mean of {runs} runs on a random 256x256 image'
-            else:
-                before = 0 if strict else 1
-                mean, measured, peak = over_images(nets, images_of(data), gt, device, warmup=not strict)
-                psnr = psnr if measured is None else measured
-                how = f'mean of {len(images_of(data))} images of {data}'
-    if not timed:
-        mean, how = {}, 'counted, not timed'
-    else:
-        how += f' in fp32, {"after warm-up" if before else "no warm-up"}'
+            repeats = runs if files is None else 1
+            mean, measured, peak = over_images(nets, files, gt, device, warmup=before, runs=repeats)
+        psnr = psnr if measured is None else measured
+        words = f'{runs} runs on a random 256x256 image' if files is None else f'{len(files)} images of {data}'
+        if timed:
+            how = f'mean of {words} in fp32, {"after warm-up" if before else "no warm-up"}'
+        else:
+            mean = {}
     reference = mean.get(beside) if baseline_ms is None else baseline_ms
     row: dict[str, Any] = {
         'Model': model,

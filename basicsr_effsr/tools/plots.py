@@ -15,7 +15,7 @@ from basicsr_effsr.tools.networks import check_folder
 from basicsr_effsr.tools.papers import papers
 from basicsr_effsr.utils.console import say
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.utils.files import read_regular, write_atomic
+from basicsr_effsr.utils.files import atomic_path, read_regular
 from basicsr_effsr.utils.report import strict_json
 
 if TYPE_CHECKING:
@@ -316,5 +316,6 @@ def command(
     sources = 'as printed in the papers' + (', black edge: measured here' if measured else '')
     title, x_label = f'{dataset} x{scale}, {sources}', axis_label(against, points)
     figure = draw(points, title, x_label, f'PSNR-Y on {dataset} [dB]')
-    write_atomic(out, lambda path: figure.savefig(path, format=out.suffix[1:].lower(), dpi=150))
+    with atomic_path(out, sync=True) as part:
+        figure.savefig(part, format=out.suffix[1:].lower(), dpi=150)
     say(f'written: {out}' + (f' (left out, lower PSNR: {", ".join(left_out)})' if left_out else ''))

@@ -18,15 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-
-OUTPUT_720P = (720, 1280)  # height and width of the output at which papers state multiply-adds
 
 # operators that move or make data and compute nothing
 _FREE = frozenset(
@@ -83,52 +77,43 @@ def count_params(net: nn.Module) -> int:
 
 
 def lr_size_of_720p(scale: int) -> tuple[int, int]:
-    """H, W of the input whose output is 1280x720 or nearest to it: 360x640, 240x427, 180x320."""
-    height, width = OUTPUT_720P
-    return round(height / scale), round(width / scale)
-
-
-def fake_mode() -> FakeTensorMode:
-    """Where tensors without content are made; it takes the real ones that a network holds besides its weights."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
-
-
-def without_content(net: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A copy of ``net`` in eval mode whose weights and buffers have shapes and no content; ``net`` keeps its own."""
-    memo: dict[int, Any] = {}
-    with mode:
-        for tensor in [*net.parameters(), *net.buffers()]:
-            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
-            memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    # outside the mode, because it cannot copy a tensor that is a plain attribute (the mean of BasicSR's EDSR)
-    return copy.deepcopy(net, memo).eval()
+    """H, W of the input whose output is 1280x720 or nearest to it, where papers count: 360x640, 240x427, 180x320."""
+    return round(720 / scale), round(1280 / scale)
 
 
 @contextmanager
 def _passing(
     net: nn.Module, lr_size: tuple[int, int], num_in_ch: int, batch: int = 1
 ) -> Iterator[tuple[nn.Module, Tensor]]:
-    """A copy of ``net`` and an input, both without content, for one pass in the block.
+    """A copy of ``net`` in eval mode and an input, both with shapes and no content, for one pass in the block.
+
+    ``net`` keeps its own tensors. Gradients are off.
 
     Raises:
         ValueError: the pass of a foreign network fails on them in whatever way; the message says why.
     """
     logger = logging.getLogger('torch._subclasses.fake_tensor')  # writes a traceback before torch raises
     before, logger.disabled = logger.disabled, True
-    refused = f'{type(net).__name__}: its cost cannot be counted'
-    mode = fake_mode()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)  # takes the real ones that a network holds besides its weights
     dtype = next((p.dtype for p in net.parameters()), torch.float32)
+    memo: dict[int, Any] = {}
     try:
-        empty = without_content(net, mode)
+        with mode:
+            for old in [*net.parameters(), *net.buffers()]:
+                new = torch.empty(old.shape, dtype=old.dtype)
+                memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+        # outside the mode, because it cannot copy a tensor that is a plain attribute (the mean of BasicSR's EDSR)
+        empty = copy.deepcopy(net, memo).eval()
         with torch.no_grad(), mode:
             yield empty, torch.empty(batch, num_in_ch, *lr_size, dtype=dtype)
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise ValueError(f'{refused}, because its forward pass depends on values ({error})') from error
     except ValueError:
         raise  # the network's own sentence about its input
     except Exception as error:  # whatever a foreign forward pass may raise
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise ValueError(f'{refused}: {reason[0]}; see whether it takes this input size and channels') from error
+        raise ValueError(
+            f'{type(net).__name__}: its cost cannot be counted: {reason[0]}; see whether it takes this input size and '
+            'channels, and computes with values nowhere'
+        ) from error
     finally:
         logger.disabled = before
 
@@ -166,9 +151,10 @@ def saved_for_backward(
         batch: patches per pass.
         num_in_ch: channels of the input.
         amp: bf16 or fp16 under autocast; None for float32.
+
+    Raises:
+        ValueError: as ``count_macs``.
     """
-    mode = fake_mode()
-    empty = without_content(net, mode).train()
     kept: dict[int, Any] = {}  # storages by identity, alive as long as they are counted
 
     def keep(tensor: Tensor) -> Tensor:
@@ -177,12 +163,14 @@ def saved_for_backward(
         return tensor
 
     half = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(amp or '')
-    with mode, torch.autocast('cpu', dtype=half or torch.bfloat16, enabled=half is not None):
+    with (
+        _passing(net, lr_size, num_in_ch, batch) as (empty, image),
+        torch.enable_grad(),
+        torch.autocast('cpu', dtype=half or torch.bfloat16, enabled=half is not None),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
         own = {p.untyped_storage()._cdata for p in [*empty.parameters(), *empty.buffers()]}
-        image = torch.empty(batch, num_in_ch, *lr_size)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = empty(image)
-        keep(output)
+        keep(empty.train()(image))
     return sum(storage.nbytes() for key, storage in kept.items() if key not in own)
 
 
@@ -198,14 +186,13 @@ class _Counter(TorchDispatchMode):
         self.uncounted: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.add(func.overloadpacket.__name__, args, kwargs or {}, out)
-        return out
-
-    def add(self, name: str, args: Any, kwargs: dict[str, Any], out: Any) -> None:
-        """Counts one call of the operator ``name``."""
+        out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
         if name in ('convolution', '_convolution', 'convolution_overrideable', 'mkldnn_convolution'):
-            self._convolution(args, out)
+            image, weight, transposed = args[0], args[1], args[6]
+            self.sums['convolution'] += (image if transposed else out).numel() * prod(weight.shape[1:])
+            if weight.dim() == 4:
+                self.sums['convolutions'] += 1
+                self.sums['activations'] += out.numel()
         elif name in ('mm', 'addmm', 'mv', 'addmv', 'dot', 'vdot', '_addmm_activation'):
             matrix = args[0] if name in ('mm', 'mv', 'dot', 'vdot') else args[1]
             self.sums['linear'] += out.numel() * matrix.shape[-1]
@@ -213,26 +200,13 @@ class _Counter(TorchDispatchMode):
             left = args[0] if name == 'bmm' else args[1]
             self.sums['attention'] += out.numel() * left.shape[-1]
         elif 'scaled_dot_product' in name:
-            self.sums['attention'] += _attention_macs(*args[:3])
+            query, key, value = args[:3]  # (..., L, E), (..., S, E), (..., S, V): query x key, weights x value
+            self.sums['attention'] += prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
         else:
-            extra = _elementwise(name, args, out)
-            self.sums['elementwise'] += extra
+            self.sums['elementwise'] += _elementwise(name, args, out)
             if name not in _FREE:
                 self.uncounted[name] += 1
-
-    def _convolution(self, args: Any, out: Tensor) -> None:
-        image, weight, transposed = args[0], args[1], args[6]
-        positions = image.numel() if transposed else out.numel()
-        self.sums['convolution'] += positions * prod(weight.shape[1:])
-        if weight.dim() == 4:
-            self.sums['convolutions'] += 1
-            self.sums['activations'] += out.numel()
-
-
-def _attention_macs(query: Tensor, key: Tensor, value: Tensor) -> int:
-    """Query times key, and weights times value.  (..., L, E), (..., S, E), (..., S, V)."""
-    *batch, length, width = query.shape
-    return prod(batch) * length * key.shape[-2] * (width + value.shape[-1])
+        return out
 
 
 def _elementwise(name: str, args: Any, out: Any) -> int:
@@ -265,10 +239,7 @@ class _Peak(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata in self.own:
-                    continue
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self.own:
                 self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self.alive = {key: item for key, item in self.alive.items() if not item[0].expired()}
         self.peak = max(self.peak, self.held + sum(size for _, size in self.alive.values()))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -65,6 +67,19 @@ def progress(*columns: ProgressColumn, shown: bool, transient: bool = False) -> 
     bars = Progress(*bar, console=Console(stderr=True), disable=not shown, transient=transient)
     with bars if shown else nullcontext():  # rich ends also a bar that is not shown with an empty line
         yield bars
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Within this block SIGTERM, which torchrun and schedulers send, raises KeyboardInterrupt, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Commands(TyperGroup):

@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -159,15 +159,3 @@ def write_bytes(path: Path, data: bytes | memoryview, *, sync: bool = False) -> 
     """Writes ``data`` to ``path``, whole or not at all; see ``atomic_path``."""
     with atomic_path(path, sync=sync) as part:
         part.write_bytes(data)
-
-
-def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Lets ``write`` fill a temporary file beside ``path``, then puts it there in one step, through to the disk.
-
-    Whatever happens, ``path`` holds either what it held before or all of the new content.
-
-    Raises:
-        WriteError: the disk is full or the folder cannot be written; ``path`` is as before.
-    """
-    with atomic_path(Path(path), sync=True) as part:
-        write(part)

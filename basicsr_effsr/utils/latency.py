@@ -68,18 +68,9 @@ def cost(net: nn.Module, model: str, form: str, lr_size: tuple[int, int], num_in
     from basicsr_effsr.utils.complexity import count_macs, count_params, peak_memory
 
     macs = count_macs(net, lr_size, num_in_ch=num_in_ch)
-    return Cost(
-        model,
-        form,
-        lr_size,
-        count_params(net),
-        macs.total,
-        macs.fvcore,
-        macs.activations,
-        macs.convolutions,
-        peak_memory(net, lr_size, num_in_ch=num_in_ch),
-        macs.uncounted,
-    )
+    counts = (count_params(net), macs.total, macs.fvcore, macs.activations, macs.convolutions)
+    memory = peak_memory(net, lr_size, num_in_ch=num_in_ch)
+    return Cost(model, form, lr_size, *counts, memory, macs.uncounted)
 
 
 def once(net: Callable, image: Tensor) -> float:
@@ -174,29 +165,23 @@ def latencies(
             raise
         how = f'{dtype}, compiled,' if compiled else dtype
         raise UserError(f'{next(iter(nets))} does not run in {how} on {device}: {one_line(error)}') from error
-    reference = statistics.median(times[list(nets)[-1]][warmup:])
-    rows = []
-    for name, values in times.items():
-        counted = values[warmup:]
-        median, p5, p95 = np.percentile(counted, (50, 5, 95)).tolist()
-        rows.append(
-            Latency(
-                model=name,
-                lr_size=size,
-                dtype=dtype,
-                memory_format='channels_last' if channels_last else 'contiguous',
-                compiled=compiled,
-                runs=runs,
-                median=median,
-                p5=p5,
-                p95=p95,
-                mean=statistics.fmean(counted),
-                first=values[0],
-                peak_mib=peak_mib(ready[name], image),
-                ratio=median / reference,
-            )
+    counted = {name: np.percentile(values[warmup:], (50, 5, 95)).tolist() for name, values in times.items()}
+    return [
+        Latency(
+            model=name,
+            lr_size=size,
+            dtype=dtype,
+            memory_format='channels_last' if channels_last else 'contiguous',
+            compiled=compiled,
+            runs=runs,
+            **dict(zip(('median', 'p5', 'p95'), counted[name], strict=True)),
+            mean=statistics.fmean(values[warmup:]),
+            first=values[0],
+            peak_mib=peak_mib(ready[name], image),
+            ratio=counted[name][0] / counted[list(nets)[-1]][0],
         )
-    return rows
+        for name, values in times.items()
+    ]
 
 
 def gpu_state(device: torch.device) -> dict[str, str | int]:
@@ -207,35 +192,26 @@ def gpu_state(device: torch.device) -> dict[str, str | int]:
     identity = str(getattr(torch.cuda.get_device_properties(device), 'uuid', '')).removeprefix('GPU-')
     words = ['nvidia-smi', '--query-gpu=driver_version,utilization.gpu,clocks.sm', '--format=csv,noheader,nounits']
     try:
-        said = subprocess.run(
-            [*words, f'--id=GPU-{identity}'], capture_output=True, text=True, timeout=20, check=True
-        ).stdout
+        words.append(f'--id=GPU-{identity}')
+        said = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    cells = [cell.strip() for cell in said.split(',')]
-    names = ('driver', 'GPU load [%]', 'SM clock [MHz]')
-    if len(cells) != len(names):
-        return {}
-    return {name: int(c) if c.isdigit() else c for name, c in zip(names, cells, strict=True) if c[:1].isdigit()}
+    cells = zip(('driver', 'GPU load [%]', 'SM clock [MHz]'), map(str.strip, said.split(',')))  # noqa: B905
+    return {name: int(cell) if cell.isdigit() else cell for name, cell in cells if cell[:1].isdigit()}
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What a latency depends on, before anything is measured."""
     import torch
 
-    facts: dict[str, Any] = {
-        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or 'CPU',
-        'torch': torch.__version__,
-        'threads': torch.get_num_threads(),
-        'CPU cores': os.cpu_count(),
-    }
+    facts: dict[str, Any] = {'device': platform.processor() or 'CPU', 'torch': torch.__version__}
+    facts |= {'threads': torch.get_num_threads(), 'CPU cores': os.cpu_count()}
     if device.type == 'cuda':
-        facts |= {'CUDA': torch.version.cuda, 'cuDNN': torch.backends.cudnn.version()}
-        facts['TF32 convolutions'] = torch.backends.cudnn.allow_tf32
-        facts['cudnn.benchmark'] = torch.backends.cudnn.benchmark
-        facts |= gpu_state(device)
+        cudnn = torch.backends.cudnn
+        facts |= {'device': torch.cuda.get_device_name(device), 'CUDA': torch.version.cuda, 'cuDNN': cudnn.version()}
+        facts |= {'TF32 convolutions': cudnn.allow_tf32, 'cudnn.benchmark': cudnn.benchmark, **gpu_state(device)}
     else:
-        with suppress(OSError):
+        with suppress(OSError, StopIteration):  # machines without the line exist, ARM for one
             lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
             facts['device'] = next(line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
     with suppress(OSError, AttributeError):
