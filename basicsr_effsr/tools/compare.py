@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import cv2
 import numpy as np
 import typer
 from PIL import Image, ImageDraw, ImageFont
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from basicsr_effsr.data.benchmark_sets import SetImage
 from basicsr_effsr.data.pairs import is_lmdb, is_packed, list_pairs
 from basicsr_effsr.tools import networks
-from basicsr_effsr.tools.evaluate import ImageScore, forward_function, measure, protocol_of
+from basicsr_effsr.tools.evaluate import forward_function, measure, protocol_of
 from basicsr_effsr.utils.console import Console, say
 from basicsr_effsr.utils.errors import UserError, printable
 from basicsr_effsr.utils.files import atomic_path
@@ -26,8 +27,8 @@ def busiest_crop(gt: np.ndarray, side: int) -> tuple[int, int]:
     """Top left corner of the window with the most detail, away from the border."""
     gray = gt.astype(np.float32).mean(axis=2)
     detail = np.abs(np.diff(gray, axis=0, append=gray[-1:])) + np.abs(np.diff(gray, axis=1, append=gray[:, -1:]))
-    total = np.pad(detail, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    sums = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    sums = cv2.boxFilter(detail, -1, (side, side), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
+    sums = sums[: gray.shape[0] - side + 1, : gray.shape[1] - side + 1]
     inner = sums[side:-side, side:-side] if min(sums.shape) > 3 * side else sums
     offset = side if inner is not sums else 0
     top, left = np.unravel_index(int(inner.argmax()), inner.shape)
@@ -42,53 +43,48 @@ def picture(rows: list[tuple[str, list[tuple[str, np.ndarray]]]]) -> Image.Image
             truth. The detail is chosen in the first, the LR image: fine texture that is lost there says little.
     """
     font = ImageFont.load_default(size=15)
-    columns = max(len(panels) for _, panels in rows)
-    ratios = [PANEL / max(panels[-1][1].shape[:2]) for _, panels in rows]
-    heights = [round(panels[-1][1].shape[0] * ratio) for (_, panels), ratio in zip(rows, ratios, strict=True)]
-    below = CAPTION + PANEL + 3 * MARGIN
-    sheet = Image.new(
-        'RGB', (MARGIN + columns * (PANEL + MARGIN), MARGIN + sum(CAPTION + h + below for h in heights)), 'white'
-    )
-    draw = ImageDraw.Draw(sheet)
-    y = MARGIN
-    for (title, panels), ratio, overview in zip(rows, ratios, heights, strict=True):
-        draw.text((MARGIN, y), title, fill='black', font=font)
+    width = MARGIN + max(len(panels) for _, panels in rows) * (PANEL + MARGIN)
+    lines = []
+    for title, panels in rows:
+        ratio = PANEL / max(panels[-1][1].shape[:2])
+        overview = round(panels[-1][1].shape[0] * ratio)
+        detail_y = MARGIN + CAPTION + overview + MARGIN // 2
+        line = Image.new('RGB', (width, detail_y + PANEL + CAPTION + MARGIN), 'white')
+        draw = ImageDraw.Draw(line)
+        draw.text((MARGIN, MARGIN), title, fill='black', font=font)
         side = min(CROP, *panels[0][1].shape[:2])
         top, left = busiest_crop(panels[0][1], side)
-        detail_y = y + CAPTION + overview + MARGIN // 2
-        for j, (caption, image) in enumerate(panels):
-            x = MARGIN + j * (PANEL + MARGIN)
+        for x, (caption, image) in zip(range(MARGIN, width, PANEL + MARGIN), panels):  # noqa: B905
             size = (round(image.shape[1] * ratio), overview)
             small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
             marked = ImageDraw.Draw(small)
             marked.rectangle([v * ratio for v in (left, top, left + side, top + side)], outline='red', width=2)
-            sheet.paste(small, (x, y + CAPTION))
+            line.paste(small, (x, MARGIN + CAPTION))
             detail = Image.fromarray(image[top : top + side, left : left + side])
-            sheet.paste(detail.resize((PANEL, PANEL), Image.Resampling.NEAREST), (x, detail_y))
+            line.paste(detail.resize((PANEL, PANEL), Image.Resampling.NEAREST), (x, detail_y))
             draw.text((x, detail_y + PANEL + 2), caption, fill='black', font=font)
-        y += CAPTION + overview + below
-    return sheet
+        lines.append(np.asarray(line))
+    return Image.fromarray(np.concatenate(lines))
 
 
-def compare(opt_file: Path) -> tuple[list[ImageScore], Image.Image, str]:
-    """Scores and picture of every test image of an option file, run as its section ``val`` says.
+def command(
+    opt: Annotated[Path, typer.Option('-opt', '--opt', help='Option file of a test, as for basicsr.test.')],
+    out: Annotated[Path, typer.Option(help='PNG to write.')] = Path('results/compare.png'),
+    as_json: Annotated[bool, typer.Option('--json', help='Print the scores as JSON.')] = False,
+) -> None:
+    """Compare bicubic with the network of an option file on its test images; a table and one picture.
 
-    Returns:
-        The scores, the picture, and the protocol in words.
-
-    Raises:
-        UserError, ValueError, OSError: an image has no partner or cannot be read, or the weights do not fit.
+    The network runs as the section val of the file says.
     """
-    chosen = networks.choose(opt_file)
-    opt, scale = chosen.options, chosen.scale
-    how = protocol_of(opt.get('val') or {})
-    net = fused(chosen.net) if how.fuse else chosen.net
-    device = networks.pick_device('cpu' if opt.get('num_gpu') == 0 else None)
-    run, protocol, _ = forward_function(net, scale, device, how)
+    networks.check_file(out, '.png')
+    chosen = networks.choose(opt, device=None)
+    how = protocol_of(chosen.options['val'])
+    net, scale = fused(chosen.net) if how.fuse else chosen.net, chosen.scale
+    run, protocol, _ = forward_function(net, scale, chosen.device, how)
     scores, shown = [], []
-    for phase, data in (opt.get('datasets') or {}).items():
+    for phase, data in chosen.options['datasets'].items():
         if not isinstance(data, dict):
-            raise UserError(f'{opt_file}: datasets.{phase} must be a section of options, got {data!r}')
+            raise UserError(f'{opt}: datasets.{phase} must be a section of options, got {data!r}')
         if is_packed(data) or is_lmdb(data):
             raise UserError(f'datasets.{phase}: image files are read, not LMDBs or packs; name folders')
         for files in list_pairs(f'datasets.{phase}', data):
@@ -103,22 +99,9 @@ def compare(opt_file: Path) -> tuple[list[ImageScore], Image.Image, str]:
             }
             shown.append((f'{printable(pair.name)}, x{scale}', list(captions.items())))
     if not scores:
-        raise UserError(f'{opt_file} names no images; give it a section datasets')
-    return scores, picture(shown), protocol
-
-
-def command(
-    opt: Annotated[Path, typer.Option('-opt', '--opt', help='Option file of a test, as for basicsr.test.')],
-    out: Annotated[Path, typer.Option(help='PNG to write.')] = Path('results/compare.png'),
-    as_json: Annotated[bool, typer.Option('--json', help='Print the scores as JSON.')] = False,
-) -> None:
-    """Compare bicubic with the network of an option file on its test images; a table and one picture."""
-    if out.suffix != '.png':
-        raise UserError(f'--out must end in .png, got {out}')
-    networks.check_folder(out.parent)
-    scores, sheet, protocol = compare(opt)
+        raise UserError(f'{opt} names no images; give it a section datasets')
     with atomic_path(out, sync=True) as part:
-        sheet.save(part, format='png')
+        picture(shown).save(part, format='png')
     if as_json:
         typer.echo(strict_json(scores))
         return

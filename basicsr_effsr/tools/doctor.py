@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -79,21 +79,14 @@ def _inspect_hook(report: DoctorReport) -> None:
     off = ['BASICSR_EFFSR_AUTOLOAD=' + os.environ['BASICSR_EFFSR_AUTOLOAD']] if _autoload.disabled() else []
     if os.environ.get('TORCH_DEVICE_BACKEND_AUTOLOAD') == '0':
         off.append('TORCH_DEVICE_BACKEND_AUTOLOAD=0')
-    known = any(entry.value.startswith(OURS) for entry in metadata.entry_points(group='torch.backends'))
-    reasons = (
-        (off, f'automatic loading is switched off by {" and ".join(off)}: unset it'),
-        (
-            tuple(int(part) for part in torch.__version__.split('.')[:2]) < (2, 5),
-            f'torch {torch.__version__} does not call plugins: upgrade to 2.5 or later',
-        ),
-        (
-            not known,
-            f'{OURS} is importable but not installed (no entry point): pip install it, or pip install -e . in its '
-            'folder',
-        ),
-        (True, f'the entry point is there but the hook did not start: reinstall {OURS}'),
-    )
-    problem = next(words for holds, words in reasons if holds)
+    if off:
+        problem = f'automatic loading is switched off by {" and ".join(off)}: unset it'
+    elif tuple(int(part) for part in torch.__version__.split('.')[:2]) < (2, 5):
+        problem = f'torch {torch.__version__} does not call plugins: upgrade to 2.5 or later'
+    elif not any(entry.value.startswith(OURS) for entry in metadata.entry_points(group='torch.backends')):
+        problem = f'{OURS} is importable but not installed (no entry point): pip install (-e) the folder it lies in'
+    else:
+        problem = f'the entry point is there but the hook did not start: reinstall {OURS}'
     report.problems.append(f'{problem}; python -m basicsr_effsr.train always works')
 
 
@@ -134,43 +127,22 @@ def _inspect_basicsr(report: DoctorReport) -> bool:
 
 
 def _inspect_names(report: DoctorReport) -> None:
-    from basicsr.utils import registry
-
-    import basicsr_effsr
+    from basicsr_effsr import _registration
 
     try:
-        basicsr_effsr.register()
+        _registration.register()
     except Exception as error:  # the finding of this command, not its failure
         report.problems.append(f'the classes of {OURS} do not load: {type(error).__name__}: {error}')
         return
-    for kind in ('ARCH', 'LOSS', 'DATASET', 'MODEL'):
-        found = dict(iter(getattr(registry, f'{kind}_REGISTRY')))
+    for kind in _registration.ROOMS:
+        found = dict(iter(_registration.registry_of(kind)))
         for alias in sorted(name for name in found if name.endswith('_effsr')):
             name = alias.removesuffix('_effsr')
             owner = getattr(found[name], '__module__', '?')
             ours = owner.startswith(OURS)
-            report.names[name] = {'kind': kind.lower(), 'owner': 'this package' if ours else owner, 'ours as': alias}
+            report.names[name] = {'kind': kind, 'owner': 'this package' if ours else owner, 'ours as': alias}
             if not ours:
                 report.notes.append(f'{name} belongs to {owner}; ours is there as {alias}')
-
-
-def _inspect_shims(report: DoctorReport) -> None:
-    module = sys.modules.get(DEAD_TORCHVISION)
-    served = module is not None and type(getattr(module.__spec__, 'loader', None)) is adapt.ServingLoader
-    report.facts['torchvision shim'] = (
-        'serving functional_tensor, which torchvision dropped' if served else 'not needed'
-    )
-    utils: Any = sys.modules.get('basicsr.utils')
-    wrapped = []
-    if getattr(utils.registry.Registry.get, '_effsr', False):
-        wrapped.append('Registry.get (missing names load ours)')
-    if getattr(utils.options.parse_options, '_effsr', False):
-        wrapped += [
-            'parse_options (outputs, checks)',
-            'init_dist (CPUs)',
-            'in runs of ours load_resume_state, EnlargedSampler, build_dataloader (exact resume)',
-        ]
-    report.facts['wrapped in the host'] = '; '.join(wrapped) or 'nothing'
 
 
 def examine() -> DoctorReport:
@@ -192,7 +164,6 @@ def examine() -> DoctorReport:
         _inspect_hook(report)
         if _inspect_basicsr(report):
             _inspect_names(report)
-            _inspect_shims(report)
     return report
 
 
@@ -203,16 +174,15 @@ def command(
     report = examine()
     if as_json:
         typer.echo(strict_json(report))
-        raise typer.Exit(1 if report.problems else 0)
-    console = Console()
-    console.table('Environment', (), list(report.facts.items()))
-    if report.names:
-        rows = [(name, *row.values()) for name, row in report.names.items()]
-        console.table('Names', ('name', 'kind', 'owner', 'always ours as'), rows)
-    for note in report.notes:
-        say(f'note: {note}', style='yellow')
-    for problem in report.problems:
-        say(f'problem: {problem}', style='red')
-    if not report.problems:
-        say('All is well: python -m basicsr.train finds every name above.', style='green')
+    else:
+        Console().table('Environment', (), list(report.facts.items()))
+        if report.names:
+            rows = [(name, *row.values()) for name, row in report.names.items()]
+            Console().table('Names', ('name', 'kind', 'owner', 'always ours as'), rows)
+        for note in report.notes:
+            say(f'note: {note}', style='yellow')
+        for problem in report.problems:
+            say(f'problem: {problem}', style='red')
+        if not report.problems:
+            say('All is well: python -m basicsr.train finds every name above.', style='green')
     raise typer.Exit(1 if report.problems else 0)

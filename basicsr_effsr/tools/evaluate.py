@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, astuple, dataclass, field, fields
@@ -11,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
+import cv2
 import numpy as np
 import typer
 from rich.progress import MofNCompleteColumn
@@ -64,18 +64,20 @@ class EvaluationReport:
 
     def means(self) -> dict[str, dict[str, float]]:
         """Set -> mean of each score over its images, and their number."""
-        result: dict[str, dict[str, float]] = {}
-        for name in dict.fromkeys(image.set for image in self.images):
-            rows = [image for image in self.images if image.set == name]
-            keys = ('psnr', 'ssim', 'bicubic_psnr', 'bicubic_ssim', 'seconds')
-            result[name] = {key: fmean(getattr(row, key) for row in rows) for key in keys} | {'images': len(rows)}
-        return result
+        keys = ('psnr', 'ssim', 'bicubic_psnr', 'bicubic_ssim', 'seconds')
+        sets: dict[str, list[ImageScore]] = {}
+        for image in self.images:
+            sets.setdefault(image.set, []).append(image)
+        return {
+            name: {key: fmean(getattr(row, key) for row in rows) for key in keys} | {'images': len(rows)}
+            for name, rows in sets.items()
+        }
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Head and rows, a set each, beside what the paper prints."""
         rows = []
         for name, mean in self.means().items():
-            paper, gap = ((self.paper or {}).get('scores') or {}).get(name), '-'
+            paper, gap = (self.paper or {}).get('scores', {}).get(name), '-'
             if paper:
                 # + 0.0: a difference that rounds to zero has no sign
                 psnr, ssim = round(mean['psnr'] - paper[0], 2) + 0.0, round(mean['ssim'] - paper[1], 4) + 0.0
@@ -142,10 +144,10 @@ def protocol_of(
 
     Args:
         val: section of the option file, empty without one.
-        self_ensemble: mean over eight flips and rotations.
-        tile: side in LR pixels, 0 for whole images.
-        overlap: LR pixels.
-        blend: mean, feather or halo.
+        self_ensemble: as in :class:`Protocol`.
+        tile: the same; 0 for whole images.
+        overlap: the same.
+        blend: the same.
 
     Raises:
         UserError: ``val.tile`` is no section of a tile, or an option matters to tiles and there are none.
@@ -229,11 +231,7 @@ def measure(name: str, pair: SetImage, scale: int, run: Run) -> tuple[ImageScore
 
 
 def _data_uri(image: np.ndarray) -> str:
-    from PIL import Image
-
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, 'PNG', optimize=True)
-    return 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
+    return 'data:image/png;base64,' + base64.b64encode(cv2.imencode('.png', image[..., ::-1])[1].tobytes()).decode()
 
 
 def error_map(image: np.ndarray, gt: np.ndarray) -> np.ndarray:
@@ -286,7 +284,7 @@ def evaluate(report: EvaluationReport, run: Run, work: list[tuple[str, SetImage]
     for row in worst(report, show):  # measured again, so that no more than one image is ever in memory
         _, panels = measure(row.set, by_name[row.set, row.image], report.scale, run)
         panels['error'] = error_map(panels['net'], panels['gt'])
-        shown.append({'score': row, **{key: _data_uri(panel) for key, panel in panels.items() if key != 'lq'}})
+        shown.append({'score': row, **{key: _data_uri(panels[key]) for key in ('bicubic', 'net', 'gt', 'error')}})
     return texts(report, shown)
 
 
@@ -299,20 +297,13 @@ def command(
     make_lr: Annotated[bool, typer.Option('--make-lr', help="Make missing LR images with MATLAB's bicubic.")] = False,
     self_ensemble: Annotated[
         bool | None,
-        typer.Option(
-            '--self-ensemble/--no-self-ensemble',
-            help="Mean over eight flips and rotations. Default: the option file's val.self_ensemble.",
-            show_default=False,
-        ),
+        typer.Option(help='Mean over eight flips and rotations. Default: val.self_ensemble.'),
     ] = None,
     tile: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Side of the tiles in LR pixels, 0 = whole images. Default: the option file's val.tile."
-        ),
+        int | None, typer.Option(min=0, help='Side of the tiles in LR pixels, 0 = whole images. Default: val.tile.')
     ] = None,
     overlap: Annotated[
-        int | None, typer.Option(min=0, help='Overlap of the tiles in LR pixels. Default: val.tile, or 24.')
+        int | None, typer.Option(min=0, help='LR pixels that tiles share. Default: val.tile or 24.')
     ] = None,
     blend: Annotated[str | None, typer.Option(help='mean, feather or halo. Default: val.tile, or mean.')] = None,
     show: Annotated[int, typer.Option(min=0, help='Images on the page, those with the least gain over bicubic.')] = 6,
@@ -322,7 +313,7 @@ def command(
     """Score a network on Set5, Set14, B100, Urban100, Manga109 beside the paper's row; tables and an HTML page."""
     networks.check_folder(out)
     chosen = choose(device=device)
-    how = protocol_of(chosen.options.get('val') or {}, self_ensemble, tile, overlap, blend)
+    how = protocol_of(chosen.options['val'], self_ensemble, tile, overlap, blend)
     net, factor = fused(chosen.net) if how.fuse else chosen.net, chosen.scale
     run, protocol, machine = forward_function(net, factor, chosen.device, how)
     report = EvaluationReport(
@@ -343,5 +334,6 @@ def command(
     measured, paper = report.words()
     say(measured)
     Console().table('', *report.table())
-    for line in filter(None, (paper, f'written: {", ".join(str(out / name) for name in files)}')):
-        say(line)
+    if paper:
+        say(paper)
+    say(f'written: {", ".join(str(out / name) for name in files)}')

@@ -42,10 +42,10 @@ def read_options(file: Path) -> dict[str, Any]:
     for name in ('path', 'datasets', 'val'):
         if not isinstance(opt.get(name), dict | None):
             raise UserError(f'{file}: {name} must be a section of options, got {opt[name]!r}')
-    path = opt.get('path') or {}
+        opt[name] = opt.get(name) or {}
     for name in ('pretrain_network_g', 'param_key_g'):
-        if not isinstance(path.get(name), str | None):
-            raise UserError(f'{file}: path.{name} must be a string, got {path[name]!r}')
+        if not isinstance(opt['path'].get(name), str | None):
+            raise UserError(f'{file}: path.{name} must be a string, got {opt["path"][name]!r}')
     return opt
 
 
@@ -62,6 +62,19 @@ def check_folder(folder: Path) -> None:
         raise UserError(f'the folder {there} cannot be written; give another --out')
 
 
+def check_file(file: Path, *endings: str) -> None:
+    """That a result can be written into a file of one of the endings, as :func:`check_folder` asks it of a folder.
+
+    Raises:
+        UserError: it ends otherwise, is a folder, or cannot be written.
+    """
+    if file.suffix.lower() not in endings:
+        raise UserError(f'--out must end in {" or ".join(endings)}, got {file}')
+    if file.is_dir():
+        raise UserError(f'--out must be a file, {file} is a folder')
+    check_folder(file.parent)
+
+
 @dataclass(frozen=True)
 class Chosen:
     """The network that a command is about.
@@ -71,7 +84,7 @@ class Chosen:
         network: ``type`` and options.
         weights: the checkpoint that was loaded; None for a network as it was initialised.
         scale: scale factor.
-        options: the option file; empty without one.
+        options: the option file, with sections path, datasets and val; these are empty without one.
         device: the torch device to work on.
     """
 
@@ -123,7 +136,8 @@ def choose(
         weights: checkpoint, before the one of the option file; without ``opt`` and ``arch`` it tells the network.
         settings: network options, ``key=value``; they go before the option file and before what weights show.
         param_key: entry of the checkpoint.
-        device: where the command will work; None for a GPU if there is one. The network stays on the CPU.
+        device: where the command will work; None for a GPU if there is one and the option file does not say
+            ``num_gpu: 0``. The network stays on the CPU.
         without: whether a network may do without weights: None, no; ``'missing'``, if nothing names a file, or an
             option file one that is not there; ``'always'``, none are read.
 
@@ -132,16 +146,15 @@ def choose(
             such device.
         OSError, ValueError: a checkpoint that cannot be read, an option out of its range.
     """
-    where = pick_device(device)
     if opt is not None and arch is not None:
         raise UserError('give either an option file (-opt) or a network (--arch), one of the two')
-    options = read_options(opt) if opt is not None else {}
+    options = read_options(opt) if opt is not None else {'path': {}, 'datasets': {}, 'val': {}}
+    where = pick_device('cpu' if device is None and options.get('num_gpu') == 0 else device)
     given = settings_of(scale, settings)
     network = {**options['network_g'], **given} if opt is not None else {'type': arch, **given} if arch else None
-    path = options.get('path') or {}
-    if weights is None and path.get('pretrain_network_g'):
-        weights = Path(path['pretrain_network_g'])
-        param_key = param_key or path.get('param_key_g', 'params')
+    if weights is None and options['path'].get('pretrain_network_g'):
+        weights = Path(options['path']['pretrain_network_g'])
+        param_key = param_key or options['path'].get('param_key_g', 'params')
         if without == 'missing' and not weights.is_file():
             weights = None
     if without == 'always':

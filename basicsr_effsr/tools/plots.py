@@ -11,10 +11,10 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from basicsr_effsr.tools.benchmark import BenchmarkReport, lr_size
-from basicsr_effsr.tools.networks import check_folder
+from basicsr_effsr.tools.networks import check_file
 from basicsr_effsr.tools.papers import papers
 from basicsr_effsr.utils.console import say
-from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.errors import UserError, needs
 from basicsr_effsr.utils.files import atomic_path, read_regular
 from basicsr_effsr.utils.report import strict_json
 
@@ -114,14 +114,13 @@ def _value(file: Path, found: BenchmarkReport, params: int, against: str) -> flo
     if against == 'params':
         return params / 1e3
     height, width = size = lr_size('720p', found.scale)
-    if against == 'multi-adds':
-        values = [row.multi_adds / 1e9 for row in found.costs if (row.params, row.lr_size) == (params, size)]
-        wanted, fix = 'multiply-adds', ''
-    else:
+    wanted, fix = 'multiply-adds', ''
+    values = [row.multi_adds / 1e9 for row in found.costs if (row.params, row.lr_size) == (params, size)]
+    if against == 'latency':
+        wanted, fix = 'latency in fp32, contiguous and not compiled,', ' and without --no-latency'
         plain = (_model(found), size, 'fp32', 'contiguous', False)
         rows = ((r.median, (r.model, r.lr_size, r.dtype, r.memory_format, r.compiled)) for r in found.latencies)
         values = [median for median, setting in rows if setting == plain]
-        wanted, fix = 'latency in fp32, contiguous and not compiled,', ' and without --no-latency'
     if not values:
         raise UserError(
             f'--measured: {file} has no {wanted} at the input of 720p, {height}x{width}; run effsr benchmark with '
@@ -173,15 +172,13 @@ def points_of_files(files: Iterable[Path], scale: int, dataset: str, against: st
                 'give one of them'
             )
         used |= set(partners)
-        height, width = lr_size('720p', scale)
-        device = _device(benchmarks[partners[0]])
-        setting = f'{height}x{width} input, fp32, {device}' if against == 'latency' else ''
+        where = '{}x{} input, fp32, {}'.format(*lr_size('720p', scale), _device(benchmarks[partners[0]]))
+        setting = where if against == 'latency' else ''
         name = (found.paper or {}).get('method', found.network)
         points.append(Point(name, values.pop(), means[dataset]['psnr'], params, True, str(file), setting))
-    idle = next((path for path in benchmarks if path not in used), None)
-    if idle is not None:
+    for path in benchmarks.keys() - used:
         raise UserError(
-            f'--measured: no evaluation of the {_model(benchmarks[idle])} of {idle}, with as many parameters; '
+            f'--measured: no evaluation of the {_model(benchmarks[path])} of {path}, with as many parameters; '
             'give its report.json, of effsr evaluate'
         )
     return points
@@ -197,65 +194,31 @@ def axis_label(against: str, points: Sequence[Point]) -> str:
     return f'{AXES[against][2]}\nblack edge: {" / ".join(settings)}{others}'
 
 
-def in_view(points: Sequence[Point], least: float | None) -> tuple[list[Point], list[str]]:
-    """The points of at least that PSNR, and the names of the others.
-
-    Args:
-        points: one or more.
-        least: dB; None is 0.3 dB below the weakest of ours, or of what was measured.
-    """
-    if least is None:
-        ours = [p.psnr for p in points if p.stands_out]
-        least = min(ours) - 0.3 if ours else float('-inf')
-    return [p for p in points if p.psnr >= least], [p.method for p in points if p.psnr < least]
-
-
 def draw(points: Sequence[Point], title: str, x_label: str, y_label: str) -> Any:
     """The figure: discs with the area of the parameters, ours in colour, what was measured here with an edge.
 
     Raises:
         UserError: matplotlib or adjustText is not installed.
     """
-    try:
-        import adjustText  # noqa: F401
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError('drawing needs matplotlib and adjustText: pip install basicsr_effsr[plots]') from error
-
-    figure = Figure(figsize=(11, 7), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = needs('matplotlib.figure', 'plots').Figure(figsize=(11, 7), layout='constrained')
+    needs('matplotlib.backends.backend_agg', 'plots').FigureCanvasAgg(figure)
+    adjust_text = needs('adjustText', 'plots').adjust_text
     axes = figure.add_subplot()
     widest, narrowest = max(p.x for p in points), min(p.x for p in points)
     if widest > 30 * max(narrowest, 1e-9):
         axes.set_xscale('log')
     largest = max((p.size or 0 for p in points), default=0) or 1
     for point in sorted(points, key=lambda p: -(p.size or 0)):
-        ours = point.stands_out
+        colour, alpha, order = ('tab:red', 0.55, 3) if point.stands_out else ('tab:blue', 0.3, 2)
+        edge = {'edgecolors': 'black' if point.measured else 'none', 'linewidths': 1.5}
         area = 20 + 400 * (point.size or 0) / largest
-        axes.scatter(
-            point.x,
-            point.psnr,
-            s=area,
-            color='tab:red' if ours else 'tab:blue',
-            alpha=0.55 if ours else 0.3,
-            edgecolors='black' if point.measured else 'none',
-            linewidths=1.5,
-            zorder=3 if ours else 2,
-        )
+        axes.scatter(point.x, point.psnr, s=area, color=colour, alpha=alpha, zorder=order, **edge)
     axes.margins(0.08, 0.1)
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3)
     figure.canvas.draw()
-    _label(axes, points)
-    return figure
-
-
-def _label(axes: Any, points: Sequence[Point]) -> None:
-    """Names beside their discs, moved apart, each with a line to its own disc where it had to move."""
-    from adjustText import adjust_text
-
-    texts = [
+    # names beside their discs, moved apart, each with a line to its own disc where it had to move
+    names = [
         axes.text(
             point.x,
             point.psnr,
@@ -266,15 +229,10 @@ def _label(axes: Any, points: Sequence[Point]) -> None:
         )
         for point in points
     ]
-    adjust_text(
-        texts,
-        x=[point.x for point in points],
-        y=[point.psnr for point in points],
-        ax=axes,
-        expand=(1.25, 1.5),
-        max_move=None,
-        arrowprops={'arrowstyle': '-', 'color': 'dimgray', 'lw': 0.6},
-    )
+    places = {'x': [point.x for point in points], 'y': [point.psnr for point in points], 'expand': (1.25, 1.5)}
+    lines = {'arrowstyle': '-', 'color': 'dimgray', 'lw': 0.6}
+    adjust_text(names, ax=axes, max_move=None, arrowprops=lines, **places)
+    return figure
 
 
 def command(
@@ -297,17 +255,16 @@ def command(
     if against not in AXES:
         raise UserError(f'--against must be one of {", ".join(AXES)}, got {against!r}')
     if not as_json:
-        if out.suffix.lower() not in ('.png', '.pdf', '.svg'):
-            raise UserError(f'--out must end in .png, .pdf or .svg, got {out}')
-        if out.is_dir():
-            raise UserError(f'--out must be a file, {out} is a folder')
-        check_folder(out.parent)
+        check_file(out, '.png', '.pdf', '.svg')
     points = points_of_papers(scale, dataset, against, source or ())
     if measured:
         points += points_of_files(measured, scale, dataset, against)
     if not points:
         raise UserError(f'no paper prints {against} and a score on {dataset} for x{scale}')
-    points, left_out = in_view(points, least)
+    if least is None and (ours := [p.psnr for p in points if p.stands_out]):
+        least = min(ours) - 0.3
+    left_out = [p.method for p in points if least is not None and p.psnr < least]
+    points = [p for p in points if least is None or p.psnr >= least]
     if not points:
         raise UserError(f'--from {least}: every method scores less on {dataset} x{scale}')
     if as_json:

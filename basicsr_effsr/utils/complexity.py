@@ -22,15 +22,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# operators that move or make data and compute nothing
+# operators beside views that move or make data and compute nothing
 _FREE = frozenset(
     """
-    _reshape_alias _to_copy _unsafe_view alias arange as_strided as_strided_ cat channel_shuffle clone constant_pad_nd
-    contiguous copy copy_ detach device empty empty_like empty_strided expand eye fill fill_ flip full full_like
-    gather im2col index index_select lift_fresh native_channel_shuffle new_empty new_empty_strided new_full new_ones
-    new_zeros ones ones_like permute pixel_shuffle pixel_unshuffle promote_types reflection_pad2d repeat
-    replication_pad2d resize_ roll scalar_tensor scatter scatter_ select slice slice_scatter split split_with_sizes
-    squeeze stack sym_size t transpose tril triu unbind unfold unsqueeze view zero_ zeros zeros_like
+    _reshape_alias _to_copy _unsafe_view arange as_strided_ cat channel_shuffle clone constant_pad_nd contiguous copy
+    copy_ device empty empty_like empty_strided eye fill fill_ flip full full_like gather im2col index index_select
+    lift_fresh native_channel_shuffle new_empty new_empty_strided new_full new_ones new_zeros ones ones_like
+    pixel_shuffle pixel_unshuffle promote_types reflection_pad2d repeat replication_pad2d resize_ roll scalar_tensor
+    scatter scatter_ slice_scatter stack sym_size tril triu zero_ zeros zeros_like
     """.split()
 )
 
@@ -204,7 +203,7 @@ class _Counter(TorchDispatchMode):
             self.sums['attention'] += prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
         else:
             self.sums['elementwise'] += _elementwise(name, args, out)
-            if name not in _FREE:
+            if not func.is_view and name not in _FREE:
                 self.uncounted[name] += 1
         return out
 

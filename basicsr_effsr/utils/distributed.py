@@ -13,15 +13,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-LAUNCHERS = {
-    'pytorch': (
-        ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
-        'torchrun: torchrun --nproc_per_node=2 -m basicsr.train -opt ... --launcher pytorch',
-    ),
-    'slurm': (
-        ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'),
-        'srun: srun --ntasks=2 python -m basicsr.train -opt ... --launcher slurm',
-    ),
+LAUNCHERS = {  # -> what it puts into the environment, how to start with it
+    'pytorch': ('RANK WORLD_SIZE MASTER_ADDR MASTER_PORT', 'torchrun --nproc_per_node=2 -m'),
+    'slurm': ('SLURM_PROCID SLURM_NTASKS SLURM_NODELIST', 'srun --ntasks=2 python -m'),
 }
 
 
@@ -38,10 +32,12 @@ def init_dist(launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
     """
     from basicsr.utils import dist_util
 
-    needed, how = LAUNCHERS.get(launcher, ((), ''))
-    missing = [name for name in needed if not os.environ.get(name)]
-    if missing:
-        raise SystemExit(f'--launcher {launcher}: {", ".join(missing)} of the environment not set; start with {how}')
+    needed, start = LAUNCHERS.get(launcher, ('', ''))
+    if missing := [name for name in needed.split() if not os.environ.get(name)]:
+        raise SystemExit(
+            f'--launcher {launcher}: {", ".join(missing)} of the environment not set; start with {start} '
+            f'basicsr.train -opt ... --launcher {launcher}'
+        )
     if torch.cuda.is_available():
         dist_util.init_dist(launcher, backend, **kwargs)
         return

@@ -48,8 +48,8 @@ def near(name: Any, known: Iterable[str]) -> str:
     return f'known are {", ".join(shown[:12])}{" ..." if len(shown) > 12 else ""}'
 
 
-def needs(module: str) -> Any:
-    """A module of the extra ``export``.
+def needs(module: str, extra: str = 'export') -> Any:
+    """A module of an extra of this package.
 
     Raises:
         UserError: it is not installed.
@@ -57,4 +57,4 @@ def needs(module: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise UserError(f'this needs {module.partition(".")[0]}: pip install basicsr_effsr[export]') from error
+        raise UserError(f'this needs {module.partition(".")[0]}: pip install basicsr_effsr[{extra}]') from error

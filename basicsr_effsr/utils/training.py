@@ -42,11 +42,9 @@ def update_average(average: nn.Module, current: nn.Module, decay: float) -> None
     (the statistics of batch norms) at their initial values.
     """
     now = dict(current.named_parameters())
-    pairs = [(parameter, now[name].detach()) for name, parameter in average.named_parameters()]
-    targets: list[Tensor] = [a for a, _ in pairs]
-    sources = [b for _, b in pairs]
-    torch._foreach_mul_(targets, decay)
-    torch._foreach_add_(targets, sources, alpha=1 - decay)
+    targets = dict(average.named_parameters())
+    torch._foreach_mul_(list(targets.values()), decay)
+    torch._foreach_add_(list(targets.values()), [now[name].detach() for name in targets], alpha=1 - decay)
     latest = dict(current.named_buffers())
     for name, buffer in average.named_buffers():
         buffer.copy_(latest[name])
@@ -54,24 +52,18 @@ def update_average(average: nn.Module, current: nn.Module, decay: float) -> None
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     """Whether no tensor holds an infinity or a NaN, as a flag that is still on the device."""
-    values = [tensor.detach() for tensor in tensors]
-    norms = [norm.float() for norm in torch._foreach_norm(values)] if values else []
-    return torch.isfinite(torch.stack(norms or [torch.zeros(())])).all()
+    values = [tensor.detach() for tensor in tensors] or [torch.zeros(())]
+    return torch.isfinite(torch.stack([norm.float() for norm in torch._foreach_norm(values)])).all()
 
 
 def random_states() -> dict[str, Any]:
     """The states of Python's, NumPy's and torch's generators, loadable with ``weights_only=True``."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
-    states = {
+    words = torch.from_numpy(np.asarray(keys).astype(np.int64))
+    states: dict[str, Any] = {
         'python': [version, list(internal), gauss],
-        'numpy': [
-            str(name),
-            torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            int(position),
-            int(has_gauss),
-            cached,
-        ],
+        'numpy': [str(name), words, int(position), int(has_gauss), cached],
         'torch': torch.get_rng_state(),
     }
     if torch.cuda.is_available():
