@@ -203,7 +203,7 @@ def test_folder_of_images_is_timed_and_scored(tmp_path):
     ('words', 'sentence'),
     [
         (['--size', '16'], '--size must be HxW'),
-        (['--size', '4x4'], 'needs at least 15 pixels a side'),
+        (['--size', '4x4'], 'got 4 x 4'),
         (['--dtype', 'int8'], '--dtype must be fp32, fp16 or bf16'),
         (['--protocol', 'ntire1999'], '--protocol must be one of'),
         (['--protocol', 'ntire2024', '--scale', '2'], '--protocol is for x4'),

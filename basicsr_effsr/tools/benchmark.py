@@ -117,17 +117,8 @@ def run(
     grid = product(sizes, dtypes, (False, True)[: 1 + channels_last], (False, True)[: 1 + compiled])
     for size, dtype, last, fast in grid:
         with enough_memory(f'an input of {size[0]}x{size[1]} in {dtype}', 'take smaller images, or --no-latency'):
-            report.latencies += latency.latencies(
-                nets,
-                size,
-                device,
-                dtype=dtype,
-                channels_last=last,
-                compiled=fast,
-                warmup=warmup,
-                runs=runs,
-                num_in_ch=taken,
-            )
+            how = {'dtype': dtype, 'channels_last': last, 'compiled': fast, 'num_in_ch': taken}
+            report.latencies += latency.latencies(nets, size, device, **how, warmup=warmup, runs=runs)
     if report.latencies and device.type == 'cuda' and 'SM clock [MHz]' in (state := latency.gpu_state(device)):
         report.environment['SM clock after [MHz]'] = state['SM clock [MHz]']  # an idle GPU lowers its clock
     return report
@@ -248,15 +239,18 @@ def command(
         networks.check_folder(out)
     if unknown := set(dtype or ()) - {'fp32', 'fp16', 'bf16'}:
         raise UserError(f'--dtype must be fp32, fp16 or bf16, got {min(unknown)!r}')
-    given = {'strict': strict, 'data': data, 'gt': gt, 'psnr': psnr, 'baseline-ms': baseline_ms, 'dtype': dtype}
-    given |= {'channels-last': channels_last, 'compile': compiled, 'runs': runs, 'warmup': warmup, 'threads': threads}
-    there = [name for name, value in given.items() if value is not None and value is not False and value != []]
-    asked = [f'--{name}' for name in there if name in ('strict', 'data', 'gt', 'psnr', 'baseline-ms')]
-    if asked and protocol is None:
-        raise UserError(f'{", ".join(asked)} only matter to the row of a challenge; give --protocol')
-    idle = [f'--{name}' for name in there if name not in ('gt', 'psnr', 'data' if gt else '')]
-    if idle and no_latency:
-        raise UserError(f'--no-latency measures nothing, so {", ".join(idle)} would not matter; leave one or the other')
+    asked: dict[str, Any] = {'strict': strict, 'data': data, 'gt': gt, 'psnr': psnr, 'baseline_ms': baseline_ms}
+    measured: dict[str, Any] = {'dtype': dtype, 'channels_last': channels_last, 'compile': compiled}
+    measured |= {'runs': runs, 'warmup': warmup, 'threads': threads}
+
+    def given(options: Mapping[str, Any], *other: str) -> str:
+        there = [k for k, v in options.items() if k not in other and v is not None and v is not False and v != []]
+        return ', '.join(f'--{name.replace("_", "-")}' for name in there)
+
+    if protocol is None and (idle := given(asked)):
+        raise UserError(f'{idle} only matter to the row of a challenge; give --protocol')
+    if no_latency and (idle := given(asked | measured, 'gt', 'psnr', 'data' if gt else '')):
+        raise UserError(f'--no-latency measures nothing, so {idle} would not matter; leave one or the other')
     if gt is not None and (data is None or psnr is not None):
         raise UserError('--gt needs --data, the LR images, and measures the PSNR that --psnr states')
     if protocol is not None and dtype and 'fp32' not in dtype:
@@ -274,39 +268,14 @@ def command(
     if threads is not None:
         torch.set_num_threads(threads)
     sizes = [lr_size(text, factor) for text in size or ['256x256', '720p']]
-    least = getattr(net, 'min_size', 1)
-    for height, width in sizes:
-        if min(height, width) < least:
-            raise UserError(f'--size {height}x{width}: {model} needs at least {least} pixels a side')
     forms = {'as trained': net} | ({'fused': fused(net)} if can_be_fused(net) else {})
     usual = (50, 10) if where.type == 'cuda' else (10, 2)
-    repeats = {'runs': runs or usual[0], 'warmup': usual[1] if warmup is None else warmup}
-    report = run(
-        forms,
-        model,
-        factor,
-        where,
-        sizes=sizes,
-        dtypes=() if no_latency else (dtype or ['fp32']),
-        channels_last=channels_last,
-        compiled=compiled,
-        channels=channels,
-        **repeats,
-    )
+    repeats: dict[str, Any] = {'runs': runs or usual[0], 'warmup': usual[1] if warmup is None else warmup}
+    grid: dict[str, Any] = {'sizes': sizes, 'dtypes': () if no_latency else dtype or ['fp32'], 'compiled': compiled}
+    report = run(forms, model, factor, where, **grid, channels_last=channels_last, channels=channels, **repeats)
     if protocol is not None:
-        report.ntire = ntire(
-            list(forms.values())[-1],
-            model,
-            protocol,
-            where,
-            data=data,
-            gt=gt,
-            psnr=psnr,
-            baseline_ms=baseline_ms,
-            strict=strict,
-            timed=not no_latency,
-            **repeats,
-        )
+        last = list(forms.values())[-1]
+        report.ntire = ntire(last, model, protocol, where, **asked, timed=not no_latency, **repeats)
     if out is not None:
         write_texts(out, texts(report))
     if as_json:

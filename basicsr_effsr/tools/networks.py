@@ -24,7 +24,7 @@ Arch = Annotated[str | None, typer.Option(help='Registered network, instead of a
 Scale = Annotated[int | None, typer.Option(help='Scale factor of the network.')]
 Settings = Annotated[list[str] | None, typer.Option('--set', help='Network option, such as num_block=4; repeatable.')]
 ParamKey = Annotated[str | None, typer.Option(help='Entry of the checkpoint: params, params_ema; default: the best.')]
-Device = Annotated[str | None, typer.Option(help='cpu, cuda, cuda:1 ...; default: a GPU if there is one.')]
+Device = Annotated[str | None, typer.Option(help='cpu, cuda, cuda:1 ...; default: a GPU, if any.')]
 
 
 def read_options(file: Path) -> dict[str, Any]:
