@@ -767,7 +767,9 @@ def test_exit_codes_and_json(opt, tmp_path):
     assert fine.exit_code == 0
     assert json.loads(fine.stdout)['problems'] == []
     file.write_text(yaml.safe_dump(put(opt, 'network_g.upscale', 2)))
-    assert run('-opt', file).exit_code == 1
+    refused = run('-opt', file)
+    assert refused.exit_code == 1
+    assert [line.count('line ') for line in refused.stdout.splitlines() if line.startswith('error: ')] == [1]
     for bad in (['-opt', tmp_path / 'none.yml'], []):
         result = run(*bad)
         assert (result.exit_code, result.stderr.count('\n')) == (2, 1)

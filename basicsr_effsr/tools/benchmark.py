@@ -117,7 +117,7 @@ def run(
     grid = product(sizes, dtypes, (False, True)[: 1 + channels_last], (False, True)[: 1 + compiled])
     for size, dtype, last, fast in grid:
         with enough_memory(f'an input of {size[0]}x{size[1]} in {dtype}', 'take smaller images, or --no-latency'):
-            how = {'dtype': dtype, 'channels_last': last, 'compiled': fast, 'num_in_ch': taken}
+            how: dict[str, Any] = {'dtype': dtype, 'channels_last': last, 'compiled': fast, 'num_in_ch': taken}
             report.latencies += latency.latencies(nets, size, device, **how, warmup=warmup, runs=runs)
     if report.latencies and device.type == 'cuda' and 'SM clock [MHz]' in (state := latency.gpu_state(device)):
         report.environment['SM clock after [MHz]'] = state['SM clock [MHz]']  # an idle GPU lowers its clock
