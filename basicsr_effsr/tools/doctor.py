@@ -16,7 +16,7 @@ import typer
 from basicsr_effsr.host import DEAD_TORCHVISION, VERSION, adapt
 from basicsr_effsr.host.absent import HOW_TO_GET_IT
 from basicsr_effsr.utils.console import Console, say
-from basicsr_effsr.utils.errors import one_line
+from basicsr_effsr.utils.errors import UserError, one_line
 from basicsr_effsr.utils.report import strict_json
 
 OURS = 'basicsr_effsr'
@@ -40,31 +40,27 @@ def _version(distribution: str) -> str:
         return 'not installed'
 
 
-def _inspect_torch(report: DoctorReport) -> bool:
+def _inspect_torch(report: DoctorReport) -> None:
     if importlib.util.find_spec('torch') is None:
-        report.problems.append('PyTorch is not installed: pip install torch torchvision')
-        return False
+        raise UserError('PyTorch is not installed: pip install torch torchvision')
     try:
         import torch
     except Exception as error:  # a missing library of the system, a folder torch/ in the way ...
-        report.problems.append(
+        raise UserError(
             f'PyTorch does not import ({type(error).__name__}: {one_line(error)}): install it again, '
             'pip install --force-reinstall torch torchvision, and look for a file or folder torch here'
-        )
-        return False
+        ) from error
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     report.facts['torch'] = f'{torch.__version__} ({torch.version.cuda or "CPU build"})'
     report.facts['GPUs'] = ', '.join(devices) or 'none visible'
     try:
         import torchvision
     except (ImportError, RuntimeError) as error:
-        report.problems.append(
+        raise UserError(
             f'torchvision does not import beside torch {torch.__version__} ({error}): install the pair of the same '
             'release, pip install --upgrade torch torchvision'
-        )
-        return False
+        ) from error
     report.facts['torchvision'] = torchvision.__version__
-    return True
 
 
 def _inspect_hook(report: DoctorReport) -> None:
@@ -90,14 +86,12 @@ def _inspect_hook(report: DoctorReport) -> None:
     report.problems.append(f'{problem}; python -m basicsr_effsr.train always works')
 
 
-def _inspect_basicsr(report: DoctorReport) -> bool:
+def _inspect_basicsr(report: DoctorReport) -> None:
     spec = importlib.util.find_spec('basicsr')
     if spec is None or spec.origin is None:
-        report.problems.append(f'BasicSR is not installed, training and check need it: {HOW_TO_GET_IT}')
-        return False
+        raise UserError(f'BasicSR is not installed, training and check need it: {HOW_TO_GET_IT}')
     if spec.submodule_search_locations is None:
-        report.problems.append(f'{spec.origin} is taken for BasicSR, which is a folder: rename that file')
-        return False
+        raise UserError(f'{spec.origin} is taken for BasicSR, which is a folder: rename that file')
     folder = Path(spec.origin).parent
     report.facts['basicsr'] = str(folder)
     installed = _version('basicsr')
@@ -121,9 +115,7 @@ def _inspect_basicsr(report: DoctorReport) -> bool:
         elif lacking and not lacking.startswith('basicsr'):
             fix = f'a clone comes without what it needs: pip install {lacking}'
         why = f'{type(error).__name__}: {one_line(error)}'
-        report.problems.append(f'BasicSR at {folder} does not import: {why}; {fix}')
-        return False
-    return True
+        raise UserError(f'BasicSR at {folder} does not import: {why}; {fix}') from error
 
 
 def _inspect_names(report: DoctorReport) -> None:
@@ -132,8 +124,7 @@ def _inspect_names(report: DoctorReport) -> None:
     try:
         _registration.register()
     except Exception as error:  # the finding of this command, not its failure
-        report.problems.append(f'the classes of {OURS} do not load: {type(error).__name__}: {error}')
-        return
+        raise UserError(f'the classes of {OURS} do not load: {type(error).__name__}: {error}') from error
     for kind in _registration.ROOMS:
         found = dict(iter(_registration.registry_of(kind)))
         for alias in sorted(name for name in found if name.endswith('_effsr')):
@@ -160,10 +151,11 @@ def examine() -> DoctorReport:
             f'{" and ".join(several)} share one folder cv2, and the one installed last counts: pip uninstall '
             f'all of them and install one; {OURS} needs any'
         )
-    if _inspect_torch(report):
-        _inspect_hook(report)
-        if _inspect_basicsr(report):
-            _inspect_names(report)
+    try:
+        for inspect in (_inspect_torch, _inspect_hook, _inspect_basicsr, _inspect_names):
+            inspect(report)
+    except UserError as error:  # what comes after it cannot be said
+        report.problems.append(str(error))
     return report
 
 

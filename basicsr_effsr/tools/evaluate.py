@@ -112,21 +112,13 @@ def read_pair(pair: SetImage, scale: int) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a network is run over an image.
+    """How a network is run over an image."""
 
-    Attributes:
-        self_ensemble: mean over the eight flips and rotations.
-        tile: side of the tiles in LR pixels; None runs it over whole images.
-        overlap: of the tiles, in LR pixels.
-        blend: how tiles are joined: mean, feather or halo.
-        fuse: networks that have a fused form run in it.
-    """
-
-    self_ensemble: bool = False
-    tile: int | None = None
-    overlap: int = 24
-    blend: str = 'mean'
-    fuse: bool = True
+    self_ensemble: bool = False  # mean over the eight flips and rotations
+    tile: int | None = None  # side of the tiles in LR pixels; None runs it over whole images
+    overlap: int = 24  # of the tiles, in LR pixels
+    blend: str = 'mean'  # how tiles are joined: mean, feather or halo
+    fuse: bool = True  # networks that have a fused form run in it
 
     def __str__(self) -> str:
         tiles = f'tiles {self.tile}, overlap {self.overlap}, {self.blend}'

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.progress import MofNCompleteColumn
@@ -46,15 +46,15 @@ def run(enlarge: Enlarger, jobs: list[Enlargement], *, quality: int, overwrite: 
         sweep_parts(folder, '')
     with progress(MofNCompleteColumn(), shown=sys.stderr.isatty(), transient=True) as bars:
         whole = bars.add_task('images', total=len(jobs))
+        tiles = bars.add_task('tiles', visible=False)
+
+        def advance(done: int, total: int) -> None:
+            bars.update(tiles, completed=done, total=total, visible=True)
+
         for job in jobs:
             if job.target.exists() and not overwrite:
                 done = Done(str(job.source), str(job.target), 'skipped')
             else:
-                tiles = bars.add_task('tiles', total=None, visible=False)
-
-                def advance(done: int, total: int, tiles: Any = tiles) -> None:
-                    bars.update(tiles, completed=done, total=total, visible=True)
-
                 try:
                     done = enlarge_file(enlarge, job, quality, advance)
                 except Exception as error:
@@ -62,10 +62,8 @@ def run(enlarge: Enlarger, jobs: list[Enlargement], *, quality: int, overwrite: 
                     if isinstance(error, WriteError) or not (full or isinstance(error, OSError | ValueError)):
                         raise
                     reason = f'{job.source} failed: the memory is too small for the image and its result'
-                    reason = reason if full else str(error)
-                    done = Done(str(job.source), str(job.target), 'failed', error=reason)
-                finally:
-                    bars.remove_task(tiles)
+                    done = Done(str(job.source), str(job.target), 'failed', error=reason if full else str(error))
+                bars.update(tiles, visible=False)
             yield done
             bars.advance(whole)
 

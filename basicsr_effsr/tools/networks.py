@@ -77,23 +77,14 @@ def check_file(file: Path, *endings: str) -> None:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The network that a command is about.
+    """The network that a command is about."""
 
-    Attributes:
-        net: in eval mode on the CPU, in the form its weights are of.
-        network: ``type`` and options.
-        weights: the checkpoint that was loaded; None for a network as it was initialised.
-        scale: scale factor.
-        options: the option file, with sections path, datasets and val; these are empty without one.
-        device: the torch device to work on.
-    """
-
-    net: nn.Module
-    network: dict[str, Any]
-    weights: Path | None
+    net: nn.Module  # in eval mode on the CPU, in the form its weights are of
+    network: dict[str, Any]  # type and options
+    weights: Path | None  # the checkpoint that was loaded; None for a network as it was initialised
     scale: int
-    options: dict[str, Any]
-    device: Any
+    options: dict[str, Any]  # the option file, with sections path, datasets and val; these are empty without one
+    device: Any  # the torch device to work on
 
 
 def settings_of(scale: int | None, settings: list[str] | None) -> dict[str, Any]:

@@ -30,25 +30,15 @@ AXES = {
 
 @dataclass(frozen=True)
 class Point:
-    """A method in the figure.
-
-    Attributes:
-        method: its name.
-        x: size, multiply-adds or latency, in the unit of the axis.
-        psnr: dB.
-        size: parameters, for the area of the disc; None draws a small one.
-        measured: the value comes from a file of this project, not from a paper.
-        source: where it stands.
-        setting: how a latency was measured; empty for papers, which measured on GPUs of their own.
-    """
+    """A method in the figure."""
 
     method: str
-    x: float
-    psnr: float
-    size: int | None
-    measured: bool
-    source: str
-    setting: str = ''
+    x: float  # size, multiply-adds or latency, in the unit of the axis
+    psnr: float  # dB
+    size: int | None  # parameters, for the area of the disc; None draws a small one
+    measured: bool  # by a file of this project, not printed in a paper
+    source: str  # where it stands
+    setting: str = ''  # how a latency was measured; empty for papers, which measured on GPUs of their own
 
     @property
     def stands_out(self) -> bool:

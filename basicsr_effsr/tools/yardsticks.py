@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +24,13 @@ class RLFB(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.c1_r = nn.Conv2d(46, 48, 3, padding=1)
-        self.c2_r = nn.Conv2d(48, 48, 3, padding=1)
-        self.c3_r = nn.Conv2d(48, 46, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(c_in, c_out, 3, padding=1) for c_in, c_out in pairwise((46, 48, 48, 46)))
         self.c5 = nn.Conv2d(46, 46, 1)
         self.esa = ESA(46, 16)
 
     def forward(self, x: Tensor) -> Tensor:
         out = x
-        for conv in (self.c1_r, self.c2_r, self.c3_r):
+        for conv in self.convs:
             out = F.leaky_relu(conv(out), 0.05)
         return self.esa(self.c5(out + x))
 
@@ -67,9 +66,7 @@ class SPAB(nn.Module):
 
     def __init__(self, num_feat: int) -> None:
         super().__init__()
-        self.c1_r = nn.Conv2d(num_feat, num_feat, 3, padding=1)
-        self.c2_r = nn.Conv2d(num_feat, num_feat, 3, padding=1)
-        self.c3_r = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.c1_r, self.c2_r, self.c3_r = (nn.Conv2d(num_feat, num_feat, 3, padding=1) for _ in range(3))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first = self.c1_r(x)

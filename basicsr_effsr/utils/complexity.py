@@ -36,28 +36,16 @@ _FREE = frozenset(
 
 @dataclass(frozen=True)
 class Macs:
-    """Cost of one forward pass.
+    """Cost of one forward pass."""
 
-    Attributes:
-        lr_size: H, W of the input it was counted at.
-        convolution: multiply-adds of convolutions and transposed convolutions.
-        linear: multiply-adds of products with a matrix (linear layers).
-        attention: multiply-adds of batched products of two activations, fused attention included.
-        elementwise: what fvcore adds for normalisation, interpolation and pooling (5 per element of a
-            layer norm, 4 per output of a bilinear resize, 1 per input of an average pooling).
-        activations: elements of the outputs of all 2-D convolutions (NTIRE's count).
-        convolutions: number of 2-D convolutions that run (NTIRE's count).
-        uncounted: operator -> calls, of those that compute and for which nothing is counted in ``total``.
-    """
-
-    lr_size: tuple[int, int]
-    convolution: int = 0
-    linear: int = 0
-    attention: int = 0
-    elementwise: int = 0
-    activations: int = 0
-    convolutions: int = 0
-    uncounted: dict[str, int] = field(default_factory=dict)
+    lr_size: tuple[int, int]  # H, W of the input it was counted at
+    convolution: int = 0  # multiply-adds of convolutions and transposed convolutions
+    linear: int = 0  # multiply-adds of products with a matrix (linear layers)
+    attention: int = 0  # multiply-adds of batched products of two activations, fused attention included
+    elementwise: int = 0  # what fvcore adds for normalisation, interpolation and pooling, see _elementwise
+    activations: int = 0  # elements of the outputs of all 2-D convolutions (NTIRE's count)
+    convolutions: int = 0  # 2-D convolutions that run (NTIRE's count)
+    uncounted: dict[str, int] = field(default_factory=dict)  # operator that computes, and is not in total -> calls
 
     @property
     def total(self) -> int:
@@ -208,21 +196,27 @@ class _Counter(TorchDispatchMode):
         return out
 
 
+# operator -> operations per element of its input without a weight, and where its weight stands, which adds one more
+_NORMS = {
+    **dict.fromkeys(('native_group_norm', '_native_group_norm'), (4, 1)),
+    **dict.fromkeys(('native_batch_norm', '_native_batch_norm_legit_no_training', 'cudnn_batch_norm'), (1, 1)),
+    'native_layer_norm': (4, 2),
+}
+_RESIZING = {  # operator -> operations per element of its output
+    **dict.fromkeys(('upsample_bilinear2d', '_upsample_bilinear2d_aa', 'grid_sampler_2d'), 4),
+    **dict.fromkeys(('upsample_nearest2d', '_upsample_nearest_exact2d'), 1),
+}
+
+
 def _elementwise(name: str, args: Any, out: Any) -> int:
-    """What fvcore's table of operators adds; it knows one operation per element of a batch norm, two if affine."""
-    if name == 'native_layer_norm':
-        return args[0].numel() * (5 if args[2] is not None else 4)
-    if name in ('native_group_norm', '_native_group_norm'):
-        return args[0].numel() * (5 if args[1] is not None else 4)
-    if name in ('native_batch_norm', '_native_batch_norm_legit_no_training', 'cudnn_batch_norm'):
-        return args[0].numel() * (2 if args[1] is not None else 1)
-    if name in ('upsample_bilinear2d', '_upsample_bilinear2d_aa', 'grid_sampler_2d'):
-        return 4 * out.numel()
-    if name in ('upsample_nearest2d', '_upsample_nearest_exact2d'):
-        return out.numel()
+    """What fvcore's table of operators adds."""
+    if name in _NORMS:
+        each, weight = _NORMS[name]
+        return args[0].numel() * (each + (args[weight] is not None))
+    # adaptive pooling to 1x1 arrives as a mean over the axes -1, -2, in this order
     if name == '_adaptive_avg_pool2d' or (name == 'mean' and len(args) > 2 and list(args[1]) == [-1, -2]):
-        return args[0].numel()  # adaptive pooling to 1x1 arrives as a mean over the axes -1, -2, in this order
-    return 0
+        return args[0].numel()
+    return _RESIZING[name] * out.numel() if name in _RESIZING else 0
 
 
 class _Peak(TorchDispatchMode):
