@@ -44,12 +44,7 @@ class BenchmarkReport:
 
 
 def channels_of(net: nn.Module, network: Mapping[str, Any]) -> tuple[int, int]:
-    """Channels of input and output, as the network, its options or their defaults say; 3 where nothing does.
-
-    Args:
-        net: the network.
-        network: its options.
-    """
+    """Channels of input and output, as ``net``, its options or their defaults say; 3 where nothing does."""
     defaults = {name: known.default for name, known in inspect.signature(type(net)).parameters.items()}
     stated = {k: v for known in (defaults, network, vars(net)) for k, v in known.items() if isinstance(v, int)}
     taken = next((stated[name] for name in ('num_in_ch', 'in_chans', 'in_channels') if name in stated), 3)

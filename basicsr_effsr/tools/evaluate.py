@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 ERROR_GAIN = 8  # grey levels of error are shown this many times brighter
-Run = Callable[[np.ndarray], tuple[np.ndarray, float]]
+Run = Callable[[np.ndarray], tuple[np.ndarray, float]]  # image -> (enlarged image, seconds)
 Panels = dict[str, np.ndarray]
 
 
@@ -134,12 +134,7 @@ def protocol_of(
 ) -> Protocol:
     """The protocol of a section ``val`` as EffSRModel follows it; what the command line gave (not None) goes first.
 
-    Args:
-        val: section of the option file, empty without one.
-        self_ensemble: as in :class:`Protocol`.
-        tile: the same; 0 for whole images.
-        overlap: the same.
-        blend: the same.
+    The arguments behind ``val`` are fields of :class:`Protocol`, with a tile of 0 for whole images.
 
     Raises:
         UserError: ``val.tile`` is no section of a tile, or an option matters to tiles and there are none.
@@ -198,13 +193,7 @@ def forward_function(net: nn.Module, scale: int, device: Any, protocol: Protocol
 
 
 def measure(name: str, pair: SetImage, scale: int, run: Run) -> tuple[ImageScore, Panels]:
-    """One image through the network and through bicubic, both scored on Y with a border of ``scale`` pixels.
-
-    Args:
-        name: of the set.
-        pair: the files.
-        scale: of the network.
-        run: image -> (enlarged image, seconds), as :func:`forward_function` gives it.
+    """One image of the set ``name`` through the network and bicubic, scored on Y with a border of ``scale`` pixels.
 
     Returns:
         The scores, and the images ``lq``, ``bicubic``, ``net``, ``gt``, (H, W, 3) uint8 RGB each.
@@ -264,9 +253,9 @@ def evaluate(report: EvaluationReport, run: Run, work: list[tuple[str, SetImage]
 
     Args:
         report: what is known beforehand.
-        run: image -> (enlarged image, seconds).
+        run: of :func:`forward_function`.
         work: (name of the set, pair) in the order of the report.
-        show: images on the page.
+        show: how many images the page shows.
     """
     with progress(MofNCompleteColumn(), shown=Console(stderr=True).is_terminal, transient=True) as bars:
         for name, pair in bars.track(work, description='images'):

@@ -30,12 +30,6 @@ def run(enlarge: Enlarger, jobs: list[Enlargement], *, quality: int, overwrite: 
 
     Temporary files that a killed run left beside the results are removed first.
 
-    Args:
-        enlarge: the network.
-        jobs: what to do.
-        quality: of JPEG and WebP.
-        overwrite: overwrite results that exist.
-
     Yields:
         what became of each image.
 

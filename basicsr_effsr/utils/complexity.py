@@ -130,17 +130,10 @@ def saved_for_backward(
     """Bytes of activations that a forward pass in train mode keeps for the backward pass.
 
     The larger part of what training needs beside weights, gradients and optimizer; work space of the
-    kernels and the holes of the allocator come on top.
+    kernels and the holes of the allocator come on top. Arguments and errors are those of :func:`count_macs`, and:
 
     Args:
-        net: the bare network.
-        lr_size: H, W of the patches.
-        batch: patches per pass.
-        num_in_ch: channels of the input.
         amp: bf16 or fp16 under autocast; None for float32.
-
-    Raises:
-        ValueError: as ``count_macs``.
     """
     kept: dict[int, Any] = {}  # storages by identity, alive as long as they are counted
 
@@ -242,15 +235,8 @@ class _Peak(TorchDispatchMode):
 def peak_memory(net: nn.Module, lr_size: tuple[int, int], *, num_in_ch: int = 3) -> int:
     """Bytes of weights, input and largest set of tensors alive at one time in a forward pass without gradients.
 
-    Counted, not measured: the work space of the kernels comes on top. The same on every machine.
-
-    Args:
-        net: the bare network; its dtype is that of the pass.
-        lr_size: H, W of the input.
-        num_in_ch: channels of the input.
-
-    Raises:
-        ValueError: as ``count_macs``.
+    Counted, not measured: the work space of the kernels comes on top. The same on every machine. The dtype is that of
+    ``net``; arguments and errors are those of :func:`count_macs`.
     """
     with _passing(net, lr_size, num_in_ch) as (empty, image):
         held = [*empty.parameters(), *empty.buffers(), image]
