@@ -40,7 +40,7 @@ def load_model(
         UserError: no such name, or a checkpoint of no known network.
         OSError: the file cannot be read.
     """
-    from basicsr_effsr.weights.fuse import fused
+    from basicsr_effsr.weights.checkpoint import fused
     from basicsr_effsr.weights.recognise import recognise
     from basicsr_effsr.weights.zoo import model_file
 
