@@ -1,4 +1,4 @@
-"""The package from Python: load a network by name or file, enlarge an image."""
+"""The package from Python: load a network by name or file, enlarge an image (``docs/python.md``)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,6 @@ def load_model(
     source: str | Path, *, device: Any = 'cpu', param_key: str | None = None, fuse: bool = True
 ) -> nn.Module:
     """A network with its weights, in eval mode.
-
-    >>> net = load_model('agdn_x4')  # doctest: +SKIP
-    >>> net.upscale  # doctest: +SKIP
-    4
 
     Args:
         source: a name of the zoo (``effsr zoo`` lists them; fetched on first use), or a checkpoint: .pth in any of
@@ -58,10 +54,6 @@ def upscale(
     device: Any = None,
 ) -> Image:
     """An image through a network, as large as its scale makes it and of the type it has.
-
-    >>> import numpy as np
-    >>> upscale(np.zeros((8, 6, 3), np.uint8), load_model('agdn_x4')).shape  # doctest: +SKIP
-    (32, 24, 3)
 
     Args:
         image: RGB or gray. NumPy (H, W), (H, W, 1) or (H, W, 3), uint8, uint16 or float in [0, 1]; PIL; torch

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from basicsr_effsr.archs.imdn_arch import IMDN
 from basicsr_effsr.cli import app
 from basicsr_effsr.utils.errors import UserError
 
+ROOT = Path(__file__).parents[1]
 PHOTO = np.ascontiguousarray(data.astronaut()[40:60, 150:176])  # (20, 26, 3)
 
 
@@ -101,3 +105,17 @@ def test_the_command_gives_the_same_image(weights, tmp_path):
 def test_what_is_no_image_is_refused(weights, image):
     with pytest.raises(UserError):
         basicsr_effsr.upscale(image, weights)
+
+
+@pytest.mark.slow
+def test_the_page_runs_as_it_is_written(reference, tmp_path, monkeypatch):
+    source = reference / 'checkpoints' / 'agdn_x4_official.pth'
+    (tmp_path / 'zoo').mkdir()
+    for target in (tmp_path / 'zoo' / 'agdn_x4.pth', tmp_path / 'agdn_x4.pth'):
+        shutil.copyfile(source, target)
+    Image.fromarray(data.astronaut()[40:80, 150:210]).save(tmp_path / 'photo.png')
+    monkeypatch.setenv('EFFSR_CACHE', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    failed, tried = doctest.testfile(str(ROOT / 'docs' / 'python.md'), module_relative=False)
+    assert (failed, tried) == (0, 12)
+    assert Image.open('photo_x4.png').size == (240, 160)
