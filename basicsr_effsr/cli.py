@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     'compare': ('basicsr_effsr.tools.compare', 'command', 'Bicubic against a network, as a table and one picture.'),
     'benchmark': ('basicsr_effsr.tools.benchmark', 'command', 'Parameters, multiply-adds, memory and latency.'),
     'plot': ('basicsr_effsr.tools.plots', 'command', 'PSNR against size, multiply-adds or latency.'),
+    'runs': ('basicsr_effsr.tools.runs', 'command', 'List trainings, draw their curves.'),
     'infer': ('basicsr_effsr.tools.infer', 'command', 'Enlarge images: files, folders, any size and kind.'),
     'export': ('basicsr_effsr.tools.export', 'command', 'Export to ONNX, TorchScript, torch.export, safetensors.'),
     'convert': ('basicsr_effsr.tools.convert', 'command', 'Convert checkpoints between layouts.'),
