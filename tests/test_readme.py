@@ -11,7 +11,11 @@ from nets import CASES
 from basicsr_effsr.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*sorted(ROOT.glob('*.md')), *sorted((ROOT / 'docs').glob('*.md')), *sorted((ROOT / 'benchmarks').glob('*.md'))]
+PAGES = [
+    *sorted(ROOT.glob('*.md')),
+    *sorted((ROOT / 'docs').rglob('*.md')),
+    *sorted((ROOT / 'benchmarks').glob('*.md')),
+]
 every_page = pytest.mark.parametrize('page', PAGES, ids=lambda p: p.name)
 OURS = r'(?:basicsr_effsr|datasets_prep|options|tests|benchmarks|docs)/[\w./-]*\w\.(?:py|yml|md|json|html|png)'
 
