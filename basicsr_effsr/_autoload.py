@@ -1,7 +1,7 @@
 """The hook that lets the unchanged ``python -m basicsr.train`` find this package.
 
 PyTorch calls :func:`install` at the end of ``import torch`` (entry point group ``torch.backends``).
-It only puts a finder on the import path; the finder acts on four module names and, until one of
+It only puts a finder on the import path; the finder acts on a few module names and, until one of
 them is imported, costs nothing. What is then changed in the host is written down in ``adapt.py``.
 
 This module imports ``sys`` and three names: every process that imports torch pays for it.

@@ -957,3 +957,10 @@ def test_a_turned_photograph_is_measured_as_it_is_loaded(opt, data):
         roots = {'dataroot_gt': str(data / 'turned' / 'HR'), 'dataroot_lq': str(data / 'turned' / 'LR')}
         opt['datasets'][phase] |= roots
     assert not [p for p in problems(opt, True) if p.where.endswith('dataroot_lq')]
+
+
+def test_keys_that_a_model_of_the_host_reads_are_known():
+    opt = yaml.safe_load((ROOT / 'options' / 'train' / 'hasn_x4_realworld.yml').read_text())
+    assert not {problem.where for problem in problems(opt, True)} & {'gt_usm', 'jpeg_range', 'queue_size'}
+    opt['jpeg_rang'] = opt.pop('jpeg_range')
+    assert 'jpeg_rang' in {problem.where for problem in problems(opt, True) if problem.fatal}

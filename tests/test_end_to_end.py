@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import basicsr
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -87,6 +88,32 @@ def test_hosts_own_model_and_data_set_train_our_network(photos, tmp_path):
     opt['datasets']['train']['type'] = 'PairedImageDataset'
     out = logged('-m', 'basicsr.train', '-opt', write(opt, tmp_path / 'short.yml'), cwd=tmp_path)
     assert len(losses(out)) == 3
+
+
+def test_real_world_stages_train_on_a_cpu_and_validate_images_without_hr(photos, tmp_path):
+    """Two iterations of each; but for VGG-19, which is half a gigabyte to fetch, all of BasicSR's own losses."""
+    (tmp_path / 'meta.txt').write_text(''.join(f'{i}.png (192,192,3)\n' for i in range(4)))
+    for name in ('hasn_x4_realworld', 'hasn_x4_realworld_gan'):
+        opt = yaml.safe_load((ROOT / 'options' / 'train' / f'{name}.yml').read_text())
+        opt |= {'num_gpu': 0, 'gt_size': 64, 'queue_size': 2}
+        opt['network_g'] |= TINY_HASN
+        opt['train'] |= {'total_iter': 2, 'perceptual_opt': None}
+        opt['val']['val_freq'] = 2
+        opt['logger']['print_freq'] = 1
+        data, val = opt['datasets'].values()
+        data |= {'dataroot_gt': str(photos / 'HR'), 'meta_info': str(tmp_path / 'meta.txt'), 'dataset_enlarge_ratio': 2}
+        data |= {'batch_size_per_gpu': 2, 'num_worker_per_gpu': 0, 'persistent_workers': False}
+        val['dataroot_lq'] = str(photos / 'X4')
+        if 'network_d' in opt:
+            opt['network_d']['num_feat'] = 8
+        out = logged('-m', 'basicsr.train', '-opt', write(opt, tmp_path / 'rw.yml'), cwd=tmp_path)
+        values = losses(out, 'l_pix' if 'network_d' not in opt else 'l_g_pix')
+        assert len(values) == 2
+        assert np.isfinite(values).all()
+        assert 'Validation' not in out  # nothing to compare with
+        saved = tmp_path / 'experiments' / name / 'visualization'
+        assert len({file.parent for file in saved.rglob('*_2.png')}) == 4
+        assert cv2.imread(str(next(saved.rglob('*_2.png')))).shape == (192, 192, 3)
 
 
 def test_dropped_in_files_train_in_a_pristine_tree(photos, tmp_path):

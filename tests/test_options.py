@@ -54,7 +54,7 @@ def scale_is_said_once(opt: dict, text: str) -> None:
     assert re.search(r'^scale: &scale \d$', text, re.M)
     assert opt['network_g']['upscale'] == opt['scale']
     assert text.count('upscale: *scale') == 1 + ('network_t' in opt)
-    for metric in opt['val']['metrics'].values():
+    for metric in opt['val'].get('metrics', {}).values():
         assert metric['crop_border'] == opt['scale']
 
 
@@ -71,7 +71,7 @@ def path_holds_only_keys_that_the_host_does_not_turn_into_folders(opt: dict) -> 
 def losses_build(train: dict) -> None:
     terms = {**train.get('losses', {}), **{k: v for k, v in train.items() if k.endswith('_opt') and v}}
     for name, loss in terms.items():
-        if 'type' in loss and 'VGG' not in loss['type']:
+        if 'type' in loss and 'VGG' not in loss['type'] and 'vgg_type' not in loss:  # which fetch weights
             assert name.startswith('l_') or name.endswith('_opt')
             build_loss(copy.deepcopy(loss))
 

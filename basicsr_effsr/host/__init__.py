@@ -3,6 +3,7 @@
 REGISTRY = 'basicsr.utils.registry'
 DEAD_TORCHVISION = 'torchvision.transforms.functional_tensor'
 OPTIONS = 'basicsr.utils.options'
-HOOKED = (REGISTRY, OPTIONS)
+REAL_ESRGAN = ('basicsr.models.realesrnet_model', 'basicsr.models.realesrgan_model')
+HOOKED = (REGISTRY, OPTIONS, *REAL_ESRGAN)
 VERSION = 'basicsr.version'
 SERVED = (DEAD_TORCHVISION, VERSION)

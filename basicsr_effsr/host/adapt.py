@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from basicsr_effsr._registration import derives_from_ours, lookup
-from basicsr_effsr.host import DEAD_TORCHVISION, OPTIONS, REGISTRY, VERSION
+from basicsr_effsr.host import DEAD_TORCHVISION, OPTIONS, REAL_ESRGAN, REGISTRY, VERSION
 from basicsr_effsr.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -295,5 +295,40 @@ def _share_seed(opt: dict[str, Any]) -> None:
         set_random_seed(seed + opt['rank'])
 
 
-ADAPTATIONS: dict[str, Callable[[ModuleType], None]] = {REGISTRY: _adapt_registry, OPTIONS: _adapt_options}
+def _adapt_real_esrgan(module: ModuleType) -> None:
+    """Lets the Real-ESRGAN models run on the CPU.
+
+    Reason: JPEG, sharpening and the pool of pairs go to ``.cuda()`` whatever ``num_gpu`` says, and ``filter2D`` views
+    what padding on a CPU leaves in another memory format (1.4.2 and head), so that an option file could be neither
+    checked nor tried without a GPU. Condition: there is none.
+    """
+    import torch
+
+    if torch.cuda.is_available() or getattr(module, '_effsr', False):
+        return
+    module._effsr = True  # type: ignore[attr-defined]
+    stays = {'cuda': lambda self: self}
+    for name in ('DiffJPEG', 'USMSharp'):
+        setattr(module, name, type(name, (getattr(module, name),), stays))
+    filter2d = module.filter2D
+    module.filter2D = lambda img, kernel: filter2d(img.contiguous(), kernel)  # type: ignore[attr-defined]
+    model = next(cls for cls in vars(module).values() if '_dequeue_and_enqueue' in getattr(cls, '__dict__', ()))
+    original = model._dequeue_and_enqueue
+
+    @wraps(original)
+    def with_pool(self):
+        if not hasattr(self, 'queue_lr'):
+            assert self.queue_size % len(self.lq) == 0, 'queue_size must be a multiple of batch_size_per_gpu'
+            self.queue_lr, self.queue_gt = (x.new_zeros(self.queue_size, *x.shape[1:]) for x in (self.lq, self.gt))
+            self.queue_ptr = 0
+        original(self)
+
+    model._dequeue_and_enqueue = with_pool
+
+
+ADAPTATIONS: dict[str, Callable[[ModuleType], None]] = {
+    REGISTRY: _adapt_registry,
+    OPTIONS: _adapt_options,
+    **dict.fromkeys(REAL_ESRGAN, _adapt_real_esrgan),
+}
 FILLS: dict[str, Callable[[ModuleType], None]] = {DEAD_TORCHVISION: _functional_tensor, VERSION: _version}

@@ -16,7 +16,7 @@ from basicsr_effsr.options import spec
 from basicsr_effsr.options.context import Context, quiet
 from basicsr_effsr.options.forecast import course_of
 from basicsr_effsr.options.problem import Problem, plain, warning
-from basicsr_effsr.options.signatures import find
+from basicsr_effsr.options.signatures import find, read_by
 from basicsr_effsr.options.validate import validate, validate_typed
 from basicsr_effsr.utils.errors import near
 
@@ -26,13 +26,14 @@ HOST_LOSSES = {'l_pix': 'pixel_opt', 'l_percep': 'perceptual_opt'}
 
 def top(context: Context) -> Iterator[Problem]:
     """The keys of the file, and the model."""
-    others = [key for key in context.opt if str(key).startswith('network_')]
-    yield from validate('', context.opt, spec.Top, others=[*others, *spec.AT_RUN_TIME[spec.Top]], strict=False)
-    name = context.opt.get('model_type')
+    others, name = [key for key in context.opt if str(key).startswith('network_')], context.opt.get('model_type')
     if name is not None:
         context.model, known = find('MODEL', name)
         if context.model is None:
             yield Problem('model_type', f'there is no model {name!r}; {near(name, known)}')
+        elif not _is_known(context):
+            others += read_by(context.model)
+    yield from validate('', context.opt, spec.Top, others=[*others, *spec.AT_RUN_TIME[spec.Top]], strict=False)
     if context.is_train and 'debug' in str(context.opt.get('name')):
         yield warning('name', 'holds "debug", so BasicSR validates every 8 and prints every iteration')
 

@@ -66,6 +66,11 @@ def find(kind: str, name: Any) -> tuple[Any, list[str]]:
     return classes().get(name) if isinstance(name, str) else None, list(classes())
 
 
+def read_by(cls: type) -> set[str]:
+    """Keys of the file itself that the source of a model reads, as Real-ESRGAN's models of BasicSR read jpeg_range."""
+    return set(re.findall(r"""\bopt(?:\[|\.get\()['"](\w+)""", ''.join(map(inspect.getsource, cls.__mro__[:-1]))))
+
+
 def _type_of(annotation: Any) -> Any:
     """What an option file may hold for a type annotation; None if the annotation does not say."""
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
