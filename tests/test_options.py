@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 from basicsr.losses import build_loss
-from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY
 from nets import CASES
 
+from basicsr_effsr._registration import lookup
 from basicsr_effsr.options.check import problems
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,13 +36,13 @@ def test_every_published_network_can_be_trained_and_tested():
 
 
 def names_are_registered_and_options_are_known(opt: dict) -> None:
-    assert opt['model_type'] in MODEL_REGISTRY
+    assert lookup('MODEL', opt['model_type'])[0]
     for key in ('network_g', 'network_t'):
         if key in opt:
             net = dict(opt[key])
             inspect.signature(ARCH_REGISTRY.get(net.pop('type'))).bind(**net)  # TypeError names the unknown option
     for dataset in opt['datasets'].values():
-        assert dataset['type'] in DATASET_REGISTRY
+        assert lookup('DATASET', dataset['type'])[0]
 
 
 def nothing_but_data_and_weights_is_missing(opt: dict, file: Path) -> None:
