@@ -14,7 +14,7 @@ import typer
 from basicsr_effsr.tools.networks import check_folder
 from basicsr_effsr.utils.console import Console, say
 from basicsr_effsr.utils.errors import UserError, near
-from basicsr_effsr.utils.files import read_regular, write_atomic
+from basicsr_effsr.utils.files import atomic_path, read_regular
 from basicsr_effsr.utils.report import strict_json
 
 LINE = re.compile(r'^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ [A-Z]+: (.*)$')
@@ -119,8 +119,8 @@ def run_of(folder: Path) -> Run:
     for file in logs_of(folder):
         run.read(read_regular(file).decode('utf-8', 'replace'))
     saved = {file.stem.removeprefix('net_g_'): file for file in folder.glob('models/net_g_*.pth')}
-    latest = max((name for name in saved if name.isdigit()), key=int, default=None)
-    run.checkpoint = saved['latest' if 'latest' in saved else latest].name if latest or 'latest' in saved else None
+    last = max(saved, key=lambda name: float(name) if name.isdigit() else float('inf'), default=None)
+    run.checkpoint = None if last is None else saved[last].name
     return run
 
 
@@ -143,7 +143,7 @@ def folders(root: Path) -> list[Path]:
     return sorted(folder for folder in root.glob('*') if folder.is_dir() and logs_of(folder))
 
 
-def smooth(values: Sequence[float]) -> np.ndarray:
+def smooth(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Means over a fiftieth of the curve around each value."""
     half = len(values) // 100
     total = np.cumsum([0.0, *values])
@@ -173,7 +173,7 @@ def draw(runs: Sequence[Run], metric: str) -> Any:
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for i, run in enumerate(runs):
             curve = run.loss if panel == 'loss' else run.scores.get(panel, [])
-            when, values = [point[0] for point in curve], [point[1] for point in curve]
+            when, values = [point[0] for point in curve], np.array([point[1] for point in curve])
             if panel == 'loss':
                 axes.plot(when, values, color=f'C{i % 10}', alpha=0.25, linewidth=0.8)
                 values = smooth(values)
@@ -227,5 +227,6 @@ def command(
             raise UserError(f'--out must end in .png, .pdf or .svg, got {out}')
         check_folder(out.parent)
         figure = draw(runs, metric)
-        write_atomic(out, lambda path: figure.savefig(path, format=out.suffix[1:].lower(), dpi=150))
+        with atomic_path(out, sync=True) as part:
+            figure.savefig(part, format=out.suffix[1:].lower(), dpi=150)
         say(f'written: {out}')
