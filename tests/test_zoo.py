@@ -146,6 +146,14 @@ def test_a_model_of_ones_own_has_a_name_and_a_card(author, tmp_path, net):
     ]
 
 
+@pytest.mark.parametrize('words', [('infer', 'x.png'), ('export',), ('evaluate',), ('benchmark',)], ids=lambda w: w[0])
+def test_commands_take_a_name(author, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    result = run(*words, '--model', 'tiny_x3')
+    assert result.exit_code == 2
+    assert 'tiny_x2' in result.output, 'the nearest name'
+
+
 def test_the_table_is_of_networks_that_exist():
     """Every published entry can be built, and what can be fetched is pinned by commit, size and hash."""
     from basicsr_effsr.weights.build import build

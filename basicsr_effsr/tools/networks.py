@@ -14,8 +14,10 @@ import typer
 import yaml
 
 from basicsr_effsr.options.file import read_option_file
+from basicsr_effsr.utils.console import say
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.weights.build import build, scale_of
+from basicsr_effsr.weights.zoo import model_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,11 +116,15 @@ def choose(
     weights: Annotated[Path | None, typer.Option(help='Checkpoint; replaces the one of the option file.')] = None,
     settings: Settings = None,
     param_key: ParamKey = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help='Model of the zoo (effsr zoo lists them), or a checkpoint that tells its network.'),
+    ] = None,
     *,
     device: str | None = 'cpu',
     without: str | None = None,
 ) -> Chosen:
-    """The network of a command, from an option file, from its name, or from its weights alone.
+    """The network of a command: a model of the zoo, from an option file, its name, or its weights alone.
 
     Args:
         opt: option file that names network and weights.
@@ -127,6 +133,7 @@ def choose(
         weights: checkpoint, before the one of the option file; without ``opt`` and ``arch`` it tells the network.
         settings: network options, ``key=value``; they go before the option file and before what weights show.
         param_key: entry of the checkpoint.
+        model: name in the zoo, or a checkpoint, instead of all the above.
         device: where the command will work; None for a GPU if there is one and the option file does not say
             ``num_gpu: 0``. The network stays on the CPU.
         without: whether a network may do without weights: None, no; ``'missing'``, if nothing names a file, or an
@@ -139,6 +146,8 @@ def choose(
     """
     if opt is not None and arch is not None:
         raise UserError('give either an option file (-opt) or a network (--arch), one of the two')
+    if model is not None and (opt, arch, weights) != (None, None, None):
+        raise UserError('--model names network and weights; leave out -opt, --arch and --weights')
     options = read_options(opt) if opt is not None else {'path': {}, 'datasets': {}, 'val': {}}
     where = pick_device('cpu' if device is None and options.get('num_gpu') == 0 else device)
     given = settings_of(scale, settings)
@@ -150,9 +159,11 @@ def choose(
             weights = None
     if without == 'always':
         weights = None
+    elif model is not None or weights is not None:
+        weights = model_file(model or str(weights), say=partial(say, err=True))
     if weights is None:
         if network is None:
-            raise UserError('give weights (--weights), a network (--arch), or an option file that names both (-opt)')
+            raise UserError('give a model (--model), weights (--weights), a network (--arch), or an option file (-opt)')
         if without is None:
             lack = f'{opt}: path.pretrain_network_g must name the weights; or' if opt is not None else 'no weights;'
             raise UserError(f'{lack} give --weights')

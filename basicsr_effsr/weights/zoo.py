@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from basicsr_effsr._registration import lookup
 from basicsr_effsr.utils.download import fetch
 from basicsr_effsr.utils.errors import UserError, near
@@ -128,7 +130,9 @@ def located(source: str | Path, *, say: Callable[[str], None] | None = None) -> 
     if say is not None:
         whose = f'licence {model.licence}' if model.licence else 'no licence stated'
         say(f'fetching {name} ({(model.bytes or 0) / 1e6:.1f} MB) from {model.repository}, {whose}, into {file.parent}')
-    fetch(model.url, file, size=model.bytes, checksum=f'sha256:{model.sha256}', say=say or (lambda line: None))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f'.{file.name}.lock')):  # processes of one training ask at the same time
+        fetch(model.url, file, size=model.bytes, checksum=f'sha256:{model.sha256}', say=say or (lambda line: None))
     return file
 
 
