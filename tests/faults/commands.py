@@ -40,6 +40,9 @@ def make_room(folder: Path) -> Path:
     for seed, name in enumerate(('net.pth', 'other.pth')):
         torch.manual_seed(seed)
         torch.save({'params': HASN(**TINY).state_dict()}, folder / name)
+    (folder / 'experiments' / 'it').mkdir(parents=True)
+    log = '2026-01-01 10:00:00,000 INFO: [it..][epoch:  0, iter:       1, lr:(1.000e-03,)] l_pix: 1.0e-01 \n'
+    (folder / 'experiments' / 'it' / 'train_it_20260101_100000.log').write_text(log)
     data = {'type': 'PairedImageDataset', 'name': 'it', 'io_backend': {'type': 'disk'}}
     data |= {f'dataroot_{key}': str(folder / 'Set5' / name) for key, name in (('gt', 'GTmod12'), ('lq', 'LRbicx4'))}
     opt = {'name': 'it', 'model_type': 'EffSRModel', 'scale': 4, 'num_gpu': 0, 'datasets': {'test': data}}
@@ -60,6 +63,7 @@ def usual(words: tuple[str, ...], room: Path, out: Path) -> tuple[dict[str, Path
             ['--no-latency', '--protocol', 'ntire2024', '--size', '16x16'],
         ),
         'plot': ({'out': out / 'a.png'}, []),
+        'runs': ({'out': out / 'a.png'}, ['plot', str(room / 'experiments' / 'it')]),
         'infer': ({'weights': room / 'net.pth', 'out': out, 'inputs': lr}, []),
         'export': ({'weights': room / 'net.pth', 'out': out / 'a.safetensors'}, ['--form', 'safetensors']),
         'convert': ({'source': room / 'net.pth', 'out': out / 'a.pth'}, []),
