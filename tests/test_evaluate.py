@@ -17,6 +17,7 @@ from PIL import Image
 from skimage import data
 from typer.testing import CliRunner
 
+from basicsr_effsr.archs.asid_arch import ASID
 from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.cli import app
 from basicsr_effsr.data.benchmark_sets import canonical, find_sets, images_of
@@ -28,6 +29,7 @@ from basicsr_effsr.utils.console import INTERNAL
 from basicsr_effsr.utils.errors import UserError
 
 TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
+SMALL_ASID = {'num_feat': 8, 'num_block': 1}
 SETTINGS = ['--arch', 'HASN', '--scale', '2', '--set', 'num_feat=8', '--set', 'num_block=1', '--set', 'esa_channels=4']
 
 
@@ -130,7 +132,7 @@ class TestCommand:
         assert float(rows[0]['psnr']) == told['images'][0]['psnr']
         text = (tmp_path / 'out' / 'report.md').read_text()
         assert f'| Set5 | 2 | {told["means"]["Set5"]["bicubic_psnr"]:.2f} /' in text
-        assert 'border 2, whole images' in text
+        assert 'border 2, HR cropped to multiples of 2, whole images, SSIM where' in text
 
     def test_self_ensemble_and_tiles_change_the_scores_and_the_protocol(self, root, weights, tmp_path):
         values = []
@@ -156,7 +158,9 @@ class TestCommand:
             done = run(*words, '--show', '0', *extra)
             assert done.exit_code == 0, done.output
             told = json.loads(done.stdout)
-            return told['protocol'].split(', ', 2)[2], told['means']['Set5']['psnr']
+            return told['protocol'].split(', ', 3)[3].removesuffix(', SSIM where its window fits'), told['means'][
+                'Set5'
+            ]['psnr']
 
         tiled, score = protocol()
         assert tiled == 'tiles 20, overlap 8, feather, self-ensemble'
@@ -226,6 +230,97 @@ class TestCommand:
         done = run(*SETTINGS, '--weights', weights, '--data', root, '--out', root / 'Set5' / 'GTmod12' / '0.png')
         assert done.exit_code == 2
         assert '0.png is a file, must be a folder' in done.output
+
+
+def large(folder: Path, side: int = 100) -> Path:
+    """Set5 as SwinIR lays it out, one photograph at x4 whose sides are no multiples of 12."""
+    gt = photo(20, 150, side, side)
+    save(gt, folder / 'Set5' / 'HR' / 'a.png')
+    save(imresize(gt, scale=0.25), folder / 'Set5' / 'LR_bicubic' / 'X4' / 'ax4.png')
+    return folder
+
+
+class TestProtocol:
+    @pytest.fixture
+    def report(self, tmp_path):
+        """``report(network options, *arguments)``: the JSON of a network at x4 with these options, as initialised."""
+
+        def made(name: str, *extra: object) -> dict:
+            cls, options = (HASN, TINY) if name == 'HASN' else (ASID, SMALL_ASID)
+            torch.manual_seed(0)
+            torch.save({'params': cls(**options | {'upscale': 4}).state_dict()}, tmp_path / 'x4.pth')
+            settings = [f'--set={key}={value}' for key, value in options.items() if key != 'upscale']
+            where = ['--weights', tmp_path / 'x4.pth', '--data', tmp_path / 'sets', '--sets', 'Set5']
+            done = run('--arch', name, '--scale', 4, *settings, *where, '--out', tmp_path / 'out', '--json', *extra)
+            assert done.exit_code == 0, done.output
+            return json.loads(done.stdout)
+
+        large(tmp_path / 'sets')
+        return made
+
+    def test_a_papers_own_is_followed_unless_told_otherwise(self, report, tmp_path):
+        paper = report('HASN')
+        assert 'multiples of 12, whole images, self-ensemble, SSIM where' in paper['protocol']
+        cropped = large(tmp_path / 'cropped')  # what the crop leaves, as files
+        gt = read_rgb(cropped / 'Set5' / 'HR' / 'a.png')[:96, :96]
+        save(gt, cropped / 'Set5' / 'HR' / 'a.png')
+        lq = read_rgb(cropped / 'Set5' / 'LR_bicubic' / 'X4' / 'ax4.png')[:24, :24]
+        save(lq, cropped / 'Set5' / 'LR_bicubic' / 'X4' / 'ax4.png')
+        same = report('HASN', '--protocol', 'plain', '--self-ensemble', '--data', cropped)
+        assert [paper['images'][0][key] for key in ('psnr', 'bicubic_ssim')] == [
+            same['images'][0][key] for key in ('psnr', 'bicubic_ssim')
+        ]
+        assert report('HASN', '--protocol', 'paper')['means']['Set5']['psnr'] == paper['means']['Set5']['psnr']
+        assert 'multiples of 4, whole images, SSIM where' in report('HASN', '--protocol', 'plain')['protocol']
+
+    def test_tiles_and_the_ssim_of_asid(self, report, tmp_path):
+        paper = report('ASID')
+        assert paper['protocol'].endswith("tiles 64, overlap 24, mean, MATLAB's ssim()")
+        gt = photo(20, 150, 100, 100)
+        cubic = imresize(imresize(gt, scale=0.25), scale=4)
+        assert paper['images'][0]['bicubic_ssim'] == pytest.approx(score_y(cubic, gt, 4, whole=True)[1], abs=1e-12)
+        assert score_y(cubic, gt, 4)[1] != pytest.approx(paper['images'][0]['bicubic_ssim'], abs=1e-6)
+
+    def test_what_is_not_measured_alike_is_said(self, report, tmp_path):
+        alike = report('HASN')['remarks']
+        assert ['not the set of the papers' in line for line in alike] == [True], 'one photograph called Set5'
+        other = report('HASN', '--no-self-ensemble')['remarks']
+        assert 'not measured alike' in other[0]
+        assert 'self-ensemble' in other[0]
+        assert 'not measured alike' in (tmp_path / 'out' / 'report.md').read_text()
+        (tmp_path / 'sets' / 'Set5' / 'HR').rename(tmp_path / 'sets' / 'Set5' / 'GTmod12')
+        assert report('HASN')['remarks'] == alike
+        assert any('GTmod12 are cropped to multiples of 12' in line for line in report('ASID')['remarks'])
+
+    def test_without_a_paper_there_is_none_to_follow(self, root, weights, tmp_path):
+        done = run(*SETTINGS, '--weights', weights, '--data', root, '--out', tmp_path / 'out', '--protocol', 'paper')
+        assert done.exit_code == 2
+        assert '--protocol' in done.output
+
+    def test_too_small_an_image_is_named(self, report, tmp_path):
+        large(tmp_path / 'tiny', 8)
+        torch.save({'params': HASN(**TINY | {'upscale': 4}).state_dict()}, tmp_path / 'net.pth')
+        done = run('--weights', tmp_path / 'net.pth', '--data', tmp_path / 'tiny', '--out', tmp_path / 'out')
+        assert done.exit_code == 2
+        assert 'a.png' in done.output
+
+    @pytest.mark.parametrize(
+        ('name', 'shown'),
+        [
+            ('hasn_x4', '32.23 / 0.8960'),
+            ('agdn_x4', '32.43 / 0.8980'),
+            ('agdn_s_x4', '32.03 / 0.8920'),
+            ('imdn_x4', '32.21 / 0.8948'),
+        ],
+    )
+    @pytest.mark.slow
+    def test_the_authors_weights_give_their_papers_scores(self, reference, tmp_path, name, shown):
+        weights = reference / 'checkpoints' / f'{name}_official.pth'
+        done = run('--weights', weights, '--data', reference / 'set5', '--out', tmp_path / 'out', '--show', '0')
+        assert done.exit_code == 0, done.output
+        text = (tmp_path / 'out' / 'report.md').read_text()
+        assert f'| {shown} | {shown} | +0.00 / +0.0000 |' in text
+        assert 'not' not in text.split('\n\n', 2)[2], 'a remark'
 
 
 class TestReading:

@@ -12,16 +12,24 @@ from basicsr_effsr.weights.recognise import variant_of
 
 
 def papers() -> dict[str, Any]:
-    """``rows``, a method at a scale each, and ``ntire``, a year's challenge each."""
+    """What the file holds, as its own ``about`` says."""
     return json.loads(Path(__file__).with_name('papers.json').read_text(encoding='utf-8'))
 
 
 def row_of(network: str, options: dict[str, Any], scale: int) -> dict[str, Any] | None:
-    """The row with scores of a registered network with these options at this scale, if a paper has one."""
+    """The row with scores of a registered network with these options at this scale, if a paper has one.
+
+    Its ``protocol`` says how they were measured, as ``protocols`` of the file.
+    """
     cls, _ = lookup('ARCH', network)
-    name = variant_of(cls, options) or cls.__name__
-    rows = (row for row in papers()['rows'] if row['method'] == name and row['scale'] == scale)
-    return next((row for row in rows if row.get('scores')), None)
+    name, known = variant_of(cls, options) or cls.__name__, papers()
+    rows = (row for row in known['rows'] if row['method'] == name and row['scale'] == scale)
+    return next(({**row, 'protocol': known['protocols'].get(name, {})} for row in rows if row.get('scores')), None)
+
+
+def bicubic_of(name: str, scale: int) -> list[float] | None:
+    """PSNR [dB] and SSIM that papers print for bicubic enlargement of a set: they tell whether images are theirs."""
+    return papers()['bicubic'].get(name, {}).get(str(scale))
 
 
 def challenge_of(name: str) -> dict[str, Any]:
