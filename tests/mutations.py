@@ -24,8 +24,7 @@ from nets import CASES
 
 import basicsr_effsr
 from basicsr_effsr.host import dry_run
-from basicsr_effsr.host.dry_run import dry_step
-from basicsr_effsr.host.undisturbed import undisturbed
+from basicsr_effsr.host.dry_run import dry_step, undisturbed
 from basicsr_effsr.options.check import inspected
 from basicsr_effsr.options.problem import Problem
 

@@ -24,8 +24,8 @@ from basicsr_effsr.host.loop import replacements
 from basicsr_effsr.options import data_rules, spec
 from basicsr_effsr.options import forecast as forecasts
 from basicsr_effsr.options.check import inspected, problems
-from basicsr_effsr.options.context import Context, Images
 from basicsr_effsr.options.forecast import course_of
+from basicsr_effsr.options.problem import Context, Images
 from basicsr_effsr.options.schema import option_schema
 from basicsr_effsr.utils import complexity
 

@@ -22,8 +22,7 @@ from runs import TINY_HASN, short_run, write
 from basicsr_effsr.data.course import StagePlan, enlarge_ratio_for, iterations_that_run
 from basicsr_effsr.host import dry_run
 from basicsr_effsr.host.adapt import uses_our_classes
-from basicsr_effsr.host.loop import replacements
-from basicsr_effsr.host.resume import load_resume_state
+from basicsr_effsr.host.loop import load_resume_state, replacements
 from basicsr_effsr.models.effsr_model import EffSRModel
 from basicsr_effsr.models.run_state import RunState
 from basicsr_effsr.weights.checkpoint import CheckpointError

@@ -15,7 +15,7 @@ from basicsr.models import build_model
 from runs import TINY_HASN, parsed, short_run, write
 
 from basicsr_effsr.host import dry_run
-from basicsr_effsr.host.resume import load_resume_state
+from basicsr_effsr.host.loop import load_resume_state
 from basicsr_effsr.models.run_state import RunState, read_side_file, recipe, side_file
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.weights.checkpoint import CheckpointError

@@ -248,7 +248,7 @@ def _stop_on_problems(opt: dict[str, Any], file: Path | None, is_train: bool) ->
     Whole floats become integers where the rules ask for a count. Then, for training, it stops where another process
     writes the same folder. One process of a group does it for all.
     """
-    from basicsr_effsr.host.undisturbed import undisturbed
+    from basicsr_effsr.host.dry_run import undisturbed
     from basicsr_effsr.options.check import inspected
     from basicsr_effsr.options.file import read_option_file
     from basicsr_effsr.options.problem import adopt
@@ -266,7 +266,7 @@ def _stop_on_problems(opt: dict[str, Any], file: Path | None, is_train: bool) ->
 
             found += dry_step(opt, is_train)
             if is_train and not any(problem.fatal for problem in found):
-                from basicsr_effsr.host.resume import take_folder
+                from basicsr_effsr.host.loop import take_folder
 
                 found += take_folder(opt)
     _report(from_rank_0(found), file, opt.get('rank', 0))

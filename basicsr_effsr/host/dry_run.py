@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import io
+import logging
 import math
 import re
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -21,10 +25,11 @@ from torch.utils.data import DataLoader, Subset, default_collate
 
 from basicsr_effsr._registration import derives_from_ours, lookup
 from basicsr_effsr.data.sampler import SampleIndex
-from basicsr_effsr.host.undisturbed import undisturbed
 from basicsr_effsr.options.problem import Problem, copied, warning
+from basicsr_effsr.utils.distributed import alone
 from basicsr_effsr.utils.errors import one_line
 from basicsr_effsr.utils.memory import out_of_memory
+from basicsr_effsr.utils.training import random_states, restore_random_states
 
 Options = dict[str, Any]
 SIDE = 16  # LR pixels of the patch, unless the file's patches are smaller or a network needs more
@@ -54,6 +59,35 @@ class _StepError(Exception):
 
 class _FetchError(Exception):
     """A file that the run fetches at its start is not there yet."""
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Random states, arguments and the host's logger are afterwards what they were before.
+
+    Nothing is printed or logged meanwhile, and in a process group this process counts as alone.
+    """
+    from basicsr.utils import logger as host
+
+    states, argv, begun = random_states(), list(sys.argv), dict(host.initialized_logger)
+    log = logging.getLogger('basicsr')
+    before = (log.handlers, log.level, log.propagate)
+    try:
+        host.initialized_logger['basicsr'] = True  # the host would open its log for good
+        log.handlers, log.propagate = [logging.NullHandler()], False
+        with alone(), warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        gc.collect()  # closes LMDBs and packs, which the run opens again
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        host.initialized_logger.clear()
+        host.initialized_logger.update(begun)
+        log.handlers, level, log.propagate = before
+        log.setLevel(level)
+        sys.argv[:] = argv
+        restore_random_states(states)
 
 
 @contextmanager

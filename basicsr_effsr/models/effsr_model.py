@@ -18,8 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from basicsr_effsr.archs.effsr_blocks import register_in
 from basicsr_effsr.imaging.tiling import self_ensemble, tiled_forward
-from basicsr_effsr.models.restore import restore_optimizer, restore_schedule
-from basicsr_effsr.models.run_state import NEW_RUN, RunState, recipe, side_file, write
+from basicsr_effsr.models.run_state import (
+    NEW_RUN,
+    RunState,
+    recipe,
+    restore_optimizer,
+    restore_schedule,
+    side_file,
+    write,
+)
 from basicsr_effsr.models.step import TrainingStep
 from basicsr_effsr.options.check import refuse
 from basicsr_effsr.utils import distributed

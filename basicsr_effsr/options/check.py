@@ -1,19 +1,308 @@
-"""Everything that can be known to be wrong with an option file before anything is built: the rules, collected."""
+"""Everything that can be known to be wrong with an option file before anything is built: the rules, collected.
+
+A rule gives types, ranges, unknown keys, and what would be silently wrong. What would fail is found by failing: see
+``host/dry_run.py``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import math
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from basicsr_effsr.options import data_rules, rules
-from basicsr_effsr.options.context import Context
-from basicsr_effsr.options.problem import Problem, adopt, copied, plain
+from basicsr_effsr.options import data_rules, spec
+from basicsr_effsr.options.forecast import course_of
+from basicsr_effsr.options.problem import Context, Problem, adopt, copied, plain, quiet, warning
+from basicsr_effsr.options.signatures import find, read_by
+from basicsr_effsr.options.validate import validate, validate_typed
+from basicsr_effsr.utils.errors import near
+
+LAUNCH = 'torchrun --nproc_per_node={} -m basicsr.train -opt ... --launcher pytorch'
+HOST_LOSSES = {'l_pix': 'pixel_opt', 'l_percep': 'perceptual_opt'}
+
+
+def top(context: Context) -> Iterator[Problem]:
+    """The keys of the file, and the model."""
+    others, name = [key for key in context.opt if str(key).startswith('network_')], context.opt.get('model_type')
+    if name is not None:
+        context.model, known = find('MODEL', name)
+        if context.model is None:
+            yield Problem('model_type', f'there is no model {name!r}; {near(name, known)}')
+        elif not _is_known(context):
+            others += read_by(context.model)
+    yield from validate('', context.opt, spec.Top, others=[*others, *spec.AT_RUN_TIME[spec.Top]], strict=False)
+    if context.is_train and 'debug' in str(context.opt.get('name')):
+        yield warning('name', 'holds "debug", so BasicSR validates every 8 and prints every iteration')
+
+
+def networks(context: Context) -> Iterator[Problem]:
+    """Every network by its signature, and built without memory for its weights."""
+    for key, option in context.opt.items():
+        if not str(key).startswith('network_') or option is None:
+            continue
+        cls, found = validate_typed(key, 'ARCH', option)
+        yield from found
+        net = context.nets[key] = None if cls is None or found else _without_memory(cls, option)
+        upscale, scale = getattr(net, 'upscale', None), context.scale
+        if isinstance(upscale, int) and scale is not None and upscale != scale:
+            words = f'must equal scale, got {upscale} and {scale}; say it once: scale: &scale {scale}'
+            yield Problem(f'{key}.upscale', words)
+
+
+def _without_memory(cls: Any, option: dict[str, Any]) -> Any:
+    """The network of the options on the meta device; None if it cannot be built there."""
+    import torch
+
+    from basicsr_effsr.weights.build import bounded
+
+    try:
+        with quiet(), torch.device('meta'), bounded():
+            return cls(**{key: value for key, value in option.items() if key != 'type'})
+    except Exception:  # a foreign one may need memory; what is at fault the dry step says
+        return None
+
+
+def gpus(context: Context) -> Iterator[Problem]:
+    import torch
+
+    number, several, there = context.opt.get('num_gpu'), context.gpus_of_one_process, torch.cuda.device_count()
+    launch = LAUNCH.format(several)
+    if several > 1 and context.is_train and _distils(context):
+        words = f'features cannot be read on {several} GPUs of one process; use {launch}, or num_gpu: 1'
+        yield Problem('num_gpu', words, fatal=context.about_to_run)
+    elif several > 1 and context.is_train:
+        words = f'{several} GPUs without a launcher multiply the batch by {several} in one process; {launch} is faster'
+        yield warning('num_gpu', words)
+    if isinstance(number, int) and number > there:
+        words = f'asks for {number} GPUs and {there} are visible; use auto, or 0 for the CPU'
+        yield Problem('num_gpu', words, fatal=context.about_to_run)
+
+
+def path(context: Context) -> Iterator[Problem]:
+    """Keys of ``path``, of which BasicSR makes a folder where it does not know them."""
+    labels = [str(key).removeprefix('network_') for key in context.opt if str(key).startswith('network_')]
+    stems = ('pretrain_network', 'param_key', 'strict_load')
+    others = [f'{stem}_{label}' for stem in stems for label in labels]
+    section = context.section('path')
+    yield from validate('path', section, spec.Path, others=[*others, *spec.AT_RUN_TIME[spec.Path]])
+    if not context.is_train and section.get('pretrain_network_g') is None:
+        yield warning('path.pretrain_network_g', 'is not given, so the test runs with random weights')
+
+
+def logger(context: Context) -> Iterator[Problem]:
+    section = context.section('logger')
+    if section:
+        yield from validate('logger', section, spec.Logger, strict=False)
+    elif context.fine('logger'):
+        yield Problem('logger', 'is missing: BasicSR reads print_freq, save_checkpoint_freq and use_tb_logger')
+
+
+# ---------------------------------------------------------------------- training
+
+
+def train(context: Context) -> Iterator[Problem]:
+    """The keys of ``train`` and of its sections; a model of others may read any."""
+    section = context.section('train')
+    if section:
+        read = getattr(context.model, 'train_keys', spec.HOST_TRAIN if _is_known(context) else None)
+        yield from validate('train', section, spec.Train, read=read, open_ended=not _is_known(context))
+        lengths = {len(values) for values in (section.get('progressive') or {}).values() if values is not None}
+        if len(lengths) > 1:
+            yield Problem('train.progressive', f'must hold lists of one length, got {sorted(lengths)}')
+        if not context.fine('train.progressive'):
+            section.pop('progressive', None)
+    elif context.fine('train'):
+        yield Problem('train', 'is missing: it says how to train')
+
+
+def _is_known(context: Context) -> bool:
+    """True for our models and SRModel, of which every key is known."""
+    return hasattr(context.model, 'train_keys') or context.opt.get('model_type') == 'SRModel'
+
+
+def _distils(context: Context) -> bool:
+    return 'distill' in getattr(context.model, 'train_keys', ())
+
+
+def loss_names(context: Context) -> Iterator[Problem]:
+    """Names that the loggers put among the losses and nobody else has, and that there is a loss at all."""
+    section = context.section('train')
+    logged = {*getattr(context.model, 'reserved_terms', ()), *(n for n, key in HOST_LOSSES.items() if section.get(key))}
+    for name in context.section('train', 'losses'):
+        if not re.fullmatch(r'l_\w+', str(name)):
+            yield Problem(
+                f'train.losses.{name}', 'must have a name that begins with l_, letters and digits, as in l_edge'
+            )
+        elif name in logged:
+            yield Problem(f'train.losses.{name}', 'must have another name, the model logs a term under it')
+    keys = [f'train.{key}' for key in ('losses', *HOST_LOSSES.values())]
+    needs = getattr(context.model, 'needs_losses', context.opt.get('model_type') == 'SRModel')
+    if section and needs and not any(map(section.get, ('losses', *HOST_LOSSES.values()))) and context.fine(*keys):
+        yield Problem('train.losses', 'names no loss; give losses, or pixel_opt as BasicSR does')
+
+
+def losses(context: Context) -> Iterator[Problem]:
+    """Every loss by its signature."""
+    sections = {
+        'train': {
+            key: option
+            for key, option in context.section('train').items()
+            # a section of a foreign model need not be a loss
+            if key in HOST_LOSSES.values()
+            or (str(key).endswith('_opt') and isinstance(option, dict) and find('LOSS', option.get('type'))[0])
+        },
+        'train.losses': context.section('train', 'losses'),
+        'train.distill': {'feature_loss': context.section('train', 'distill').get('feature_loss')},
+    }
+    for where, options in sections.items():
+        for key, option in options.items():
+            if option is not None:
+                yield from validate_typed(f'{where}.{key}', 'LOSS', option)[1]
+
+
+def optimizers(context: Context) -> Iterator[Problem]:
+    """Every optimizer by its signature."""
+    for key, option in context.section('train').items():
+        if str(key).startswith('optim_') and option is not None:
+            yield from validate_typed(f'train.{key}', 'OPTIMIZER', option)[1]
+
+
+def scheduler(context: Context) -> Iterator[Problem]:
+    """The schedule by its signature, and against the iterations of the run."""
+    option, where = context.section('train').get('scheduler'), 'train.scheduler'
+    total = context.section('train').get('total_iter')
+    if option is None:
+        return
+    found = validate_typed(where, 'SCHEDULER', option)[1]
+    yield from found
+    if found or total is None:
+        return
+    if 'periods' in option and sum(option['periods']) < total:
+        words = f'must sum up to at least total_iter {total}, got {sum(option["periods"]):g}'
+        yield Problem(f'{where}.periods', words)
+    if 'milestones' in option:
+        if any(milestone >= total for milestone in option['milestones']):
+            yield warning(f'{where}.milestones', f'some are never reached in {total} iterations')
+        yield from _warm_up(context, option['milestones'], option.get('restarts', [0]))
+
+
+def _warm_up(context: Context, milestones: list[float], restarts: list[float]) -> Iterator[Problem]:
+    """MultiStepLR goes on from the last rate of the warm-up, lr * (warmup_iter - 1) / warmup_iter."""
+    section, rate = context.section('train'), context.section('train', 'optim_g').get('lr')
+    total, warmup = section['total_iter'], section.get('warmup_iter', -1)
+    if warmup < 1 or rate is None or any(restart >= warmup for restart in restarts):
+        return
+    lost = [milestone for milestone in milestones if 0 < milestone < warmup - 1]
+    if lost:
+        yield warning('train.scheduler.milestones', f'{plain(lost)} lie within the warm-up and change nothing')
+    reached = rate * min(warmup - 1, total) / warmup
+    if reached < 0.99 * rate:
+        words = f'MultiStepLR goes on from where the warm-up ends, so lr {rate:g} is never reached, but {reached:g}'
+        yield warning('train.warmup_iter', words)
+
+
+def iterations(context: Context) -> Iterator[Problem]:
+    """That the run does not end early, that parts divide every batch, and that every stage is reached."""
+    section, progressive = context.section('train'), context.section('train', 'progressive')
+    parts, batch = section.get('accumulate') or 1, context.section('datasets', 'train').get('batch_size_per_gpu')
+    for samples in progressive.get('batch') or [batch]:
+        if samples is not None and samples % parts:
+            yield Problem('train.accumulate', f'must divide the batch of {samples}, got {parts}')
+    course = course_of(context)
+    if course is None:
+        return
+    if course.runs < course.asked or not min(course.per_epoch):
+        images, most = context.images['train'].count, max(course.batches)
+        yield Problem(
+            'datasets.train.dataset_enlarge_ratio',
+            f'with {images} images and {most} patches per iteration {course.runs} of {course.asked} iterations would '
+            'run, or none in a stage, because the last incomplete batch of every epoch is dropped; set it to '
+            f'{max(course.ratio, math.ceil(most / images))}',
+        )
+    if sum(progressive.get('iters', ())) > course.asked:
+        words = f'sum up to {sum(progressive["iters"])}, the run ends after {course.asked}'
+        yield warning('train.progressive.iters', words)
+
+
+def distillation(context: Context) -> Iterator[Problem]:
+    """``train.distill``: a teacher, something to learn from it, and names that exist."""
+    if not _distils(context):
+        return
+    section, distill, where = context.section('train'), context.section('train', 'distill'), 'train.distill'
+    pairs, loss, gamma = (distill.get(key) for key in ('feature_pairs', 'feature_loss', 'gamma'))
+    instead = 'or use model_type: EffSRModel to train without a teacher'
+    if context.opt.get('network_t') is None and context.fine('network_t'):
+        yield Problem('network_t', f'is missing: the teacher; {instead}')
+    elif not context.section('path').get('pretrain_network_t') and context.fine('path.pretrain_network_t'):
+        yield Problem('path.pretrain_network_t', f'is missing: the weights of the teacher; {instead}')
+    if bool(pairs) != bool(loss):
+        yield Problem(where, 'needs both feature_pairs and feature_loss, or neither')
+    if gamma and not pairs:
+        yield Problem(f'{where}.gamma', 'is the weight of feature_pairs, which are missing; give them, or gamma: 0')
+    kinds = {kind for kind in (distill.get('adapter'), isinstance(loss, dict) and loss.get('adapter')) if kind}
+    if len(kinds) > 1:
+        yield Problem(f'{where}.adapter', f'must agree with {where}.feature_loss.adapter; give one of them')
+    weights = [distill.get('alpha', 1), distill.get('beta', 1), distill.get('gamma', 1) if pairs else 0]
+    if not any(weights) and not any(map(section.get, ('losses', *HOST_LOSSES.values()))):
+        yield Problem(where, 'leaves nothing to train on; give alpha, beta or gamma a weight, or name train.losses')
+    for key, names in (('network_g', pairs or {}), ('network_t', (pairs or {}).values())):
+        net = context.nets.get(key)
+        modules = [name for name, _ in net.named_modules() if name] if net is not None else []
+        for name in names if net is not None else ():
+            if name not in modules:
+                words = f'{type(net).__name__} ({key}) has no submodule {name!r}; {near(name, modules)}'
+                yield Problem(f'{where}.feature_pairs', words)
+
+
+# ---------------------------------------------------------------------- validation
+
+
+def val(context: Context) -> Iterator[Problem]:
+    """The keys of ``val``, and that what is validated or tested says how."""
+    section = context.opt.get('val')
+    if section is not None:
+        read = getattr(context.model, 'val_keys', spec.HOST_VAL if _is_known(context) else None)
+        yield from validate('val', section, spec.Val, read=read, strict=_is_known(context))
+        if context.is_train and section.get('val_freq') is None and context.fine('val.val_freq'):
+            yield Problem('val.val_freq', 'is missing: iterations between validations')
+        tile = section.get('tile') or {}
+        if 'size' in tile and tile.get('overlap', 0) >= tile['size'] and tile.get('blend') != 'halo':
+            yield Problem('val.tile.overlap', f'must be less than size {tile["size"]}, got {tile["overlap"]}')
+    elif context.fine('val') and not context.is_train:
+        yield Problem('val', 'is missing: it says what to measure and whether to save images')
+    elif context.fine('val') and context.validated:
+        yield warning('val', f'is missing, so {context.validated[0]} is never used')
+
+
+def metrics(context: Context) -> Iterator[Problem]:
+    """Every metric by its signature, and its border against the images."""
+    for name, option in context.section('val', 'metrics').items():
+        where = f'val.metrics.{name}'
+        function = find('METRIC', option.get('type'))[0] if isinstance(option, dict) else None
+        cropped = function is not None and 'crop_border' in inspect.signature(function).parameters
+        yield from validate_typed(where, 'METRIC', option, beside=spec.CroppedMetric if cropped else spec.Metric)[1]
+        border = option.get('crop_border') if isinstance(option, dict) else None
+        scale = context.scale
+        if border is None or scale is None or not context.fine(f'{where}.crop_border'):
+            continue
+        smallest = [context.images[phase].smallest for phase in context.validated if phase in context.images]
+        least = scale * min((min(size) for _, size in filter(None, smallest)), default=2 * border + 1)
+        if 2 * border >= least:
+            words = f'leaves nothing of an HR image of {least} pixels a side, got {border}; papers crop {scale} pixels'
+            yield Problem(f'{where}.crop_border', words)
+        elif border != scale:
+            yield warning(f'{where}.crop_border', f'is {border}; papers crop {scale} pixels, the scale')
+
+
+# ---------------------------------------------------------------------- the check
 
 # In this order: what is ill-typed is taken out of the options before others read them, networks and images are learnt.
-SECTIONS = (rules.top, rules.networks, rules.path, rules.gpus, data_rules.phases, data_rules.data_sets)
-TRAINING = (rules.train, rules.logger, rules.loss_names, rules.losses, rules.optimizers, rules.scheduler)
-AFTER = (rules.val, data_rules.pairs, data_rules.sizes, rules.metrics)
-AFTER_TRAINING = (rules.distillation, rules.iterations)
+SECTIONS = (top, networks, path, gpus, data_rules.phases, data_rules.data_sets)
+TRAINING = (train, logger, loss_names, losses, optimizers, scheduler)
+AFTER = (val, data_rules.pairs, data_rules.sizes, metrics)
+AFTER_TRAINING = (distillation, iterations)
 
 
 def inspected(opt: Any, is_train: bool, *, every_image: bool = False) -> Context:
@@ -52,8 +341,8 @@ def refuse(opt: dict[str, Any], model: type, *, net: Any = None) -> None:
         ValueError: names the first option that is wrong.
     """
     context = Context(copied(opt), bool(opt.get('is_train')), model=model, nets={'network_g': net})
-    own = (rules.train, rules.loss_names, rules.distillation) * context.is_train
-    _apply(context, (*own, rules.val) if net is None else (data_rules.sizes,))
+    own = (train, loss_names, distillation) * context.is_train
+    _apply(context, (*own, val) if net is None else (data_rules.sizes,))
     for problem in context.found:
         if problem.fatal:
             raise ValueError(f'{model.__name__}: {problem}')

@@ -8,8 +8,7 @@ from typing import Any
 from basicsr_effsr._registration import derives_from_ours
 from basicsr_effsr.data.pairs import Pair, check_patch, check_sizes, list_pairs, lmdbs_opened_twice, undecodable
 from basicsr_effsr.options import spec
-from basicsr_effsr.options.context import Context, Images, is_paired
-from basicsr_effsr.options.problem import Problem, plain, warning
+from basicsr_effsr.options.problem import Context, Images, Problem, is_paired, plain, warning
 from basicsr_effsr.options.signatures import find
 from basicsr_effsr.options.validate import missing, validate
 from basicsr_effsr.utils.errors import near

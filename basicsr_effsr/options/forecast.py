@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basicsr_effsr.data.course import StagePlan, enlarge_ratio_for, iterations_that_run
-from basicsr_effsr.options.context import Context, quiet
+from basicsr_effsr.options.problem import Context, quiet
 
 if TYPE_CHECKING:
     from torch import nn
