@@ -25,7 +25,7 @@ from basicsr_effsr.options import data_rules, spec
 from basicsr_effsr.options import forecast as forecasts
 from basicsr_effsr.options.check import inspected, problems
 from basicsr_effsr.options.forecast import course_of
-from basicsr_effsr.options.problem import Context, Images
+from basicsr_effsr.options.problem import Context
 from basicsr_effsr.options.schema import option_schema
 from basicsr_effsr.utils import complexity
 
@@ -705,7 +705,7 @@ def test_forecast_is_what_the_loop_of_the_host_does(opt, monkeypatch, kind, gpus
 
 def test_a_run_of_any_length_is_counted(opt):
     opt['train'] |= {'total_iter': 10**12, 'progressive': {'gt_size': [64, 72], 'iters': [10**9 + 1, 1]}}
-    course = course_of(Context(opt, True, images={'train': Images(5)}))
+    course = course_of(Context(opt, True, images={'train': 5}))
     assert (course.runs, course.epochs, course.patches) == (10**12, 25 * 10**10, 5 * 10**12)
 
 

@@ -26,15 +26,21 @@ class StagePlan:
     ``train.progressive: {gt_size: [64, 128], iters: [1000, 500], batch: [16, 8]}`` gives the side of the
     HR patch, the iterations and the samples per rank of each stage; after the last, the last goes on.
 
+    Args:
+        batch: samples of a loader per iteration, for stages that name none.
+        progressive: the section, None for one stage.
+        loaders: GPUs of one process, by which BasicSR multiplies the samples.
+
     Raises:
         ValueError: the lists differ in length.
     """
 
-    def __init__(self, batch: int, progressive: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, batch: int, progressive: Mapping[str, Any] | None = None, loaders: int = 1) -> None:
         stages: Mapping[str, Any] = progressive or {'gt_size': [None], 'iters': [0]}
         sizes, ends = stages['gt_size'], accumulate(stages['iters'])
         batches = stages.get('batch') or [batch] * len(sizes)
-        self.stages = [Stage(end, samples, side) for end, samples, side in zip(ends, batches, sizes, strict=True)]
+        lists = zip(ends, batches, sizes, strict=True)
+        self.stages = [Stage(end, samples * loaders, side) for end, samples, side in lists]
         self.stages[-1] = replace(self.stages[-1], end=None)
 
     def at(self, done: int) -> Stage:

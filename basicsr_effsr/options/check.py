@@ -1,7 +1,7 @@
 """Everything that can be known to be wrong with an option file before anything is built: the rules, collected.
 
 A rule gives types, ranges, unknown keys, and what would be silently wrong. What would fail is found by failing: see
-``host/dry_run.py``.
+``host/dry_run.py``. Those on data sets are in ``data_rules.py``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from basicsr_effsr.options import data_rules, spec
@@ -20,7 +20,6 @@ from basicsr_effsr.options.validate import validate, validate_typed
 from basicsr_effsr.utils.errors import near
 
 LAUNCH = 'torchrun --nproc_per_node={} -m basicsr.train -opt ... --launcher pytorch'
-HOST_LOSSES = {'l_pix': 'pixel_opt', 'l_percep': 'perceptual_opt'}
 
 
 def top(context: Context) -> Iterator[Problem]:
@@ -47,8 +46,7 @@ def networks(context: Context) -> Iterator[Problem]:
         net = context.nets[key] = None if cls is None or found else _without_memory(cls, option)
         upscale, scale = getattr(net, 'upscale', None), context.scale
         if isinstance(upscale, int) and scale is not None and upscale != scale:
-            words = f'must equal scale, got {upscale} and {scale}; say it once: scale: &scale {scale}'
-            yield Problem(f'{key}.upscale', words)
+            yield Problem(f'{key}.upscale', f'must equal scale {scale}, got {upscale}; say it once (&scale, *scale)')
 
 
 def _without_memory(cls: Any, option: dict[str, Any]) -> Any:
@@ -68,23 +66,21 @@ def gpus(context: Context) -> Iterator[Problem]:
     import torch
 
     number, several, there = context.opt.get('num_gpu'), context.gpus_of_one_process, torch.cuda.device_count()
-    launch = LAUNCH.format(several)
+    launch, about_to_run = LAUNCH.format(several), 'rank' in context.opt  # on the machine that is to follow the file
     if several > 1 and context.is_train and _distils(context):
         words = f'features cannot be read on {several} GPUs of one process; use {launch}, or num_gpu: 1'
-        yield Problem('num_gpu', words, fatal=context.about_to_run)
+        yield Problem('num_gpu', words, fatal=about_to_run)
     elif several > 1 and context.is_train:
-        words = f'{several} GPUs without a launcher multiply the batch by {several} in one process; {launch} is faster'
-        yield warning('num_gpu', words)
+        yield warning('num_gpu', f'{several} GPUs of one process multiply the batch by {several}; {launch} is faster')
     if isinstance(number, int) and number > there:
         words = f'asks for {number} GPUs and {there} are visible; use auto, or 0 for the CPU'
-        yield Problem('num_gpu', words, fatal=context.about_to_run)
+        yield Problem('num_gpu', words, fatal=about_to_run)
 
 
 def path(context: Context) -> Iterator[Problem]:
     """Keys of ``path``, of which BasicSR makes a folder where it does not know them."""
     labels = [str(key).removeprefix('network_') for key in context.opt if str(key).startswith('network_')]
-    stems = ('pretrain_network', 'param_key', 'strict_load')
-    others = [f'{stem}_{label}' for stem in stems for label in labels]
+    others = [f'{stem}_{label}' for stem in ('pretrain_network', 'param_key', 'strict_load') for label in labels]
     section = context.section('path')
     yield from validate('path', section, spec.Path, others=[*others, *spec.AT_RUN_TIME[spec.Path]])
     if not context.is_train and section.get('pretrain_network_g') is None:
@@ -129,42 +125,27 @@ def _distils(context: Context) -> bool:
 def loss_names(context: Context) -> Iterator[Problem]:
     """Names that the loggers put among the losses and nobody else has, and that there is a loss at all."""
     section = context.section('train')
-    logged = {*getattr(context.model, 'reserved_terms', ()), *(n for n, key in HOST_LOSSES.items() if section.get(key))}
+    logged = {*getattr(context.model, 'reserved_terms', ()), *(n for n, key in spec.LOGGED.items() if section.get(key))}
     for name in context.section('train', 'losses'):
         if not re.fullmatch(r'l_\w+', str(name)):
-            yield Problem(
-                f'train.losses.{name}', 'must have a name that begins with l_, letters and digits, as in l_edge'
-            )
+            yield Problem(f'train.losses.{name}', 'must have a name of l_, letters and digits, as in l_edge')
         elif name in logged:
             yield Problem(f'train.losses.{name}', 'must have another name, the model logs a term under it')
-    keys = [f'train.{key}' for key in ('losses', *HOST_LOSSES.values())]
+    keys = [f'train.{key}' for key in spec.LOSSES]
     needs = getattr(context.model, 'needs_losses', context.opt.get('model_type') == 'SRModel')
-    if section and needs and not any(map(section.get, ('losses', *HOST_LOSSES.values()))) and context.fine(*keys):
+    if section and needs and not any(map(section.get, spec.LOSSES)) and context.fine(*keys):
         yield Problem('train.losses', 'names no loss; give losses, or pixel_opt as BasicSR does')
 
 
-def losses(context: Context) -> Iterator[Problem]:
-    """Every loss by its signature."""
-    sections = {
-        'train': {
-            key: option
-            for key, option in context.section('train').items()
-            # a section of a foreign model need not be a loss
-            if key in HOST_LOSSES.values()
-            or (str(key).endswith('_opt') and isinstance(option, dict) and find('LOSS', option.get('type'))[0])
-        },
-        'train.losses': context.section('train', 'losses'),
-        'train.distill': {'feature_loss': context.section('train', 'distill').get('feature_loss')},
-    }
-    for where, options in sections.items():
-        for key, option in options.items():
-            if option is not None:
-                yield from validate_typed(f'{where}.{key}', 'LOSS', option)[1]
-
-
-def optimizers(context: Context) -> Iterator[Problem]:
-    """Every optimizer by its signature."""
-    for key, option in context.section('train').items():
+def parts(context: Context) -> Iterator[Problem]:
+    """Every loss and optimizer by its signature."""
+    train = context.section('train')
+    for where, _, option in spec.losses_of(train):
+        of_host = where.removeprefix('train.') in spec.LOGGED.values()
+        # a section of a foreign model need not be a loss
+        if of_host or not where.endswith('_opt') or find('LOSS', isinstance(option, dict) and option.get('type'))[0]:
+            yield from validate_typed(where, 'LOSS', option)[1]
+    for key, option in train.items():
         if str(key).startswith('optim_') and option is not None:
             yield from validate_typed(f'train.{key}', 'OPTIMIZER', option)[1]
 
@@ -173,15 +154,12 @@ def scheduler(context: Context) -> Iterator[Problem]:
     """The schedule by its signature, and against the iterations of the run."""
     option, where = context.section('train').get('scheduler'), 'train.scheduler'
     total = context.section('train').get('total_iter')
-    if option is None:
-        return
-    found = validate_typed(where, 'SCHEDULER', option)[1]
+    found = [] if option is None else validate_typed(where, 'SCHEDULER', option)[1]
     yield from found
-    if found or total is None:
+    if found or option is None or total is None:
         return
     if 'periods' in option and sum(option['periods']) < total:
-        words = f'must sum up to at least total_iter {total}, got {sum(option["periods"]):g}'
-        yield Problem(f'{where}.periods', words)
+        yield Problem(f'{where}.periods', f'must sum up to total_iter {total} or more, got {sum(option["periods"]):g}')
     if 'milestones' in option:
         if any(milestone >= total for milestone in option['milestones']):
             yield warning(f'{where}.milestones', f'some are never reached in {total} iterations')
@@ -199,8 +177,7 @@ def _warm_up(context: Context, milestones: list[float], restarts: list[float]) -
         yield warning('train.scheduler.milestones', f'{plain(lost)} lie within the warm-up and change nothing')
     reached = rate * min(warmup - 1, total) / warmup
     if reached < 0.99 * rate:
-        words = f'MultiStepLR goes on from where the warm-up ends, so lr {rate:g} is never reached, but {reached:g}'
-        yield warning('train.warmup_iter', words)
+        yield warning('train.warmup_iter', f'ends before lr {rate:g} is reached, MultiStepLR goes on from {reached:g}')
 
 
 def iterations(context: Context) -> Iterator[Problem]:
@@ -214,16 +191,16 @@ def iterations(context: Context) -> Iterator[Problem]:
     if course is None:
         return
     if course.runs < course.asked or not min(course.per_epoch):
-        images, most = context.images['train'].count, max(course.batches)
+        images, most = context.images['train'], max(course.batches)
         yield Problem(
             'datasets.train.dataset_enlarge_ratio',
             f'with {images} images and {most} patches per iteration {course.runs} of {course.asked} iterations would '
             'run, or none in a stage, because the last incomplete batch of every epoch is dropped; set it to '
             f'{max(course.ratio, math.ceil(most / images))}',
         )
-    if sum(progressive.get('iters', ())) > course.asked:
-        words = f'sum up to {sum(progressive["iters"])}, the run ends after {course.asked}'
-        yield warning('train.progressive.iters', words)
+    asked = sum(progressive.get('iters', ()))
+    if asked > course.asked:
+        yield warning('train.progressive.iters', f'sum up to {asked}, the run ends after {course.asked}')
 
 
 def distillation(context: Context) -> Iterator[Problem]:
@@ -232,11 +209,12 @@ def distillation(context: Context) -> Iterator[Problem]:
         return
     section, distill, where = context.section('train'), context.section('train', 'distill'), 'train.distill'
     pairs, loss, gamma = (distill.get(key) for key in ('feature_pairs', 'feature_loss', 'gamma'))
-    instead = 'or use model_type: EffSRModel to train without a teacher'
-    if context.opt.get('network_t') is None and context.fine('network_t'):
-        yield Problem('network_t', f'is missing: the teacher; {instead}')
-    elif not context.section('path').get('pretrain_network_t') and context.fine('path.pretrain_network_t'):
-        yield Problem('path.pretrain_network_t', f'is missing: the weights of the teacher; {instead}')
+    for place, value, text in (
+        ('network_t', context.opt.get('network_t'), 'the teacher'),
+        ('path.pretrain_network_t', context.section('path').get('pretrain_network_t'), 'the weights of the teacher'),
+    ):
+        if not value and context.fine('network_t', place):
+            yield Problem(place, f'is missing: {text}; or use model_type: EffSRModel to train without a teacher')
     if bool(pairs) != bool(loss):
         yield Problem(where, 'needs both feature_pairs and feature_loss, or neither')
     if gamma and not pairs:
@@ -245,7 +223,7 @@ def distillation(context: Context) -> Iterator[Problem]:
     if len(kinds) > 1:
         yield Problem(f'{where}.adapter', f'must agree with {where}.feature_loss.adapter; give one of them')
     weights = [distill.get('alpha', 1), distill.get('beta', 1), distill.get('gamma', 1) if pairs else 0]
-    if not any(weights) and not any(map(section.get, ('losses', *HOST_LOSSES.values()))):
+    if not any(weights) and not any(map(section.get, spec.LOSSES)):
         yield Problem(where, 'leaves nothing to train on; give alpha, beta or gamma a weight, or name train.losses')
     for key, names in (('network_g', pairs or {}), ('network_t', (pairs or {}).values())):
         net = context.nets.get(key)
@@ -272,26 +250,27 @@ def val(context: Context) -> Iterator[Problem]:
             yield Problem('val.tile.overlap', f'must be less than size {tile["size"]}, got {tile["overlap"]}')
     elif context.fine('val') and not context.is_train:
         yield Problem('val', 'is missing: it says what to measure and whether to save images')
-    elif context.fine('val') and context.validated:
-        yield warning('val', f'is missing, so {context.validated[0]} is never used')
+    elif context.fine('val') and len(context.section('datasets')) > 1:
+        yield warning('val', 'is missing, so only the training data are used')
 
 
 def metrics(context: Context) -> Iterator[Problem]:
     """Every metric by its signature, and its border against the images."""
+    scale = context.scale
     for name, option in context.section('val', 'metrics').items():
-        where = f'val.metrics.{name}'
-        function = find('METRIC', option.get('type'))[0] if isinstance(option, dict) else None
+        where, section = f'val.metrics.{name}', option if isinstance(option, dict) else {}
+        function = find('METRIC', section.get('type'))[0]
         cropped = function is not None and 'crop_border' in inspect.signature(function).parameters
         yield from validate_typed(where, 'METRIC', option, beside=spec.CroppedMetric if cropped else spec.Metric)[1]
-        border = option.get('crop_border') if isinstance(option, dict) else None
-        scale = context.scale
+        border = section.get('crop_border')
         if border is None or scale is None or not context.fine(f'{where}.crop_border'):
             continue
-        smallest = [context.images[phase].smallest for phase in context.validated if phase in context.images]
-        least = scale * min((min(size) for _, size in filter(None, smallest)), default=2 * border + 1)
+        sides = [min(size) for phase, (_, size) in context.smallest.items() if phase != 'train']
+        least = scale * min(sides, default=2 * border + 1)
         if 2 * border >= least:
-            words = f'leaves nothing of an HR image of {least} pixels a side, got {border}; papers crop {scale} pixels'
-            yield Problem(f'{where}.crop_border', words)
+            yield Problem(
+                f'{where}.crop_border', f'leaves nothing of {least} pixels, got {border}; papers crop {scale}'
+            )
         elif border != scale:
             yield warning(f'{where}.crop_border', f'is {border}; papers crop {scale} pixels, the scale')
 
@@ -300,12 +279,12 @@ def metrics(context: Context) -> Iterator[Problem]:
 
 # In this order: what is ill-typed is taken out of the options before others read them, networks and images are learnt.
 SECTIONS = (top, networks, path, gpus, data_rules.phases, data_rules.data_sets)
-TRAINING = (train, logger, loss_names, losses, optimizers, scheduler)
+TRAINING = (train, logger, loss_names, parts, scheduler)
 AFTER = (val, data_rules.pairs, data_rules.sizes, metrics)
 AFTER_TRAINING = (distillation, iterations)
 
 
-def inspected(opt: Any, is_train: bool, *, every_image: bool = False) -> Context:
+def inspected(opt: Mapping[str, Any], is_train: bool, *, every_image: bool = False) -> Context:
     """What is wrong with the options and what was learnt; ``opt`` is not changed and nothing is written.
 
     Reads names of files, headers of images to train on, and decodes images of validation.
@@ -315,16 +294,13 @@ def inspected(opt: Any, is_train: bool, *, every_image: bool = False) -> Context
         is_train: for training; False for testing.
         every_image: read the header of every image to train on, however many there are.
     """
-    if not isinstance(opt, Mapping):
-        words = f'must hold sections such as network_g and datasets, found {plain(opt)}'
-        return Context({}, is_train, found=[Problem('option file', words)])
     context = Context(copied(opt), is_train, every_image)
     _apply(context, (*SECTIONS, *TRAINING * is_train, *AFTER, *AFTER_TRAINING * is_train))
     context.found = sorted(dict.fromkeys(context.found), key=lambda problem: not problem.fatal)
     return context
 
 
-def problems(opt: Any, is_train: bool, *, every_image: bool = False) -> list[Problem]:
+def problems(opt: Mapping[str, Any], is_train: bool, *, every_image: bool = False) -> list[Problem]:
     """What is wrong with the options, worst first; see :func:`inspected`."""
     return inspected(opt, is_train, every_image=every_image).found
 
@@ -349,7 +325,7 @@ def refuse(opt: dict[str, Any], model: type, *, net: Any = None) -> None:
     adopt(opt, context.opt)
 
 
-def _apply(context: Context, those: tuple[Any, ...]) -> None:
+def _apply(context: Context, those: tuple[Callable[[Context], Iterator[Problem]], ...]) -> None:
     for rule in those:
         for problem in rule(context):  # one by one, as rules ask what has been found
             context.found.append(problem)

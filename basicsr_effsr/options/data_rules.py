@@ -8,7 +8,7 @@ from typing import Any
 from basicsr_effsr._registration import derives_from_ours
 from basicsr_effsr.data.pairs import Pair, check_patch, check_sizes, list_pairs, lmdbs_opened_twice, undecodable
 from basicsr_effsr.options import spec
-from basicsr_effsr.options.problem import Context, Images, Problem, is_paired, plain, warning
+from basicsr_effsr.options.problem import Context, Problem, plain, warning
 from basicsr_effsr.options.signatures import find
 from basicsr_effsr.options.validate import missing, validate
 from basicsr_effsr.utils.errors import near
@@ -16,6 +16,11 @@ from basicsr_effsr.utils.errors import near
 FEW_PAIRS = 2000  # of folders with more only a sample of headers is read when a run is about to start, without --all
 SAMPLED_PAIRS = 24
 OF_PAIRS = ('type', 'filename_tmpl', 'io_backend', 'dataroot_gt', 'dataroot_lq', 'meta_info_file')
+
+
+def is_paired(data: Any) -> bool:
+    """True for the data sets whose options are known."""
+    return isinstance(data, dict) and str(data.get('type')).removesuffix('_effsr') in spec.PAIRED
 
 
 def phases(context: Context) -> Iterator[Problem]:
@@ -30,7 +35,7 @@ def phases(context: Context) -> Iterator[Problem]:
             yield Problem(f'datasets.{phase}', f'must be one of {", ".join(wanted)}, val_2 ...')
         name = data.get('name') if isinstance(data, dict) and phase != 'train' else None
         if names.setdefault(name, str(phase)) != phase and name is not None:
-            words = f'{name!r} is the name of datasets.{names[name]} too; they would share scores and saved images'
+            words = f'is that of datasets.{names[name]} too, got {name!r}; they would share scores and images'
             yield Problem(f'datasets.{phase}.name', words)
     if (context.is_train and 'train' not in data_sets) or not data_sets:
         yield Problem(f'datasets.{wanted[0]}', f'is missing: there is nothing to {wanted[0]}')
@@ -52,22 +57,15 @@ def data_sets(context: Context) -> Iterator[Problem]:
             continue
         if is_paired(data):
             yield from validate(where, data, spec.Dataset, others=spec.AT_RUN_TIME[spec.Dataset], strict=False)
+            given = {key for key, value in data.items() if value is not None or key != 'io_backend'}
             for key in spec.needed_by(str(kind), training):
-                lacks = key not in data or (key == 'io_backend' and data[key] is None)
-                if lacks and context.fine(f'{where}.{key}'):
+                if key not in given and context.fine(f'{where}.{key}'):
                     yield Problem(f'{where}.{key}', missing(spec.fields(spec.Dataset)[key].description or ''))
-            if (data.get('mean') is None) != (data.get('std') is None) and context.fine(
-                f'{where}.mean', f'{where}.std'
-            ):
+            mean = data.get('mean')
+            if (mean is None) != (data.get('std') is None) and context.fine(f'{where}.mean', f'{where}.std'):
                 yield Problem(f'{where}.mean', 'needs std beside it, and std needs mean; give both or neither')
-            if (
-                data.get('uint8')
-                and derives_from_ours(cls)
-                and (data.get('color') == 'y' or data.get('mean') is not None)
-            ):
-                yield Problem(
-                    f'{where}.uint8', 'cannot be combined with color, mean or std, which bytes leave out; drop one'
-                )
+            if data.get('uint8') and derives_from_ours(cls) and (data.get('color') == 'y' or mean is not None):
+                yield Problem(f'{where}.uint8', 'cannot be combined with color, mean or std; drop one of them')
         if isinstance(data.get('io_backend'), dict) and cls.__module__.startswith(('basicsr.', 'basicsr_effsr.')):
             set_by_host = spec.AT_RUN_TIME[spec.IOBackend]
             yield from validate(f'{where}.io_backend', data['io_backend'], spec.IOBackend, others=set_by_host)
@@ -86,7 +84,7 @@ def pairs(context: Context) -> Iterator[Problem]:
         if is_paired(data) and context.fine(*(f'{where}.{key}' for key in OF_PAIRS)):
             try:
                 found = list_pairs(where, data)
-                context.images[str(phase)] = Images(len(found))
+                context.images[str(phase)] = len(found)
                 _measure(context, str(phase), found)
             except (OSError, ValueError) as error:
                 place, separator, rest = str(error).partition(': ')
@@ -111,16 +109,17 @@ def _measure(context: Context, phase: str, found: list[Pair]) -> None:
         damaged = undecodable([file for pair in found if pair.known is None for file in (pair.gt, pair.lq)])
         if damaged:
             raise ValueError(damaged)
-    context.images[phase].smallest = min(measured, key=lambda image: min(image[1]), default=None)
+    if measured:
+        context.smallest[phase] = min(measured, key=lambda image: min(image[1]))
 
 
 def sizes(context: Context) -> Iterator[Problem]:
     """Patches against the images they are cut from; patches, images and tiles against the least input of networks."""
     data, scale = context.section('datasets', 'train'), context.scale
     asked = [  # (option, LR pixels a side that it gives)
-        (f'datasets.{phase}.dataroot_lq', min(images.smallest[1]))
-        for phase, images in context.images.items()
-        if images.smallest and phase != 'train'
+        (f'datasets.{phase}.dataroot_lq', min(size))
+        for phase, (_, size) in context.smallest.items()
+        if phase != 'train'
     ]
     tile = context.section('val', 'tile')
     if tile.get('blend') == 'halo':  # the last tile keeps what is left of an image, one pixel or more
@@ -132,12 +131,11 @@ def sizes(context: Context) -> Iterator[Problem]:
         where = 'train.progressive.gt_size' if staged else 'datasets.train.gt_size'
         for side in staged or filter(None, [data.get('gt_size')]):
             asked.append((where, side // scale))
-            images = context.images.get('train')
             if side % scale:
                 yield Problem(where, f'must be a multiple of scale {scale}, got {side}')
-            elif images and images.smallest:
+            elif 'train' in context.smallest:
                 try:
-                    check_patch(*images.smallest, side, scale)
+                    check_patch(*context.smallest['train'], side, scale)
                 except ValueError as error:
                     yield Problem(where, str(error))
     for where, pixels in asked:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from basicsr_effsr.utils.errors import UserError, one_line
 from basicsr_effsr.utils.files import open_regular
 
 MOST_BYTES = 1 << 18  # a few thousand lines, read within a second
-MOST_ENTRIES = 10_000  # keys and values once every alias (*) is written out
+MOST_ENTRIES = 10_000  # options and members of lists once every alias (*) is written out
 DEEPEST = 50  # sections in sections
 
 
@@ -37,12 +37,11 @@ def option_text(file: Path) -> str:
     try:
         with open_regular(file) as stream:
             content = stream.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise UserError(f'{file} must be an option file, and is larger than {MOST_BYTES // 1024} KiB')
+        return content.decode('utf-8')
     except OSError as error:
         raise UserError(f'no option file {file} that can be read ({one_line(error)}); give one of options/') from error
-    if len(content) > MOST_BYTES:
-        raise UserError(f'{file} must be an option file, and is larger than {MOST_BYTES // 1024} KiB')
-    try:
-        return content.decode('utf-8')
     except UnicodeDecodeError as error:
         raise UserError(f'{file} must be saved as UTF-8, byte {error.start} is of another encoding') from error
 
@@ -54,60 +53,14 @@ def read_option_file(file: Path) -> dict[str, Any]:
         UserError: it cannot be read, is no YAML, gives a key twice, holds no sections, or more than a person writes.
     """
     try:
-        loader, node = _composed(file)
-        options = copied(loader.construct_document(node)) if node is not None else None
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # a date such as 2024-13-45, a key that is a list
-        if isinstance(error, UserError):
-            raise
+        options = copied(yaml.load(_measured(file)[0], Loader=_Loader))
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # a date such as 2024-13-45, a tag that is not known
         raise UserError(f'{file} is not YAML that BasicSR reads: {one_line(error)}') from error
     if not isinstance(options, dict):
         raise UserError(f'{file} must hold sections such as network_g and datasets, found {plain(options)}')
     return options
-
-
-def _composed(file: Path) -> tuple[Any, Any]:
-    """The loader of a file and its nodes, measured before anything is made of them."""
-    text, depth = option_text(file), 0
-    for event in yaml.parse(text, Loader=_Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise UserError(
-                f'{file} must hold at most {DEEPEST} sections in one another; line {_line(event)} is deeper'
-            )
-    loader = _Loader(text)
-    node = loader.get_single_node()
-    if node is not None:
-        _measure(file, node, {})
-    return loader, node
-
-
-def _line(part: Any) -> int:
-    return part.start_mark.line + 1
-
-
-def _measure(file: Path, node: Any, seen: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """(entries, levels) of a node with its aliases written out; refuses what is too large and keys given twice."""
-    if id(node) in seen:
-        return seen[id(node)]
-    seen[id(node)] = (0, DEEPEST)  # as deep as can be while it is open: who meets it now is within it
-    parts = node.value if isinstance(node, yaml.CollectionNode) else ()
-    lines: dict[Any, int] = {}
-    if isinstance(node, yaml.MappingNode):
-        parts = [part for pair in node.value for part in pair]
-        for key in parts[::2]:
-            name = (key.tag, str(key.value))
-            if name in lines:
-                raise UserError(
-                    f'{file} gives {key.value!r} twice, on lines {lines[name]} and {_line(key)}; remove one'
-                )
-            lines[name] = _line(key)
-    measured = [_measure(file, part, seen) for part in parts]
-    entries, levels = (1 + sum(e for e, _ in measured)), 1 + max((lv for _, lv in measured), default=0)
-    if entries > MOST_ENTRIES or levels > DEEPEST:
-        words = f'{MOST_ENTRIES} entries and {DEEPEST} sections in one another, aliases (*) written out'
-        raise UserError(f'{file} must hold at most {words}; line {_line(node)} holds more')
-    seen[id(node)] = entries, levels
-    return entries, levels
 
 
 def with_lines(problems: Iterable[Problem], file: Path) -> list[Problem]:
@@ -116,15 +69,7 @@ def with_lines(problems: Iterable[Problem], file: Path) -> list[Problem]:
     Raises:
         UserError: see :func:`read_option_file`.
     """
-    lines = {'': 1}
-
-    def walk(node: Any, where: str) -> None:
-        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-            place = f'{where}.{key.value}' if where else str(key.value)
-            lines[place] = _line(key)
-            walk(value, place)
-
-    walk(_composed(file)[1], '')
+    _, lines = _measured(file)
 
     def line(where: str) -> int:
         while where not in lines:
@@ -132,3 +77,42 @@ def with_lines(problems: Iterable[Problem], file: Path) -> list[Problem]:
         return lines[where]
 
     return [replace(problem, line=line(problem.where)) for problem in problems]
+
+
+def _measured(file: Path) -> tuple[str, dict[str, int]]:
+    """What a file holds, measured before anything is made of it; and the line of every option by its dotted place."""
+    text, depth = option_text(file), 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        _refuse_depth(file, event, depth)
+    lines = {'': 1}
+    for number, (place, line) in enumerate(_entries(file, yaml.compose(text, Loader=_Loader), '', 1)):
+        if number >= MOST_ENTRIES:
+            raise UserError(f'{file} must hold at most {MOST_ENTRIES} entries, aliases (*) written out')
+        lines.setdefault(place, line)
+    return text, lines
+
+
+def _entries(file: Path, node: Any, place: str, depth: int) -> Iterator[tuple[str, int]]:
+    """(dotted place, line) of all in a node, aliases written out; what is in a list has the place of the list."""
+    seen: dict[tuple[str, str], int] = {}
+    for part in node.value if isinstance(node, yaml.CollectionNode) else ():
+        key, value = part if isinstance(node, yaml.MappingNode) else (None, part)
+        where, line = place, (key or value).start_mark.line + 1
+        if key is not None:
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError(f'{file} must have names for keys; line {line} has a list or a section')
+            name = (key.tag, key.value)
+            if name in seen:
+                raise UserError(f'{file} gives {key.value!r} twice, on lines {seen[name]} and {line}; remove one')
+            seen[name] = line
+            where = f'{place}.{key.value}' if place else key.value
+        yield where, line
+        _refuse_depth(file, value, depth)
+        yield from _entries(file, value, where, depth + 1)
+
+
+def _refuse_depth(file: Path, part: Any, depth: int) -> None:
+    if depth > DEEPEST:
+        words = f'{DEEPEST} sections in one another; line {part.start_mark.line + 1} is deeper'
+        raise UserError(f'{file} must hold at most {words}')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,45 +18,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Course:
-    """What a training will go through.
+    """What a training will go through."""
 
-    Attributes:
-        asked: iterations that the file asks for.
-        runs: iterations that will run.
-        ratio: ``dataset_enlarge_ratio`` with which all would run; that of the file where they do.
-        epochs: epochs begun until then.
-        per_epoch: iterations of a whole epoch, one number per stage.
-        batches: patches per iteration on all GPUs together, one number per stage.
-        patches: patches in all iterations on all GPUs together.
-    """
-
-    asked: int
-    runs: int
-    ratio: int
-    epochs: int
-    per_epoch: list[int]
-    batches: list[int]
-    patches: int
+    asked: int  # iterations that the file asks for
+    runs: int  # iterations that will run
+    ratio: int  # dataset_enlarge_ratio with which all would run; that of the file where they do
+    epochs: int  # begun until then
+    per_epoch: list[int]  # iterations of a whole epoch, one number per stage
+    batches: list[int]  # patches per iteration on all GPUs together, one number per stage
+    patches: int  # in all iterations on all GPUs together
 
 
 def course_of(context: Context) -> Course | None:
     """What the training will go through; None if it cannot be said."""
     data, train = context.section('datasets', 'train'), context.section('train')
-    images, total, times = context.images.get('train'), train.get('total_iter'), context.gpus_of_one_process
-    batch, ratio = data.get('batch_size_per_gpu'), data.get('dataset_enlarge_ratio', 1)
-    if images is None or not images.count or total is None or batch is None:
+    images, total, batch = context.images.get('train'), train.get('total_iter'), data.get('batch_size_per_gpu')
+    if not images or total is None or batch is None:
         return None
-    progressive = train.get('progressive')
-    if progressive and progressive.get('batch'):
-        progressive = {**progressive, 'batch': [samples * times for samples in progressive['batch']]}
+    ratio, world = data.get('dataset_enlarge_ratio', 1), context.opt.get('world_size') or 1
     try:
-        plan = StagePlan(batch * times, progressive)
+        plan = StagePlan(batch, train.get('progressive'), context.gpus_of_one_process)
     except (ValueError, TypeError):  # lists of several lengths, which stop the run
         return None
-    world = context.opt.get('world_size') or 1
-    arguments = (plan, images.count, ratio, world, batch, total)
+    arguments = (plan, images, ratio, world, batch, total)
     runs = iterations_that_run(*arguments)
-    samples = math.ceil(images.count * ratio / world)
+    samples = math.ceil(images * ratio / world)
     epochs = done = 0
     while done < runs:
         stage = plan.at(done)
@@ -90,7 +75,7 @@ def forecast(context: Context) -> dict[str, Any]:
     for key, net in context.nets.items():
         if net is not None:
             will |= _network_facts(context, key, net)
-    will |= {f'images, {phase}': images.count for phase, images in context.images.items()}
+    will |= {f'images, {phase}': count for phase, count in context.images.items()}
     if context.is_train:
         will |= _training_facts(context)
     folder = Path('experiments' if context.is_train else 'results') / str(context.opt.get('name'))
@@ -113,26 +98,23 @@ def _training_facts(context: Context) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     course = course_of(context)
     if course is not None:
+        by_stage = {'patches per iteration': course.batches, 'iterations per epoch': course.per_epoch}
         facts = {
             'iterations asked for': course.asked,
             'iterations that will run': course.runs,
-            'patches per iteration': _by_stage(course.batches),
-            'iterations per epoch': _by_stage(course.per_epoch),
+            **{name: numbers[0] if len(set(numbers)) == 1 else numbers for name, numbers in by_stage.items()},
             'epochs': course.epochs,
             'patches seen': course.patches,
         }
-        for section, key in (('val', 'val_freq'), ('logger', 'save_checkpoint_freq')):
-            freq = context.section(section).get(key)
-            if freq:
-                facts['validations' if section == 'val' else 'checkpoints'] = course.runs // freq
+        for what, (section, key) in {
+            'validations': ('val', 'val_freq'),
+            'checkpoints': ('logger', 'save_checkpoint_freq'),
+        }.items():
+            if context.section(section).get(key):
+                facts[what] = course.runs // context.section(section)[key]
     with suppress(Exception), quiet():  # a network that computes with values, an option that is missing
         facts['estimated memory per GPU, MiB'] = round(_training_memory(context) / 2**20)
     return facts
-
-
-def _by_stage(numbers: list[int]) -> int | list[int]:
-    """The one number that holds for all stages, or all of them."""
-    return numbers[0] if len(set(numbers)) == 1 else numbers
 
 
 def _training_memory(context: Context) -> int:
@@ -145,17 +127,14 @@ def _training_memory(context: Context) -> int:
     opt, train, data = context.opt, context.section('train'), context.section('datasets', 'train')
     net: nn.Module = context.nets['network_g']
     teacher: Any = context.nets.get('network_t')
-    parts, batch, amp = train.get('accumulate') or 1, data['batch_size_per_gpu'], train.get('amp') or None
-    stages: Mapping[str, Any] = train.get('progressive') or {'gt_size': [data['gt_size']]}
-    batches = stages.get('batch') or [batch] * len(stages['gt_size'])
+    parts, amp = train.get('accumulate') or 1, train.get('amp') or None
+    taught = opt.get('network_t') is not None and 'distill' in getattr(context.model, 'train_keys', ())
     most = 0
-    for samples, side in {
-        (max(b // parts, 1), s // opt['scale']) for b, s in zip(batches, stages['gt_size'], strict=True)
-    }:
-        needed = saved_for_backward(
-            net, (side, side), batch=samples, num_in_ch=opt['network_g'].get('num_in_ch', 3), amp=amp
-        )
-        if opt.get('network_t') is not None and 'distill' in getattr(context.model, 'train_keys', ()):
+    for stage in StagePlan(data['batch_size_per_gpu'], train.get('progressive')).stages:
+        samples, side = max(stage.batch // parts, 1), (stage.gt_size or data['gt_size']) // opt['scale']
+        channels = opt['network_g'].get('num_in_ch', 3)
+        needed = saved_for_backward(net, (side, side), batch=samples, num_in_ch=channels, amp=amp)
+        if taught:
             half = (train.get('distill') or {}).get('teacher_dtype') in ('bf16', 'fp16')
             weights = 4 * count_params(teacher)
             image = peak_memory(teacher, (side, side), num_in_ch=opt['network_t'].get('num_in_ch', 3)) - weights

@@ -8,10 +8,10 @@ from typing import Any
 
 from basicsr_effsr._registration import is_ours, register, registry_of
 from basicsr_effsr.options import spec
-from basicsr_effsr.options.problem import in_words, plain
+from basicsr_effsr.options.problem import plain
 from basicsr_effsr.options.signatures import optimizers, options_of, schedulers
 from basicsr_effsr.options.spec import Section
-from basicsr_effsr.options.validate import schema_of
+from basicsr_effsr.options.validate import in_words, schema_of
 
 NULL = {'type': 'null'}
 CROPPING = ['calculate_psnr', 'calculate_ssim', 'calculate_niqe']
@@ -54,20 +54,21 @@ class _Schema:
         self.definitions |= schema.pop('$defs', {})
         return {**schema, 'additionalProperties': open_ended}
 
-    def named(self, classes: Mapping[str, Any], kind: str = '') -> dict[str, dict[str, Any]]:
-        return {name: self.of(options_of(cls, kind)[0]) for name, cls in sorted(classes.items())}
+    def named(self, text: str, classes: Mapping[str, Any], kind: str = '') -> dict[str, Any]:
+        """Sections of these classes by ``type``; types of others are open where anybody can register one."""
+        sections = {name: self.of(options_of(cls, kind)[0]) for name, cls in sorted(classes.items())}
+        return _by_type(f'{text}: type and its options.', sections, closed=bool(kind))
 
     def data_sets(self) -> dict[str, Any]:
         """Data sets by phase; those whose options are not known are open."""
         backend = {'$ref': '#/definitions/io_backend'}
         phases = {}
         for phase, training in (('^train$', True), ('^(val|test)(_.*)?$', False)):
-            kinds = {}
-            for kind in spec.PAIRED:
-                section, keys = self.of(spec.Dataset), spec.needed_by(kind, training)
+            kinds = {kind: self.of(spec.Dataset) for kind in spec.PAIRED}
+            for kind, section in kinds.items():
+                keys = spec.needed_by(kind, training)
                 section['required'] += keys
                 section['properties']['io_backend'] = backend if 'io_backend' in keys else _or_null(backend)
-                kinds[kind] = section
             phases[phase] = _by_type('A data set: type and its options.', kinds)
         return {'type': 'object', 'patternProperties': phases, 'additionalProperties': False}
 
@@ -80,13 +81,9 @@ def option_schema() -> dict[str, Any]:
         {'$ref': f'#/definitions/{name}'} for name in ('loss', 'network', 'optimizer', 'scheduler')
     )
     schema, train, val, path = (made.of(section) for section in (spec.Top, spec.Train, spec.Val, spec.Path))
-    train['properties'] |= {
-        'pixel_opt': _or_null(loss),
-        'perceptual_opt': _or_null(loss),
-        'losses': _or_null({'type': 'object', 'additionalProperties': _or_null(loss)}),
-        'optim_g': optimizer,
-        'scheduler': cycle,
-    }
+    losses = {'type': 'object', 'additionalProperties': _or_null(loss)}
+    train['properties'] |= {key: _or_null(loss) for key in spec.LOGGED.values()} | {'losses': _or_null(losses)}
+    train['properties'] |= {'optim_g': optimizer, 'scheduler': cycle}
     train |= {'patternProperties': {'^optim_.+$': optimizer}, 'additionalProperties': True}
     # open, as BasicSR's metrics drop options that they do not know
     metric = made.of(spec.Metric, open_ended=True)
@@ -102,30 +99,17 @@ def option_schema() -> dict[str, Any]:
     freq = {'properties': {'val_freq': {'type': 'number'}}, 'required': ['val_freq']}
     in_training = {'properties': {'logger': {'type': 'object'}, 'val': _or_null(freq)}, 'required': ['logger']}
     trains = {'properties': {'train': {'type': 'object'}}, 'required': ['train']}
+    schema['allOf'] = [{'if': trains, 'then': in_training}]
     read = {'SRModel': (spec.HOST_TRAIN, spec.HOST_VAL)}  # of models that are not named here any key may be there
     read |= {name: (cls.train_keys, cls.val_keys) for name, cls in ours('MODEL').items()}
-    schema['allOf'] = [{'if': trains, 'then': in_training}] + [
-        _where(
-            'model_type',
-            [model],
-            {
-                'properties': {
-                    part: {'propertyNames': {'enum': sorted(own)}}
-                    for part, own in zip(('train', 'val'), keys, strict=True)
-                }
-            },
-        )
-        for model, keys in read.items()
-    ]
+    for model, keys in read.items():
+        parts = {p: {'propertyNames': {'enum': sorted(k)}} for p, k in zip(('train', 'val'), keys, strict=True)}
+        schema['allOf'].append(_where('model_type', [model], {'properties': parts}))
     schema['definitions'] = {
-        'optimizer': _by_type(
-            'An optimizer of torch.optim: type and its options.', made.named(optimizers(), 'OPTIMIZER'), closed=True
-        ),
-        'scheduler': _by_type(
-            'A learning rate schedule: type and its options.', made.named(schedulers(), 'SCHEDULER'), closed=True
-        ),
-        'network': _by_type('A network: type and its options.', made.named(ours('ARCH'))),
-        'loss': _by_type('A loss: type and its options.', made.named(ours('LOSS'))),
+        'optimizer': made.named('An optimizer of torch.optim', optimizers(), 'OPTIMIZER'),
+        'scheduler': made.named('A learning rate schedule', schedulers(), 'SCHEDULER'),
+        'network': made.named('A network', ours('ARCH')),
+        'loss': made.named('A loss', ours('LOSS')),
         'io_backend': made.of(spec.IOBackend),
         **made.definitions,
     }

@@ -100,19 +100,9 @@ def _type_of_default(value: Any) -> Any:
 
 def descriptions(target: Callable) -> dict[str, str]:
     """What the ``Args`` of a docstring (Google style) say, for people to read."""
-    found: dict[str, str] = {}
     _, _, block = (inspect.getdoc(target) or '').partition('\nArgs:\n')
-    name = ''
-    for line in block.split('\n\n')[0].splitlines():
-        entry = re.fullmatch(r' {4}(\w+)(?: \(.*?\))?: (.*)', line)
-        if entry:
-            name = entry[1]
-            found[name] = entry[2]
-        elif name and line.startswith(' ' * 8):
-            found[name] += ' ' + line.strip()
-        else:
-            name = ''
-    return found
+    entries = re.findall(r'^ {4}(\w+)(?: \(.*?\))?: (.*(?:\n {8}.*)*)', block.split('\n\n')[0], re.M)
+    return {name: ' '.join(text.split()) for name, text in entries}
 
 
 @cache

@@ -6,7 +6,7 @@ A type without ``None`` says that the host, or the class that reads the key, doe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -235,6 +235,8 @@ AT_RUN_TIME: Mapping[type[Section], tuple[str, ...]] = {
 # What BasicSR's SRModel reads; our model classes say it in train_keys and val_keys.
 HOST_TRAIN = frozenset('total_iter warmup_iter ema_decay optim_g scheduler pixel_opt perceptual_opt'.split())
 HOST_VAL = frozenset('val_freq save_img suffix pbar metrics'.split())
+LOGGED = {'l_pix': 'pixel_opt', 'l_percep': 'perceptual_opt'}  # log name -> key of BasicSR's own losses
+LOSSES = ('losses', *LOGGED.values())
 PAIRED = ('PairedImageDataset', 'EffSRPairedDataset', 'PackedPairedImageDataset')
 SCHEDULERS = {
     'MultiStepLR': 'MultiStepRestartLR',
@@ -250,3 +252,17 @@ def needed_by(kind: str, training: bool) -> tuple[str, ...]:
         keys += ['gt_size', 'batch_size_per_gpu', 'num_worker_per_gpu']
         keys += ['use_hflip', 'use_rot'] if kind.removesuffix('_effsr') == 'PairedImageDataset' else []
     return tuple(keys)
+
+
+def losses_of(train: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """(place, log name, option) of every loss; under other keys that end in _opt it has no log name."""
+    names = {key: name for name, key in LOGGED.items()}
+    for key, option in train.items():
+        if str(key).endswith('_opt') and option is not None:
+            yield f'train.{key}', names.get(key, ''), option
+    named, distill = train.get('losses'), train.get('distill')
+    for name, option in named.items() if isinstance(named, dict) else ():
+        if option is not None:
+            yield f'train.losses.{name}', name, option
+    if isinstance(distill, dict) and distill.get('feature_loss') is not None:
+        yield 'train.distill.feature_loss', '', distill['feature_loss']

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
-from basicsr_effsr.options.problem import Problem, adopt, in_words, plain
+from basicsr_effsr.options.problem import Problem, adopt, plain
 from basicsr_effsr.options.signatures import find, options_of
 from basicsr_effsr.options.spec import Section, fields
 from basicsr_effsr.utils.errors import near, nearest
 
 SLIP = 0.75  # likeness of two names, above which one is taken for a misspelling of the other
+NOUNS = {'integer': 'integer', 'number': 'number', 'string': 'string', 'object': 'section', 'array': 'list'}
+BOUNDS = {'minimum': 'of at least', 'exclusiveMinimum': 'greater than', 'exclusiveMaximum': 'less than'}
 
 
 class SchemaOfSections(GenerateJsonSchema):
@@ -39,6 +41,27 @@ def schema_of(section: type[Section]) -> dict[str, Any]:
     return schema
 
 
+def in_words(schema: Mapping[str, Any], *, plural: bool = False) -> str:
+    """What a JSON schema asks for: an integer of at least 1, one of bf16, fp16, a list of numbers."""
+    if 'anyOf' in schema:
+        parts = [in_words(part) for part in schema['anyOf'] if part.get('type') != 'null']
+        return ' or '.join(dict.fromkeys(parts))
+    if 'const' in schema or 'enum' in schema:
+        values = [plain(value).strip("'") for value in schema.get('enum', [schema.get('const')])]
+        return f'one of {", ".join(values)}' if len(values) > 1 else values[0]
+    kind = schema.get('type', 'object' if '$ref' in schema else None)
+    if kind == 'boolean':
+        return 'true or false'
+    noun = NOUNS.get(str(kind), 'value')
+    words = [f'{noun}s' if plural else f'an {noun}' if noun == 'integer' else f'a {noun}']
+    if kind == 'array':
+        length = f'{schema["minItems"]} ' if schema.get('minItems') == schema.get('maxItems', 0) else ''
+        words.append(f'of {length}{in_words(schema.get("items", {}), plural=True)}')
+    words += [' and '.join(f'{text} {schema[name]:.10g}' for name, text in BOUNDS.items() if name in schema)]
+    words += ['with {} in it' if '{' in schema['pattern'] else 'that can name a folder'] if 'pattern' in schema else []
+    return ' '.join(filter(None, words))
+
+
 def validate(
     where: str,
     given: dict[Any, Any],
@@ -60,21 +83,31 @@ def validate(
         strict: an unknown key is fatal; if False a warning, unless it looks like a misspelling of a key not given.
         open_ended: an unknown key is nothing to speak of; a warning if it looks like a misspelling.
     """
-    known = fields(section)
+    known, place = fields(section), f'{where}.' if where else ''
     names = list(dict.fromkeys([*(known if read is None else read), *others]))
-    found = []
-    for name in given:
+    found, kept = [], {}
+    for name, value in given.items():
+        inner = _nested(known[name].annotation) if name in known else None
         if name not in names:
             likely = nearest(name, [n for n in names if n not in given], SLIP)
             if likely or not open_ended:
                 hint = f'did you mean {likely!r}?' if likely else near(name, names)
                 fatal = not open_ended and (strict or bool(likely))
-                found.append(Problem(_at(where, (name,)), f'nothing reads this option; {hint}', fatal))
-    kept = {name: value for name, value in given.items() if name in known and name in names}
+                found.append(Problem(f'{place}{name}', f'nothing reads this option; {hint}', fatal))
+        elif inner and isinstance(value, dict):
+            found += validate(f'{place}{name}', value, inner)
+        elif name in known:
+            kept[name] = value
     try:
         adopt(given, section.model_validate(kept).model_dump(by_alias=True, exclude_unset=True, warnings=False))
     except ValidationError as error:
-        found += list(_said(where, given, section, error))
+        for name in dict.fromkeys(entry['loc'][0] for entry in error.errors(include_url=False, include_context=False)):
+            schema = schema_of(section)['properties'][name]
+            message = missing(schema.get('description', ''))
+            if name in given:
+                value, expected = given.pop(name), in_words(schema)
+                message = f'must be {expected}, got {plain(value)}{_fix(value, expected)}'
+            found.append(Problem(f'{place}{name}', message))
     return found
 
 
@@ -98,56 +131,9 @@ def validate_typed(where: str, kind: str, option: Any, *, beside: type[Section] 
     return target, validate(where, option, section, open_ended=open_ended)
 
 
-def _said(where: str, given: dict[Any, Any], section: type[Section], error: ValidationError) -> Iterator[Problem]:
-    """One problem per place; ill-typed entries are taken out."""
-    places: dict[tuple[Any, ...], tuple[str, type[Section]]] = {}
-    for entry in error.errors(include_url=False, include_context=False):
-        path, owner = _place(section, entry['loc'], entry['type'])
-        places.setdefault(path, (entry['type'], owner))
-    for path, (kind, owner) in places.items():
-        if any(len(other) > len(path) and other[: len(path)] == path for other in places):
-            continue  # the other branch of a union: a section was meant
-        parent, name = given, path[-1]
-        for step in path[:-1]:
-            parent = parent[step]
-        schema = schema_of(owner)['properties'].get(name, {})
-        if kind in ('extra_forbidden', 'invalid_key'):
-            message = f'nothing reads this option; {near(name, fields(owner))}'
-        elif kind == 'missing':
-            message = missing(schema.get('description', ''))
-        else:
-            value = parent.pop(name)
-            message = f'must be {in_words(schema)}, got {plain(value)}{_fix(value, in_words(schema))}'
-        yield Problem(_at(where, path), message)
-
-
 def missing(description: str) -> str:
     """That an option is missing, and what it is."""
     return f'is missing: {description[:1].lower()}{description[1:].rstrip(".")}' if description else 'is missing'
-
-
-def _at(where: str, path: tuple[Any, ...]) -> str:
-    return '.'.join(map(str, (where, *path) if where else path))
-
-
-def _place(section: type[Section], loc: tuple[Any, ...], kind: str) -> tuple[tuple[Any, ...], type[Section]]:
-    """The keys that lead to an error of pydantic, without its names of types and places in lists; and the section."""
-    path: list[Any] = []
-    owner, inner = section, section
-    for step in loc:
-        known = fields(inner)
-        last = step == loc[-1] and kind in ('extra_forbidden', 'invalid_key')
-        if step not in known and not last:
-            if step != inner.__name__:
-                break
-            continue
-        path.append(step)
-        owner = inner
-        nested = _nested(known[step].annotation) if step in known else None
-        if nested is None:
-            break
-        inner = nested
-    return tuple(path), owner
 
 
 def _nested(annotation: Any) -> type[Section] | None:
@@ -156,12 +142,11 @@ def _nested(annotation: Any) -> type[Section] | None:
 
 
 def _fix(value: Any, expected: str) -> str:
-    if not isinstance(value, str) or not ('a number' in expected or 'an integer' in expected):
-        return ''
+    """What to write instead of a string that is meant as a number."""
     try:
-        number = float(value)
+        whole = isinstance(value, str) and float(value).is_integer()
     except ValueError:
-        return ''
-    if number.is_integer() and ('an integer' in expected or value.isdigit()):
-        return f'; write {number:.0f} without quotes'
-    return f'; YAML reads it as a string, write !!float {value}' if 'a number' in expected else ''
+        whole, value = False, None
+    if whole and ('an integer' in expected or ('a number' in expected and value.isdigit())):
+        return f'; write {float(value):.0f} without quotes'
+    return f'; YAML reads it as a string, write !!float {value}' * (isinstance(value, str) and 'a number' in expected)
