@@ -66,27 +66,23 @@ class DistillationModel(EffSRModel):
         self.net_t = self._build_teacher(TEACHER_DTYPES[distill.get('teacher_dtype') or 'fp32'])
         self.tap_g = FeatureTap(self.get_bare_model(self.net_g), self.pairs)
         self.tap_t = FeatureTap(self.net_t, self.pairs.values())
-        self.feature_loss = build_loss(distill['feature_loss']).to(self.device) if self.pairs else None
+        self.feature_loss: Any = build_loss(distill['feature_loss']).to(self.device) if self.pairs else None
         self.adapters = self._build_adapters(distill.get('adapter') or getattr(self.feature_loss, 'adapter', None))
         super().init_training_settings()
 
     def _build_teacher(self, dtype: torch.dtype) -> nn.Module:
-        net: nn.Module = build_network(self.opt['network_t']).to(self.device)
-        file, key = self._teacher_weights()
-        self.load_network(net, file, self.opt['path'].get('strict_load_t', True), key)
-        if self.opt['train'].get('channels_last'):
-            net = net.to(memory_format=torch.channels_last)
-        return net.to(dtype=dtype).eval().requires_grad_(False)
-
-    def _teacher_weights(self) -> tuple[str, str | None]:
-        """File and key of the teacher; the log says where a resumed run had another."""
+        """The frozen network; the log says where a resumed run had other weights."""
         path, run = self.opt['path'], self.run
         asked = {'file': str(path['pretrain_network_t']), 'param_key': path.get('param_key_t')}
         for key, place in (('file', 'path.pretrain_network_t'), ('param_key', 'path.param_key_t')):
             if run.teacher and asked[key] != run.teacher[key]:
                 get_root_logger().warning(f'{place}: {asked[key]} of the option file counts, it was {run.teacher[key]}')
         run.teacher = asked
-        return asked['file'], asked['param_key']
+        net: nn.Module = build_network(self.opt['network_t']).to(self.device)
+        self.load_network(net, asked['file'], path.get('strict_load_t', True), asked['param_key'])
+        if self.opt['train'].get('channels_last'):
+            net = net.to(memory_format=torch.channels_last)
+        return net.to(dtype=dtype).eval().requires_grad_(False)
 
     @torch.no_grad()
     def _build_adapters(self, kind: str | None) -> nn.ModuleList:
@@ -101,10 +97,8 @@ class DistillationModel(EffSRModel):
         student.train(training)
         target, features_t = self._ask_teacher(lq)
         if out.shape != target.shape:
-            raise ValueError(
-                f'{type(self).__name__}: student and teacher must give images of one size, got {tuple(out.shape)} and '
-                f'{tuple(target.shape)}; check upscale and num_out_ch of network_t'
-            )
+            words = f'must give images of {tuple(out.shape)} like the student, got {tuple(target.shape)}'
+            raise ValueError(f'{type(self).__name__}: the teacher {words}; check upscale and num_out_ch of network_t')
         adapters = []
         for name, teacher in zip(self.pairs, features_t, strict=True):
             features = as_map(self.tap_g.take(name), (side, side))
@@ -117,15 +111,15 @@ class DistillationModel(EffSRModel):
         return modules
 
     def _try_feature_loss(self, name: str, student: Tensor, teacher: Tensor) -> None:
-        assert self.feature_loss is not None
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings('error', 'Using a target size')  # torch would broadcast
                 self.feature_loss(student, teacher)
         except (RuntimeError, UserWarning) as error:
+            shapes = f'{tuple(student.shape)} and {tuple(teacher.shape)}'
+            pair = f'{name} with {self.pairs[name]}, which have the shapes {shapes}'
             raise ValueError(
-                f'{type(self).__name__}: {type(self.feature_loss).__name__} must be able to compare {name} with '
-                f'{self.pairs[name]}, which have the shapes {tuple(student.shape)} and {tuple(teacher.shape)}; set '
+                f'{type(self).__name__}: {type(self.feature_loss).__name__} must be able to compare {pair}; set '
                 'train.distill.adapter: conv1x1 where channels differ, choose other feature_pairs, or use FAKDLoss'
             ) from error
 
@@ -162,17 +156,13 @@ class DistillationModel(EffSRModel):
             if self.alpha:
                 terms['l_teacher'] = self.alpha * F.l1_loss(output, target)
             if self.gamma:
-                terms['l_feat'] = self.gamma * self._feature_term(features_t, (lq.shape[-2], lq.shape[-1]))
+                values = []
+                for i, (name, teacher) in enumerate(zip(self.pairs, features_t, strict=True)):
+                    student = as_map(self.tap_g.take(name), (lq.shape[-2], lq.shape[-1])).float()
+                    student = self.adapters[i](student) if len(self.adapters) else student
+                    values.append(self.feature_loss(student, teacher))
+                terms['l_feat'] = self.gamma * torch.stack(values).sum()
         return terms
-
-    def _feature_term(self, features_t: list[Tensor], grid: tuple[int, int]) -> Tensor:
-        """Sum over the pairs, unweighted."""
-        assert self.feature_loss is not None
-        values = []
-        for i, (name, teacher) in enumerate(zip(self.pairs, features_t, strict=True)):
-            student = as_map(self.tap_g.take(name), grid).float()
-            values.append(self.feature_loss(self.adapters[i](student) if len(self.adapters) else student, teacher))
-        return torch.stack(values).sum()
 
     def _after_backward(self) -> None:
         """Adapters stand outside the student's DDP wrapper, so their gradients are averaged here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from basicsr_effsr.archs.effsr_blocks import register_in
 from basicsr_effsr.imaging.tiling import self_ensemble, tiled_forward
-from basicsr_effsr.models.run_state import (
-    NEW_RUN,
-    RunState,
-    recipe,
-    restore_optimizer,
-    restore_schedule,
-    side_file,
-    write,
-)
+from basicsr_effsr.models.run_state import RunState, recipe, restore, side_file, write
 from basicsr_effsr.models.step import TrainingStep
 from basicsr_effsr.options.check import refuse
+from basicsr_effsr.options.signatures import find
 from basicsr_effsr.utils import distributed
-from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.utils.training import (
-    all_finite,
-    make_optimizer,
-    random_states,
-    restore_random_states,
-    to_float,
-    update_average,
-)
+from basicsr_effsr.utils.errors import UserError, near
+from basicsr_effsr.utils.training import all_finite, random_states, restore_random_states, to_float, update_average
 from basicsr_effsr.weights.checkpoint import can_be_fused, fused, load_into, mismatch
 
 __all__ = ['EffSRModel']
@@ -91,13 +78,11 @@ class EffSRModel(SRModel):
     # ------------------------------------------------------------------ networks
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
-        train = self.opt.get('train') or {}
-        if train.get('channels_last'):
+        if (self.opt.get('train') or {}).get('channels_last'):
             net = net.to(memory_format=torch.channels_last)
         if self.opt['dist'] and not torch.cuda.is_available():  # the host asks CUDA for its device here
-            return DistributedDataParallel(
-                net.to(self.device), find_unused_parameters=self.opt.get('find_unused_parameters', False)
-            )
+            unused = self.opt.get('find_unused_parameters', False)
+            return DistributedDataParallel(net.to(self.device), find_unused_parameters=unused)
         return super().model_to_device(net)
 
     def load_network(
@@ -111,16 +96,13 @@ class EffSRModel(SRModel):
             strict: every parameter must be there, of the right shape; False loads what fits and logs what does not.
             param_key: entry of the file, see ``read_checkpoint``; the log says which one was there.
         """
-        bare = self.get_bare_model(net)
+        bare, log = self.get_bare_model(net), get_root_logger()
         read = load_into(bare, load_path, param_key=param_key, strict=strict)
-        entry = '.'.join(read.entry) or 'no entry'
-        get_root_logger().info(f'Loaded {type(bare).__name__} from {load_path} [{entry}].')
+        file = f'from {load_path} [{".".join(read.entry) or "no entry"}]'
+        log.info(f'Loaded {type(bare).__name__} {file}.')
         difference = '' if strict else mismatch(bare, read.state)
         if difference:
-            get_root_logger().warning(
-                f'{type(bare).__name__} was loaded in part from {load_path} [{entry}], the rest stays as it was '
-                f'initialised: {difference}'
-            )
+            log.warning(f'{type(bare).__name__} was loaded in part {file}, the rest stays as initialised: {difference}')
 
     def init_training_settings(self) -> None:
         train = self.opt['train']
@@ -141,30 +123,30 @@ class EffSRModel(SRModel):
     def _init_ema(self) -> None:
         get_root_logger().info(f'Use Exponential Moving Average with decay: {self.ema_decay}')
         self.net_g_ema = build_network(self.opt['network_g']).to(self.device)
-        path = self.opt['path']
+        path, key = self.opt['path'], self.opt['path'].get('param_key_g', 'params')
         if path.get('pretrain_network_g') is None:
             self.net_g_ema.load_state_dict(self.get_bare_model(self.net_g).state_dict())
         else:
-            key = path.get('param_key_g', 'params')
-            key = 'params_ema' if key == 'params' else key
-            self.load_network(self.net_g_ema, path['pretrain_network_g'], path.get('strict_load_g', True), key)
+            key, strict = 'params_ema' if key == 'params' else key, path.get('strict_load_g', True)
+            self.load_network(self.net_g_ema, path['pretrain_network_g'], strict, key)
         self.net_g_ema.eval()
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
-        return make_optimizer(optim_type, params, lr=lr, **kwargs)
+        optimizer, known = find('OPTIMIZER', optim_type)
+        if optimizer is None:
+            words = f'there is no {optim_type!r} that needs one backward pass per step and no more'
+            raise ValueError(f'train.optim_g.type: {words}; {near(optim_type, known)}')
+        return optimizer(params, lr=lr, **kwargs)
 
     # ------------------------------------------------------------------ training
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        self.lq = self._to_device(data['lq'])
-        if 'gt' in data:
-            self.gt = self._to_device(data['gt'])
-
-    def _to_device(self, batch: Tensor) -> Tensor:
-        batch = to_float(batch.to(self.device, non_blocking=True))
-        if (self.opt.get('train') or {}).get('channels_last'):
-            batch = batch.contiguous(memory_format=torch.channels_last)
-        return batch
+        for key in ('lq', 'gt'):
+            if key in data:
+                batch = to_float(data[key].to(self.device, non_blocking=True))
+                if (self.opt.get('train') or {}).get('channels_last'):
+                    batch = batch.contiguous(memory_format=torch.channels_last)
+                setattr(self, key, batch)
 
     def forward_student(self, lq: Tensor) -> Tensor:
         """The network that is trained, in the precision of ``train.amp``; float32 comes out."""
@@ -238,27 +220,21 @@ class EffSRModel(SRModel):
 
     def test(self) -> None:
         net = self._fused or getattr(self, 'net_g_ema', None) or self.get_bare_model(self.net_g)
+        val, tile = self.opt['val'], self.opt['val'].get('tile')
+        forward: Callable[[Tensor], Tensor] = net.forward  # not a compiled call: every image has another size
+        if tile:
+            overlap, blend = tile.get('overlap', 0), tile.get('blend', 'mean')
+            sizes = {'upscale': self.opt['scale'], 'tile': tile['size'], 'overlap': overlap, 'blend': blend}
+            forward = partial(tiled_forward, forward, **sizes)
         was_training = net.training
         net.eval()
         with torch.no_grad():
-            self.output = self._infer(net.forward)  # not through a compiled call: every image has another size
+            self.output = self_ensemble(forward, self.lq) if val.get('self_ensemble') else forward(self.lq)
         net.train(was_training)
-
-    def _infer(self, forward: Callable[[Tensor], Tensor]) -> Tensor:
-        val = self.opt['val']
-        tile = val.get('tile')
-        if tile:
-            options = {'tile': tile['size'], 'overlap': tile.get('overlap', 0), 'blend': tile.get('blend', 'mean')}
-            whole = forward
-
-            def forward(lq: Tensor) -> Tensor:
-                return tiled_forward(whole, lq, upscale=self.opt['scale'], **options)
-
-        return self_ensemble(forward, self.lq) if val.get('self_ensemble') else forward(self.lq)
 
     def dist_validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool) -> None:
         """Every rank takes its share of the images; scores are averaged over all of them."""
-        dataset = dataloader.dataset
+        dataset, metrics = dataloader.dataset, self.opt['val'].get('metrics')
         share: Any = torch.utils.data.Subset(dataset, range(self.opt['rank'], len(dataset), self.opt['world_size']))
         share.opt = dataset.opt
         self._sharing = True
@@ -267,16 +243,16 @@ class EffSRModel(SRModel):
                 self.nondist_validation(torch.utils.data.DataLoader(share), current_iter, tb_logger, save_img)
         finally:
             self._sharing = False
-        metrics = self.opt['val'].get('metrics')
         if not metrics:
             return
         found = getattr(self, 'metric_results', {}) if len(share) else {}
-        sums = torch.tensor([found.get(name, 0.0) * len(share) for name in metrics] + [len(share)], dtype=torch.float64)
-        sums = sums.to(self.device)
-        torch.distributed.all_reduce(sums)
+        sums = [*(found.get(metric, 0.0) * len(share) for metric in metrics), len(share)]
+        shared = torch.tensor(sums, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(shared)
+        *totals, images = shared.tolist()
         name = dataset.opt['name']
         self._initialize_best_metric_results(name)
-        self.metric_results = {metric: (sums[i] / sums[-1]).item() for i, metric in enumerate(metrics)}
+        self.metric_results = {metric: total / images for metric, total in zip(metrics, totals, strict=True)}
         for metric, value in self.metric_results.items():
             self._update_best_metric_result(name, metric, value, current_iter)
         if self.opt['rank'] == 0:
@@ -307,11 +283,10 @@ class EffSRModel(SRModel):
             FloatingPointError: weights are infinite or NaN.
         """
         super().save(epoch, current_iter)
-        if current_iter == -1 and self.iteration < int(self.opt['train']['total_iter']):
-            raise UserError(
-                f'training ended after {self.iteration} of {self.opt["train"]["total_iter"]} iterations, because the '
-                'last incomplete batch of every epoch is dropped; raise dataset_enlarge_ratio (see effsr check)'
-            )
+        total = int(self.opt['train']['total_iter'])
+        if current_iter == -1 and self.iteration < total:
+            words = f'training ended after {self.iteration} of {total} iterations, because every epoch drops its last'
+            raise UserError(f'{words} incomplete batch; raise dataset_enlarge_ratio (see effsr check)')
 
     def save_network(self, net: Any, net_label: str, current_iter: int | str, param_key: Any = 'params') -> None:
         """The host's file, written all or nothing; a failure to write stops the run instead of being ignored."""
@@ -322,10 +297,9 @@ class EffSRModel(SRModel):
         keys = param_key if isinstance(param_key, list) else [param_key]
         bare = {key: self.get_bare_model(one) for one, key in zip(nets, keys, strict=True)}
         if not all(all_finite(one.parameters()) for one in bare.values()):
-            raise FloatingPointError(
-                f'iteration {self.iteration}: {net_label} has infinite or NaN weights and is not saved, what was saved '
-                'before stays. Begin again with a lower learning rate or train.grad_clip'
-            )
+            words = f'{net_label} has infinite or NaN weights and is not saved, what was saved before stays'
+            fix = 'begin again with a lower learning rate or train.grad_clip'
+            raise FloatingPointError(f'iteration {self.iteration}: {words}; {fix}')
         stored = {
             key: OrderedDict((name, tensor.cpu()) for name, tensor in one.state_dict().items())
             for key, one in bare.items()
@@ -350,10 +324,8 @@ class EffSRModel(SRModel):
             write(state, self._state_file(current_iter))
 
     def _save_run_state(self, iteration: int) -> None:
-        run, scaler = self.run, self.step.scaler
-        run.random = random_states()
-        run.scaler = scaler.state_dict() if scaler else {}
-        run.nonfinite = self.step.nonfinite
+        run = self.run
+        run.random, run.scaler, run.nonfinite = random_states(), self.step.scaler.state_dict(), self.step.nonfinite
         run.best = {
             name: {metric: {**record, 'val': float(record['val'])} for metric, record in found.items()}
             for name, found in getattr(self, 'best_metric_results', {}).items()
@@ -369,26 +341,15 @@ class EffSRModel(SRModel):
         Raises:
             UserError: the option file describes another run than the state's.
         """
-        log, run = get_root_logger(), self.run
+        run, total = self.run, int(self.opt['train']['total_iter'])
         self.iteration = resume_state['iter']
-        counts = [[len(resume_state[kind]), len(getattr(self, kind))] for kind in ('optimizers', 'schedulers')]
-        if any(saved != ours for saved, ours in counts):
-            raise UserError(
-                f'model_type: the state has {counts[0][0]} optimizers and {counts[1][0]} schedules, '
-                f'{type(self).__name__} has {counts[0][1]} and {counts[1][1]}; {NEW_RUN}'
-            )
-        total = int(self.opt['train']['total_iter'])
-        lines = []
-        for optimizer, saved in zip(self.optimizers, resume_state['optimizers'], strict=True):
-            lines += restore_optimizer(optimizer, saved)
-        for scheduler, saved in zip(self.schedulers, resume_state['schedulers'], strict=True):
-            lines += restore_schedule(scheduler, saved, total if self.iteration < total else 0)
+        lines = restore(self.optimizers, self.schedulers, resume_state, total)
         if not run.known:
             side = side_file(self._state_file(self.iteration), self.opt.get('rank', 0))
             lines.append(f'{side} does not exist: the run goes on, but not exactly as uninterrupted')
         for line in lines:
-            log.warning(line)
-        if self.step.scaler and run.scaler:
+            get_root_logger().warning(line)
+        if run.scaler:
             self.step.scaler.load_state_dict(run.scaler)
         if run.best:
             self.best_metric_results = run.best

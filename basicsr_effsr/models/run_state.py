@@ -1,4 +1,4 @@
-"""What a run is beside its weights: kept in a file next to every state, compared with the option file on resume."""
+"""What a run is beside its weights: kept in files next to them, compared with the option file on resume, put back."""
 
 from __future__ import annotations
 
@@ -27,41 +27,31 @@ ABSENT = 'nothing'
 NEW_RUN = 'put it back, or begin a new run (another name) from the weights with path.pretrain_network_g'
 
 
-@dataclass
+@dataclass(repr=False)
 class RunState:
     """A run beside its weights, optimizers and schedules, which are in BasicSR's own files.
 
     The training loop (``host/loop.py``) puts it into the options as ``run_state``, the one thing that BasicSR hands to
     sampler, loader and model alike; the model saves it. Where another's loop does not, ``of`` makes it.
-
-    Attributes:
-        seed: ``manual_seed`` with which the run began; draws of crops follow from it.
-        sampling: how samples are drawn (images, ratio, world_size, stages) and since when (``anchor``: epoch and
-            iterations before it); empty for data sets that are not ours.
-        made_with: what ``recipe`` gave at the latest start of the run.
-        random: states of the random generators of this rank.
-        scaler: of the loss under fp16.
-        best: best scores, by data set and metric.
-        nonfinite: iterations skipped in a row.
-        teacher: its ``file`` and ``param_key``.
-        networks: labels of the ``net_LABEL_N.pth`` that were saved with the state.
-        file: the state that is resumed; None for a new run. Not saved, as all that follows.
-        known: False if that state has no file of this class beside it.
-        resumed: what BasicSR stored in that state.
     """
 
-    seed: int | None = None
-    sampling: dict[str, Any] = field(default_factory=dict, repr=False)  # BasicSR prints all options into its log
-    made_with: dict[str, Any] = field(default_factory=dict, repr=False)
-    random: dict[str, Any] = field(default_factory=dict, repr=False)
-    scaler: dict[str, Any] = field(default_factory=dict, repr=False)
-    best: dict[str, Any] = field(default_factory=dict, repr=False)
-    nonfinite: int = field(default=0, repr=False)
-    teacher: dict[str, Any] = field(default_factory=dict, repr=False)
-    networks: list[str] = field(default_factory=list, repr=False)
-    file: Path | None = None
-    known: bool = field(default=True, repr=False)
-    resumed: dict[str, Any] | None = field(default=None, repr=False)
+    seed: int | None = None  # manual_seed with which the run began; draws of crops follow from it
+    # how samples are drawn (images, ratio, world_size, stages) and since when (anchor: epoch and iterations before it);
+    # empty for data sets that are not ours
+    sampling: dict[str, Any] = field(default_factory=dict)
+    made_with: dict[str, Any] = field(default_factory=dict)  # what recipe gave at the latest start of the run
+    random: dict[str, Any] = field(default_factory=dict)  # states of the random generators of this rank
+    scaler: dict[str, Any] = field(default_factory=dict)  # of the loss under fp16
+    best: dict[str, Any] = field(default_factory=dict)  # scores, by data set and metric
+    nonfinite: int = 0  # iterations skipped in a row
+    teacher: dict[str, Any] = field(default_factory=dict)  # its file and param_key
+    networks: list[str] = field(default_factory=list)  # labels of the net_LABEL_N.pth saved with the state
+    file: Path | None = None  # the state that is resumed; None for a new run. Not saved, as all that follows
+    known: bool = True  # False if that state has no file of this class beside it
+    resumed: dict[str, Any] | None = None  # what BasicSR stored in that state
+
+    def __repr__(self) -> str:  # BasicSR prints all options into its log
+        return f'RunState(seed={self.seed!r}, file={self.file!r})'
 
     @classmethod
     def of(cls, opt: Mapping[str, Any]) -> RunState:
@@ -102,18 +92,16 @@ class RunState:
         """
         before, after = dict(_leaves(self.made_with)), dict(_leaves(now))
         places = sorted(before.keys() | after.keys()) if before else []
-        changed = {p: (before.get(p, ABSENT), after.get(p, ABSENT)) for p in places}
-        changed = {place: values for place, values in changed.items() if values[0] != values[1]}
-        refused = [f'{p} was {was} and is now {now_is}' for p, (was, now_is) in changed.items() if REFUSED.fullmatch(p)]
+        changed = [(p, before.get(p, ABSENT), after.get(p, ABSENT)) for p in places if before.get(p) != after.get(p)]
+        refused = [f'{p} was {was} and is now {now_is}' for p, was, now_is in changed if REFUSED.fullmatch(p)]
         if refused:
             raise UserError(f'path.resume_state: {self.file} is of another run, {"; ".join(refused)}; {NEW_RUN}')
         self.made_with = now
-        return [f'{p}: {now_is} of the option file counts, it was {was}' for p, (was, now_is) in changed.items()]
+        return [f'{p}: {now_is} of the option file counts, it was {was}' for p, was, now_is in changed]
 
 
-SAVED = {name: type(value) for name, value in vars(RunState(seed=0)).items()}  # of what a side file holds
-for own in ('file', 'known', 'resumed'):
-    del SAVED[own]
+# what a side file holds
+SAVED = {n: type(v) for n, v in vars(RunState(seed=0)).items() if n not in ('file', 'known', 'resumed')}
 
 
 def write(content: dict[str, Any], file: Path) -> None:
@@ -144,12 +132,8 @@ def read_side_file(file: Path) -> dict[str, Any]:
         stored = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a truncated file
         raise CheckpointError(f'side file {file} cannot be read ({type(error).__name__}), it is truncated') from error
-    if (
-        not isinstance(stored, dict)
-        or 'random' not in stored
-        or not stored.keys() <= SAVED.keys()
-        or any(not isinstance(value, SAVED[name]) for name, value in stored.items() if (name, value) != ('seed', None))
-    ):
+    fits = isinstance(stored, dict) and 'random' in stored and stored.keys() <= SAVED.keys()
+    if not fits or any(not isinstance(v, SAVED[n]) for n, v in stored.items() if (n, v) != ('seed', None)):
         raise CheckpointError(f'side file {file} must be what a run wrote beside its state, and is something else')
     return stored
 
@@ -160,15 +144,15 @@ def recipe(opt: Mapping[str, Any]) -> dict[str, Any]:
     Optimizer and schedule are there by class: their settings are in the state, and count from there. Must be called
     before the model is built, since BasicSR takes ``type`` out of both.
     """
-    train = dict(opt.get('train') or {})
-    optimizer, schedule = train.pop('optim_g', None) or {}, train.pop('scheduler', None) or {}
-    data = (opt.get('datasets') or {}).get('train') or {}
-    kind = str(schedule.get('type')).replace('MultiStepRestartLR', 'MultiStepLR')  # BasicSR has one class for both
+    train, data = dict(opt.get('train') or {}), (opt.get('datasets') or {}).get('train') or {}
+    kinds = {key: {'type': str((train.get(key) or {}).get('type'))} for key in ('optim_g', 'scheduler')}
+    if kinds['scheduler']['type'] == 'MultiStepRestartLR':  # BasicSR has one class for both
+        kinds['scheduler']['type'] = 'MultiStepLR'
     made_with = {
         'model_type': opt.get('model_type'),
         'scale': opt.get('scale'),
         **{name: _spelt_out(section) for name, section in opt.items() if section and name.startswith('network_')},
-        'train': {**train, 'optim_g': {'type': optimizer.get('type')}, 'scheduler': {'type': kind}},
+        'train': {**train, **kinds},
         'datasets': {'train': {key: value for key, value in data.items() if key not in NO_EFFECT}},
     }
     return _plain(made_with)
@@ -201,37 +185,49 @@ def _leaves(section: Mapping[str, Any], place: str = '') -> Iterator[tuple[str, 
             yield f'{place}{key}', value
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> list[str]:
-    """Loads ``saved``; a line for each setting of the option file that the state overrules.
+def restore(optimizers: list[Any], schedulers: list[Any], state: Mapping[str, Any], total: int) -> list[str]:
+    """Puts optimizers and schedules back from a state; a line for each setting of the option file that it overrules.
+
+    Args:
+        optimizers: of the option file.
+        schedulers: of the option file, of BasicSR's classes.
+        state: with ``optimizers``, ``schedulers`` and ``iter``.
+        total: ``total_iter``.
 
     Raises:
-        UserError: the state is of an optimizer of another class, or of other parameters; nothing was loaded.
+        UserError: the state is of other classes or parameters, or has a schedule that ends before ``total``.
     """
+    lines = []
+    for kind, own in (('optimizers', optimizers), ('schedulers', schedulers)):
+        if len(own) != len(state[kind]):
+            words = f'the state has {len(state[kind])} {kind}, a model of this class has {len(own)}'
+            raise UserError(f'model_type: {words}; {NEW_RUN}')
+        for one, saved in zip(own, state[kind], strict=True):
+            left = total if state['iter'] < total else 0
+            lines += _restore_optimizer(one, saved) if kind == 'optimizers' else _restore_schedule(one, saved, left)
+    return lines
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> list[str]:
+    """Tried on a copy first, so that nothing is loaded from a state that is refused."""
     counts = [[len(group['params']) for group in groups] for groups in (saved['param_groups'], optimizer.param_groups)]
     if counts[0] != counts[1]:
-        raise UserError(
-            f'network_g or train.distill: the optimizer of the state moves {counts[0]} parameters (by group) and that '
-            f'of the option file {counts[1]}; {NEW_RUN}'
-        )
+        words = f'the state has {counts[0]} parameters (by group) and the option file {counts[1]}'
+        raise UserError(f'network_g or train.distill: {words}; {NEW_RUN}')
     trial = copy.deepcopy(optimizer)
     try:
         trial.load_state_dict(copy.deepcopy(saved))
-        for group in trial.param_groups:
-            for parameter in group['params']:
-                parameter.grad = torch.zeros_like(parameter)
+        for parameter in (parameter for group in trial.param_groups for parameter in group['params']):
+            parameter.grad = torch.zeros_like(parameter)
         trial.step()
     except Exception as error:  # each optimizer misses other things in the state of another class
-        raise UserError(
-            f'train.optim_g.type: {type(optimizer).__name__} cannot go on from the state, which is of another '
-            f'optimizer or of other parameters ({type(error).__name__}: {one_line(error)}); {NEW_RUN}'
-        ) from error
+        why = f'of another optimizer or of other parameters ({type(error).__name__}: {one_line(error)})'
+        words = f'{type(optimizer).__name__} cannot go on from the state, which is {why}'
+        raise UserError(f'train.optim_g.type: {words}; {NEW_RUN}') from error
     asked = [_settings(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)
-    lines = []
-    for before, group in zip(asked, optimizer.param_groups, strict=True):
-        after = _settings(group)
-        lines += [_overruled(f'train.optim_g.{k}', after[k], before[k]) for k in before if before[k] != after.get(k)]
-    return list(dict.fromkeys(lines))
+    groups = zip(asked, map(_settings, optimizer.param_groups), strict=True)
+    return list(dict.fromkeys(line for pair in groups for line in _overruled('train.optim_g', *pair)))
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,45 +238,32 @@ def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def restore_schedule(scheduler: Any, saved: dict[str, Any], total: int) -> list[str]:
-    """Loads ``saved``; a line for each setting of the option file that the state overrules.
-
-    Args:
-        scheduler: one of BasicSR's.
-        saved: its state.
-        total: ``total_iter`` if there is something left to train, else 0.
-
-    Raises:
-        UserError: the state is of a schedule of another class, or one that ends before ``total``.
-    """
+def _restore_schedule(scheduler: Any, saved: dict[str, Any], total: int) -> list[str]:
+    """``total`` is 0 if nothing is left to train."""
     asked, found = _public(vars(scheduler)), _public(saved)
     if asked.keys() != found.keys():
-        raise UserError(
-            f'train.scheduler.type: the state has a schedule of another class, with {sorted(found)}, where that of the '
-            f'option file has {sorted(asked)}; {NEW_RUN}'
-        )
+        words = f'the state has a schedule with {sorted(found)}, the option file one with {sorted(asked)}'
+        raise UserError(f'train.scheduler.type: {words}; {NEW_RUN}')
     end = sum(found.get('periods', [])) + 1  # the last iteration of a cosine schedule
     if 'periods' in found and end < total:
-        raise UserError(
-            f'train.scheduler.periods must reach total_iter ({total}), and those of the resumed state, which count, '
-            f'end after {end - 1} iterations; a cosine run cannot be extended, so begin a new one with '
-            'path.pretrain_network_g, or lower total_iter'
-        )
+        words = f'must reach total_iter ({total}), and those of the resumed state, which count, end after {end - 1}'
+        fix = 'a cosine run cannot be extended, so lower total_iter, or begin a new run with path.pretrain_network_g'
+        raise UserError(f'train.scheduler.periods {words}; {fix}')
     scheduler.load_state_dict(saved)
-    return [_overruled(f'train.scheduler.{k}', found[k], asked[k]) for k in sorted(asked) if asked[k] != found[k]]
+    return _overruled('train.scheduler', asked, found)
 
 
 def _public(state: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a schedule, without its position and what torch keeps in it."""
     private = {'optimizer', 'verbose', 'last_epoch', 'base_lrs', 'cumulative_period'}  # the rate is the optimizer's
     found = {key: value for key, value in state.items() if not key.startswith('_') and key not in private}
-    for key, value in found.items():
-        if isinstance(value, Counter):
-            found[key] = sorted(value.elements())
-        elif isinstance(value, tuple):
-            found[key] = list(value)
-    return found
+    counted = {key: sorted(value.elements()) for key, value in found.items() if isinstance(value, Counter)}
+    return {**found, **counted, **{key: list(value) for key, value in found.items() if isinstance(value, tuple)}}
 
 
-def _overruled(place: str, counts: Any, asked: Any) -> str:
-    return f'{place}: {counts} of the resumed state counts, and not {asked} of the option file'
+def _overruled(section: str, asked: Mapping[str, Any], counts: Mapping[str, Any]) -> list[str]:
+    return [
+        f'{section}.{key}: {counts.get(key)} of the resumed state counts, and not {asked[key]} of the option file'
+        for key in sorted(asked)
+        if asked[key] != counts.get(key)
+    ]

@@ -28,14 +28,14 @@ class TrainingStep:
 
     Attributes:
         dtype: of the forward pass; None is the network's own.
-        scaler: of the loss, under fp16.
+        scaler: of the loss, which does nothing unless under fp16.
         nonfinite: iterations skipped in a row.
     """
 
     def __init__(self, train: Mapping[str, Any], device: torch.device) -> None:
         self.device = device
         self.dtype = HALF.get(train.get('amp') or '')
-        self.scaler = torch.amp.GradScaler(device.type) if self.dtype is torch.float16 else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.parts: int = train.get('accumulate') or 1
         self.largest_norm: float = train.get('grad_clip') or 0
         asked = train.get('max_nonfinite')
@@ -69,7 +69,7 @@ class TrainingStep:
                 terms = loss_terms(*pair)
                 total: Any = sum(terms.values())
                 total = total / self.parts if self.parts > 1 else total
-                (self.scaler.scale(total) if self.scaler else total).backward()
+                self.scaler.scale(total).backward()
             for name, value in terms.items():
                 value = value.detach() / self.parts if self.parts > 1 else value.detach()
                 means[name] = means[name] + value if name in means else value
@@ -82,7 +82,7 @@ class TrainingStep:
             FloatingPointError: ``max_nonfinite`` iterations in a row had an infinite or NaN loss or gradient.
         """
         params = [p for group in optimizer.param_groups for p in group['params']]
-        if self.scaler and (self.largest_norm or self.max_nonfinite):
+        if self.largest_norm or self.max_nonfinite:
             self.scaler.unscale_(optimizer)
         if self.largest_norm:
             torch.nn.utils.clip_grad_norm_(params, self.largest_norm)
@@ -94,18 +94,15 @@ class TrainingStep:
             if bad or not last:
                 self._skip(bad, iteration)
                 return False
-        if self.scaler:
-            self.scaler.step(optimizer)
-            self.scaler.update()
-        else:
-            optimizer.step()
+        self.scaler.step(optimizer)
+        self.scaler.update()
         self.nonfinite = 0
         return True
 
     def _skip(self, bad: list[str], iteration: int) -> None:
         """Counts the iteration, in which losses of these names were not finite or, if none, the gradient was not."""
         message = f'iteration {iteration}: {" and ".join(bad) or "the gradient"} not finite'
-        if self.scaler:
+        if self.scaler.is_enabled():
             scale = self.scaler.get_scale()
             self.scaler.update()  # halves it if the gradient is not finite
             if self.scaler.get_scale() < LEAST_SCALE:
@@ -115,9 +112,7 @@ class TrainingStep:
                 return
         self.nonfinite += 1
         if self.nonfinite >= self.max_nonfinite:
-            raise FloatingPointError(
-                f'{message}, {self.nonfinite} times in a row (train.max_nonfinite); the checkpoints that were written '
-                'are from before. Go on from them (--auto_resume) with train.grad_clip, or amp: bf16 instead of fp16; '
-                'or begin again with a lower learning rate'
-            )
+            fix = 'go on (--auto_resume) from the checkpoints before with train.grad_clip, or amp: bf16 instead of fp16'
+            words = f'{message}, {self.nonfinite} times in a row (train.max_nonfinite)'
+            raise FloatingPointError(f'{words}; {fix}; or begin again with a lower learning rate')
         get_root_logger().warning(f'{message}; skipped ({self.nonfinite} in a row)')

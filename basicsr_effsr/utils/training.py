@@ -1,8 +1,7 @@
-"""Parts of a training step: optimizers by name, the moving average, gradients, random states."""
+"""Parts of a training step: the moving average, gradients, random states."""
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Iterable
 from typing import Any
@@ -10,28 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-from basicsr_effsr.utils.errors import near
-
-
-def make_optimizer(kind: str, params: Iterable[Any], **options: Any) -> torch.optim.Optimizer:
-    """Any optimizer of ``torch.optim`` by its name, if one backward pass is all that a step of it needs.
-
-    Raises:
-        ValueError: there is none of that name (the message lists the nearest), or its step wants a closure.
-        TypeError: an option that this optimizer does not have.
-    """
-    found = getattr(torch.optim, kind, None)
-    base = torch.optim.Optimizer
-    known = [n for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, base) and c is not base]
-    if kind not in known or found is None:
-        raise ValueError(f'optim_g: torch.optim has no optimizer {kind!r}; {near(kind, known)}')
-    if inspect.signature(found.step).parameters['closure'].default is inspect.Parameter.empty:
-        raise ValueError(
-            f'optim_g: {kind} evaluates the loss several times in a step (a closure), which a training loop of one '
-            'backward pass per iteration cannot give it; take Adam, AdamW or SGD'
-        )
-    return found(params, **options)
 
 
 @torch.no_grad()
