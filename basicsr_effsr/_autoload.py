@@ -56,6 +56,6 @@ def install(force=False):
         if any(name in sys.modules for name in HOOKED):
             from basicsr_effsr.host import adapt
 
-            adapt.adapt_loaded(HOOKED)
+            adapt.adapt_loaded()
     except Exception as error:  # a hook that dies would take `import torch` with it
         sys.stderr.write(f'basicsr_effsr: automatic loading is off in this process ({error!r})\n')

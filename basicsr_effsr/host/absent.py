@@ -59,29 +59,18 @@ class _StandIn(ModuleType):
     """A module that takes the place of one of BasicSR."""
 
 
-class Registry:
-    """As much of BasicSR's class as our networks need."""
+class Registry(dict[str, Any]):
+    """As much of BasicSR's class as our networks need: it gives pairs, and ``get`` raises KeyError."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
-        self._obj_map: dict[str, Any] = {}
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._obj_map
+        super().__init__()
+        self._name, self._obj_map = name, self
 
     def __iter__(self) -> Any:
-        return iter(self._obj_map.items())
+        return iter(self.items())
 
-    def _do_register(self, name: str, obj: Any) -> None:
-        self._obj_map[name] = obj
-
-    def get(self, name: str) -> Any:
-        """The class of that name.
-
-        Raises:
-            KeyError: there is none.
-        """
-        return self._obj_map[name]
+    _do_register = dict.__setitem__
+    get = dict.__getitem__  # type: ignore[assignment]
 
 
 def stand_in() -> None:

@@ -11,7 +11,7 @@ import os
 import sys
 from argparse import ArgumentError, ArgumentParser
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from importlib.machinery import ModuleSpec
@@ -27,35 +27,22 @@ if TYPE_CHECKING:
     from basicsr_effsr.options.problem import Problem
 
 
-class _AdaptingLoader:
-    """The module's own loader, which lets us adapt the module right after it has been executed."""
+class HookedLoader:
+    """The module's own loader, or none where the host imports what nobody has; then ``act`` has the module."""
 
-    def __init__(self, loader: Any, adapt: Callable[[ModuleType], None]) -> None:
-        self._loader, self._adapt = loader, adapt
+    def __init__(self, act: Callable[[ModuleType], None], loader: Any = None) -> None:
+        self._act, self._loader = act, loader
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
+        return self._loader.create_module(spec) if self._loader else None
 
     def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        self._adapt(module)
-
-
-class ServingLoader:
-    """Loader of a module that the host imports and nobody has."""
-
-    def __init__(self, fill: Callable[[ModuleType], None]) -> None:
-        self._fill = fill
-
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__doc__ = 'Served by basicsr_effsr, for BasicSR imports it and nobody has it.'
-        self._fill(module)
+        if self._loader:
+            self._loader.exec_module(module)
+        self._act(module)
 
 
 def _functional_tensor(module: ModuleType) -> None:
@@ -76,17 +63,16 @@ def find_spec(name: str) -> ModuleSpec | None:
     """The spec of a hooked module, so loaded that it is adapted; None if nobody has it."""
     real = importlib.util.find_spec(name)
     if name in FILLS:
-        return real or ModuleSpec(name, ServingLoader(FILLS[name]))  # type: ignore[arg-type]
+        return real or ModuleSpec(name, HookedLoader(FILLS[name]))  # type: ignore[arg-type]
     if real is not None and name in ADAPTATIONS:
-        real.loader = _AdaptingLoader(real.loader, ADAPTATIONS[name])  # type: ignore[assignment]
+        real.loader = HookedLoader(ADAPTATIONS[name], real.loader)  # type: ignore[assignment]
     return real
 
 
-def adapt_loaded(names: Iterable[str]) -> None:
+def adapt_loaded() -> None:
     """Adapts those of the hooked modules that were imported before the hook was installed."""
-    for name in names:
-        if name in sys.modules and name in ADAPTATIONS:
-            ADAPTATIONS[name](sys.modules[name])
+    for name in [name for name in ADAPTATIONS if name in sys.modules]:
+        ADAPTATIONS[name](sys.modules[name])
 
 
 def _adapt_registry(module: ModuleType) -> None:
@@ -180,17 +166,23 @@ def _adapt_options(module: ModuleType) -> None:
             opt, args = original(root, is_train=is_train)
         except Exception:
             if file is not None:
-                _say_what_is_missing(file, is_train)
+                _stop_on_problems(None, file, is_train)
             raise
         rooted = _RootedOptions(opt)
         if root != root_path:
             rooted['root_path'] = root
         if uses_our_classes(rooted):
+            from basicsr.utils import set_random_seed
+
             from basicsr_effsr.host.ending import end_in_a_sentence
             from basicsr_effsr.host.loop import replacements
+            from basicsr_effsr.utils.distributed import from_rank_0
 
             _stop_on_problems(rooted, file, is_train)
-            _share_seed(rooted)
+            seed = from_rank_0(rooted['manual_seed'])
+            if seed != rooted['manual_seed']:
+                rooted['manual_seed'] = seed
+                set_random_seed(seed + rooted['rank'])
             end_in_a_sentence()
             caller = sys._getframe(1).f_globals
 
@@ -224,16 +216,6 @@ def _option_file() -> Path | None:
     return file
 
 
-def _say_what_is_missing(file: Path, is_train: bool) -> None:
-    """Ends the run with what the rules find in a file that the host could not parse, if they find anything."""
-    from basicsr_effsr.options.check import inspected
-    from basicsr_effsr.options.file import read_option_file
-
-    opt = _of(file, read_option_file)
-    if uses_our_classes(opt):
-        _report(inspected(opt, is_train).found, file)
-
-
 def _of(file: Path, read: Callable[[Path], Any]) -> Any:
     """What is read of an option file; ends the run with a sentence if it cannot be."""
     try:
@@ -242,32 +224,32 @@ def _of(file: Path, read: Callable[[Path], Any]) -> Any:
         raise SystemExit(f'basicsr_effsr: {error}') from error
 
 
-def _stop_on_problems(opt: dict[str, Any], file: Path | None, is_train: bool) -> None:
+def _stop_on_problems(opt: dict[str, Any] | None, file: Path | None, is_train: bool) -> None:
     """Stops where the rules or, if they find nothing, one dry step find what the run would die of.
 
     Whole floats become integers where the rules ask for a count. Then, for training, it stops where another process
-    writes the same folder. One process of a group does it for all.
+    writes the same folder. One process of a group does it for all. Of a file that the host could not parse, where
+    ``opt`` is None, the rules alone say what is wrong, if it names a class of ours.
     """
-    from basicsr_effsr.host.dry_run import undisturbed
+    from basicsr_effsr.host.dry_run import dry_step, undisturbed
+    from basicsr_effsr.host.loop import take_folder
     from basicsr_effsr.options.check import inspected
     from basicsr_effsr.options.file import read_option_file
     from basicsr_effsr.options.problem import adopt
     from basicsr_effsr.utils.distributed import from_rank_0
 
-    if file is not None:
-        _of(file, read_option_file)  # the host takes the last of two equal keys
+    read = _of(file, read_option_file) if file is not None else {}  # the host takes the last of two equal keys
+    if opt is None:
+        _report(inspected(read, is_train).found if uses_our_classes(read) else [], file)
+        return
     with undisturbed():  # what logs while it is tried would keep the host from opening its log file
         context = inspected(opt, is_train)
     found = context.found
     if not any(problem.fatal for problem in found):
         adopt(opt, context.opt)
         if opt.get('rank', 0) == 0:
-            from basicsr_effsr.host.dry_run import dry_step
-
             found += dry_step(opt, is_train)
             if is_train and not any(problem.fatal for problem in found):
-                from basicsr_effsr.host.loop import take_folder
-
                 found += take_folder(opt)
     _report(from_rank_0(found), file, opt.get('rank', 0))
 
@@ -282,17 +264,6 @@ def _report(found: list[Problem], file: Path | None, rank: int = 0) -> None:
         raise SystemExit('\n'.join(f'basicsr_effsr: {problem}' for problem in fatal))
     for problem in found if rank == 0 else ():
         sys.stderr.write(f'basicsr_effsr: warning: {problem}\n')
-
-
-def _share_seed(opt: dict[str, Any]) -> None:
-    from basicsr.utils import set_random_seed
-
-    from basicsr_effsr.utils.distributed import from_rank_0
-
-    seed = from_rank_0(opt['manual_seed'])
-    if seed != opt['manual_seed']:
-        opt['manual_seed'] = seed
-        set_random_seed(seed + opt['rank'])
 
 
 def _adapt_real_esrgan(module: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""One dry step of a run on its real objects: whatever stops it would stop the run."""
+"""One dry step of a run on its real objects, without a trace in this process: what stops it would stop the run."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset, default_collate
 
-from basicsr_effsr._registration import derives_from_ours, lookup
+from basicsr_effsr._registration import derives_from_ours
 from basicsr_effsr.data.sampler import SampleIndex
 from basicsr_effsr.options.problem import Problem, copied, warning
+from basicsr_effsr.options.spec import losses_of
 from basicsr_effsr.utils.distributed import alone
 from basicsr_effsr.utils.errors import one_line
 from basicsr_effsr.utils.memory import out_of_memory
@@ -37,8 +38,7 @@ VAL_SIDE = 32  # LR pixels of the image of validation
 TOO_MUCH = 1e12  # operations of a step on a CPU, about a minute of one core
 # attributes of models -> what asked for them; network_x asked for net_x
 PLACES = {'feature_loss': 'train.distill.feature_loss', 'adapters': 'train.distill'}
-# log name -> (key, attribute of BasicSR's SRModel)
-HOST_LOSSES = {'l_pix': ('pixel_opt', 'cri_pix'), 'l_percep': ('perceptual_opt', 'cri_perceptual')}
+HOST_LOSSES = {'l_pix': 'cri_pix', 'l_percep': 'cri_perceptual'}  # log name -> attribute of BasicSR's SRModel
 MAKERS = {  # functions of the host and of our models that make or use what an option asks for
     'setup_optimizers': 'train.optim_g',
     'setup_schedulers': 'train.scheduler',
@@ -52,9 +52,7 @@ NAMED = re.compile(r'\b((?:train|val|datasets|path|logger|network_\w+)\.\w+(?:\.
 
 
 class _StepError(Exception):
-    def __init__(self, where: str, message: str) -> None:
-        super().__init__(message)
-        self.where = where
+    """(option, what is wrong with it)."""
 
 
 class _FetchError(Exception):
@@ -135,7 +133,8 @@ def _try(opt: Mapping[str, Any], is_train: bool, folder: Path, *, small: bool) -
         else:
             step.test()
     except _StepError as refused:
-        return [*step.notes, Problem(refused.where, str(refused).replace(str(folder), '...'))]
+        where, words = refused.args
+        return [*step.notes, Problem(where, words.replace(str(folder), '...'))]
     except _FetchError as fetch:
         return [warning('train', f'the run fetches {fetch} first, so its first step was not tried')]
     return step.notes
@@ -157,25 +156,17 @@ def _parsed(opt: Mapping[str, Any], is_train: bool, folder: Path) -> Options:
 
 @dataclass
 class _Step:
-    """The parts of a run, made one after the other.
+    """The parts of a run, made one after the other."""
 
-    Attributes:
-        folder: temporary; gets all that the step writes.
-        small: take the smallest patch and batch that the networks allow, not the file's.
-        hooks: what stands for the host's functions of these names.
-        owners: id of an object -> the option that asked for it.
-        done: iterations before the step.
-    """
-
-    folder: Path
-    small: bool
+    folder: Path  # temporary; gets all that the step writes
+    small: bool  # take the smallest patch and batch that the networks allow, not the file's
     opt: Options = field(default_factory=dict)
     notes: list[Problem] = field(default_factory=list)
-    hooks: dict[str, Callable] = field(default_factory=dict)
-    owners: dict[int, str] = field(default_factory=dict)
-    made: dict[str, Any] = field(default_factory=dict)
+    hooks: dict[str, Callable] = field(default_factory=dict)  # what stands for the host's functions of these names
+    owners: dict[int, str] = field(default_factory=dict)  # id of an object -> the option that asked for it
+    made: dict[str, Any] = field(default_factory=dict)  # data sets by phase
     model: Any = None
-    done: int = 0
+    done: int = 0  # iterations before the step
 
     # ------------------------------------------------------------------ where something fails
 
@@ -207,20 +198,11 @@ class _Step:
             return f'val.metrics.{seen["name"]}'
         if name == 'build_loss':
             asked = {**seen['opt'], 'type': seen.get('loss_type')}
-            return next((place for _, place, option in self._losses() if option == asked), None)
+            return next((place for place, _, option in losses_of(self.opt['train']) if option == asked), None)
         if name == 'load_network':
             files = {file: key for key, file in self.opt['path'].items() if key.startswith('pretrain_network')}
             return f'path.{files.get(seen.get("load_path"), "pretrain_network_g")}'
         return self.owners.get(id(seen.get('self'))) or MAKERS.get(name)
-
-    def _losses(self) -> Iterator[tuple[str, str, Options]]:
-        """(log name, place, option) of every loss; of those under keys that another's model has, no name."""
-        train = self.opt.get('train') or {}
-        own = [('', f'train.{key}', option) for key, option in train.items() if key.endswith('_opt') and option]
-        named = {name: (f'train.{key}', train.get(key)) for name, (key, _) in HOST_LOSSES.items()}
-        named |= {name: (f'train.losses.{name}', option) for name, option in (train.get('losses') or {}).items()}
-        named[''] = ('train.distill.feature_loss', (train.get('distill') or {}).get('feature_loss'))
-        yield from [*((name, place, option) for name, (place, option) in named.items() if option), *own]
 
     # ------------------------------------------------------------------ making the parts
 
@@ -260,8 +242,8 @@ class _Step:
         self.owners |= dict.fromkeys(map(id, model.optimizers), 'train.optim_g')
         self.owners |= dict.fromkeys(map(id, model.schedulers), 'train.scheduler')
         own = getattr(model, 'losses', {})
-        for name, where, _ in self._losses():
-            loss = own[name] if name in own else getattr(model, HOST_LOSSES.get(name, ('', ''))[1], None)
+        for where, name, _ in losses_of(self.opt.get('train') or {}):
+            loss = own[name] if name in own else getattr(model, HOST_LOSSES.get(name, ''), None)
             if loss is not None:
                 self._belongs(loss, where)
                 loss.register_forward_hook(_refuse_what_compares_nothing(where))
@@ -312,9 +294,7 @@ class _Step:
 
     def loggers(self) -> None:
         """What the host's loggers need, without making them: Weights & Biases would begin a run."""
-        logger = self.opt['logger']
-        if 'debug' in self.opt['name']:
-            return
+        logger = {} if 'debug' in self.opt['name'] else self.opt['logger']
         if (logger.get('wandb') or {}).get('project') is not None:
             with self.at('logger.wandb'):
                 if logger.get('use_tb_logger') is not True:
@@ -342,13 +322,10 @@ class _Step:
         stages = train.get('progressive') or {}
         gt_size = min(stages['gt_size']) if stages else None
         number = min(stages.get('batch') or [option.get('batch_size_per_gpu', 1)])
-        if self.small:
-            number = min(train.get('accumulate') or 1, number)
-        samples = []
-        for i in range(number):
-            index = SampleIndex(i % len(dataset), self.opt['manual_seed'], 0, i, gt_size)
-            samples.append(self.cropped(dataset[index if derives_from_ours(type(dataset)) else int(index)], SIDE))
-        return default_collate(samples)
+        number = min(train.get('accumulate') or 1, number) if self.small else number
+        indices = [SampleIndex(i % len(dataset), self.opt['manual_seed'], 0, i, gt_size) for i in range(number)]
+        knows = derives_from_ours(type(dataset))
+        return default_collate([self.cropped(dataset[i if knows else int(i)], SIDE) for i in indices])
 
     def cropped(self, item: Options, least: int) -> Options:
         """A small step's item: the same pair with a small LR image, if it is a pair."""
@@ -356,12 +333,12 @@ class _Step:
         if not self.small or not isinstance(lq, torch.Tensor) or lq.dim() != 3:
             return item
         side = self.side(least)
-        cut = {'lq': lq[..., :side, :side]}
-        if gt is not None:
-            if not scale or gt.shape[1:] != (lq.shape[1] * scale, lq.shape[2] * scale):
-                return item
-            cut['gt'] = gt[..., : side * scale, : side * scale]
-        return {**item, **cut}
+        cut = {**item, 'lq': lq[..., :side, :side]}
+        if gt is None:
+            return cut
+        if not scale or gt.shape[1:] != (lq.shape[1] * scale, lq.shape[2] * scale):
+            return item
+        return {**cut, 'gt': gt[..., : side * scale, : side * scale]}
 
     def iteration(self) -> None:
         from basicsr.utils import MessageLogger
@@ -395,21 +372,12 @@ class _Step:
             if not isinstance(item.get('lq'), torch.Tensor) or item['lq'].dim() != 3:
                 self.notes.append(warning(f'datasets.{phase}', 'holds no single images, so no validation was tried'))
                 continue
-            if 'gt' not in item:
-                self.refuse_metrics_of_pairs(phase)
+            vars(self.model).pop('gt', None)  # of the batch; metrics that compare must miss what this set does not have
             one: Any = Subset([self.cropped(item, VAL_SIDE)], [0])  # type: ignore[arg-type]
             one.opt = dataset.opt
             with self.at('val'):
                 name = self.done + 1 if self.opt['is_train'] else self.opt['name']
                 self.model.validation(DataLoader(one), name, None, val['save_img'])
-
-    def refuse_metrics_of_pairs(self, phase: str) -> None:
-        for name, option in (self.opt['val'].get('metrics') or {}).items():
-            function, _ = lookup('METRIC', option.get('type'))
-            second = inspect.signature(function).parameters.get('img2') if function else None
-            if second is not None and second.default is second.empty:
-                words = f'{option["type"]} compares with HR images, which datasets.{phase} does not have; take this '
-                raise _StepError(f'val.metrics.{name}', words + 'metric out, or give the data set dataroot_gt')
 
     def save(self) -> None:
         opt, model, number = self.opt, self.model, self.done + 1
@@ -428,7 +396,7 @@ class _Step:
                 group['lr'] = group['initial_lr']
             turns = {total - 1}
             for name in ('milestones', 'restarts', 'cumulative_period'):
-                turns |= {int(turn) for turn in getattr(scheduler, name, ())}
+                turns |= set(map(int, getattr(scheduler, name, ())))
             for turn in sorted(turn for turn in turns if 0 < turn < total):
                 scheduler.last_epoch = turn - 1
                 scheduler.step()
@@ -437,33 +405,27 @@ class _Step:
                         raise _StepError('train.scheduler', f'gives the learning rate {rate} at iteration {turn}')
 
 
-def _number(out: Any, where: str, name: str) -> float:
-    """The one number that a loss gives; the host's PerceptualLoss gives two, either of which may be missing."""
-    parts = [part for part in (out if isinstance(out, tuple) else (out,)) if isinstance(part, torch.Tensor)]
-    for part in parts:
-        if part.numel() != 1:
-            words = f'{name} must give one number, it gives {tuple(part.shape)}; set reduction: mean or sum'
-            raise _StepError(where, words)
-    return float(sum(part.detach() for part in parts))
-
-
 def _refuse_what_compares_nothing(where: str) -> Callable:
     """A hook on a loss: it gives one number, which depends on the target and is least where the output equals it."""
 
     @torch.no_grad()
     def hook(module: nn.Module, given: tuple[Any, ...], out: Any) -> None:
         name, (output, target) = type(module).__name__, given[:2]
-        _number(out, where, name)
-        if output.shape != target.shape:  # which torch would broadcast; features of a pair may differ
-            if 'feature' not in where:
-                words = f'gives images of {tuple(output.shape)}, HR images are of {tuple(target.shape)}'
-                raise _StepError('network_g', f'{words}; check its channels and upscale')
-            return
+
+        def number(out: Any) -> float:  # the host's PerceptualLoss gives two, either of which may be missing
+            parts = [part for part in (out if isinstance(out, tuple) else (out,)) if isinstance(part, torch.Tensor)]
+            wrong = [tuple(part.shape) for part in parts if part.numel() != 1]
+            if wrong:
+                raise _StepError(where, f'{name} must give one number, it gives {wrong[0]}; set reduction: mean or sum')
+            return float(sum(parts))
+
+        number(out)
+        if output.shape != target.shape:  # which torch would broadcast
+            words = f'gives images of {tuple(output.shape)}, HR images are of {tuple(target.shape)}'
+            raise _StepError('network_g', f'{words}; check its channels and upscale')
         one, other = torch.rand(2, *target.shape, generator=torch.Generator().manual_seed(0)).to(target)
         flat = torch.full_like(one, 0.5)
-        reached, far, moved = (
-            _number(module.forward(*pair), where, name) for pair in ((one, one), (flat, one), (one, other))
-        )
+        reached, far, moved = (number(module.forward(*pair)) for pair in ((one, one), (flat, one), (one, other)))
         if reached > far + 1e-6 * abs(far) or reached == moved != 0:
             words = 'which gives no smaller number for an output that is its target; take another loss'
             raise _StepError(f'{where}.type', f'{name} must be a loss of (output, target), {words}')

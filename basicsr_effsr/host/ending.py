@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,8 +22,8 @@ def end_in_a_sentence() -> None:
     BasicSR says neither path nor cause of an image that it cannot write, and goes on without a log that it cannot
     write, with a traceback for each of its lines.
     """
-    if not isinstance(sys.excepthook, _Sentence):
-        sys.excepthook = _Sentence(sys.excepthook)
+    if not isinstance(sys.excepthook, partial):
+        sys.excepthook = partial(_say, sys.excepthook)
     from basicsr.models import sr_model
 
     sr_model.imwrite = _write_image
@@ -48,20 +49,17 @@ def sentence(error: BaseException) -> str:
     return one_line(error)
 
 
-class _Sentence:
-    def __init__(self, otherwise: Any) -> None:
-        self.otherwise = otherwise
-
-    def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        words = sentence(error)
-        if not words:
-            self.otherwise(kind, error, trace)
-            return
-        sys.stderr.write(f'basicsr_effsr: {words}\n')
-        for handler in logging.getLogger('basicsr').handlers:
-            if isinstance(handler, logging.FileHandler):
-                with suppress(Exception):  # the disk of the log may be the one that is full
-                    handler.handle(logging.LogRecord('basicsr', logging.ERROR, '', 0, words, None, None))
+def _say(otherwise: Any, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """In place of ``sys.excepthook``."""
+    words = sentence(error)
+    if not words:
+        otherwise(kind, error, trace)
+        return
+    sys.stderr.write(f'basicsr_effsr: {words}\n')
+    for handler in logging.getLogger('basicsr').handlers:
+        if isinstance(handler, logging.FileHandler):
+            with suppress(Exception):  # the disk of the log may be the one that is full
+                handler.handle(logging.LogRecord('basicsr', logging.ERROR, '', 0, words, None, None))
 
 
 def _write_image(image: Any, file_path: str, params: Any = None, auto_mkdir: bool = True) -> None:

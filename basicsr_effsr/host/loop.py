@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
 
-from basicsr_effsr._registration import derives_from_ours
+from basicsr_effsr._registration import derives_from_ours, lookup
 from basicsr_effsr.data.course import StagePlan, enlarge_ratio_for, epoch_at, iterations_that_run
 from basicsr_effsr.data.sampler import PlannedBatches, ResumableSampler, make_loader
 from basicsr_effsr.models.run_state import RunState, read_side_file, recipe, side_file
@@ -83,30 +83,21 @@ def _leave_folder(lock: BaseFileLock, owner: int) -> None:
 
 
 def _read_state(file: Path) -> dict[str, Any]:
+    fix = 'give a whole file of training_states/; weights belong in path.pretrain_network_g'
     if not file.is_file():
-        raise CheckpointError(f'path.resume_state: {file} does not exist; give a file of training_states/')
+        raise CheckpointError(f'path.resume_state: {file} does not exist; {fix}')
     try:
         state = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a truncated or foreign file
-        raise CheckpointError(
-            f'path.resume_state: {file} cannot be read ({type(error).__name__}), it is truncated or of another kind; '
-            'give a whole file of training_states/'
-        ) from error
-    if not _is_state(state):
-        found = sorted(map(str, state))[:4] if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(
-            f'path.resume_state: {file} must be a file of training_states/ with epoch, iter, optimizers and '
-            f'schedulers, and holds {found}; weights belong in path.pretrain_network_g'
-        )
-    return state
-
-
-def _is_state(state: Any) -> bool:
+        raise CheckpointError(f'path.resume_state: {file} cannot be read ({type(error).__name__}); {fix}') from error
     match state:
-        case {'epoch': int(), 'iter': int(), 'optimizers': [*optimizers], 'schedulers': [*schedulers]}:
-            fields = [one for one in optimizers if isinstance(one, dict) and {'state', 'param_groups'} <= one.keys()]
-            return len(fields) == len(optimizers) and all(isinstance(one, dict) for one in schedulers)
-    return False
+        case {'epoch': int(), 'iter': int(), 'optimizers': [*optimizers], 'schedulers': [*schedulers]} if all(
+            isinstance(one, dict) and {'state', 'param_groups'} <= one.keys() for one in optimizers
+        ) and all(isinstance(one, dict) for one in schedulers):
+            return state
+    found = sorted(map(str, state))[:4] if isinstance(state, dict) else type(state).__name__
+    words = f'must hold epoch, iter, optimizers and schedulers, and holds {found}'
+    raise CheckpointError(f'path.resume_state: {file} {words}; {fix}')
 
 
 def _check_companions(opt: Options, state: Path, iteration: int) -> None:
@@ -133,13 +124,13 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
     if 'network_t' in opt:
         ignored = opt['path'].get('ignore_resume_networks') or []
         opt['path']['ignore_resume_networks'] = sorted({*ignored, 'network_t'})
+    named, files = opt['path'].get('resume_state'), []
     if opt['auto_resume']:
-        folder = Path(opt['path']['training_states'])
-        states = [file for file in folder.glob('*.state') if re.fullmatch('[0-9]+', file.stem)]  # not a user's copies
-        files = sorted(states, key=lambda file: int(file.stem), reverse=True)
-    else:
-        named = opt['path'].get('resume_state')
-        files = [Path(named)] if named else []
+        states = Path(opt['path']['training_states']).glob('*.state')
+        mine = [file for file in states if re.fullmatch('[0-9]+', file.stem)]  # not a user's copies
+        files = sorted(mine, key=lambda file: int(file.stem), reverse=True)
+    elif named:
+        files = [Path(named)]
     for file in files:
         try:
             state = _read_state(file)
@@ -154,17 +145,12 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
         asked = {key: value for key, value in opt['path'].items() if key.startswith('param_key_')}
         check_resume(opt, state['iter'])
         ignored = opt['path'].get('ignore_resume_networks') or []
-        for (
-            key,
-            value,
-        ) in asked.items():  # the host puts params for params_ema alone, and everywhere
+        for key, value in asked.items():  # the host puts params for params_ema alone, and everywhere
             opt['path'][key] = value if key.replace('param_key_', 'network_') in ignored else 'params'
         if run.seed is not None and run.seed != opt['manual_seed']:  # without manual_seed BasicSR draws another
             warn(f'manual_seed: {run.seed} of the resumed state counts, and not {opt["manual_seed"]}')
             opt['manual_seed'] = run.seed
-        run.seed = opt['manual_seed']
-        run.resumed = state
-        opt['run_state'] = run
+        run.seed, run.resumed, opt['run_state'] = opt['manual_seed'], state, run
         return state
     if files:
         raise CheckpointError(f'no state in {files[0].parent} can be read; move the folder away to begin again')
@@ -184,37 +170,24 @@ def _settle(run: RunState, sampling: Options, plan: StagePlan, samples: int) -> 
         plan: the stages.
         samples: per epoch and rank.
     """
-    state = run.resumed
+    state, anchor = run.resumed, (0, 0)
     before = {key: value for key, value in run.sampling.items() if key != 'anchor'}
-    if state is None:
-        anchor = (0, 0)
-    elif sampling and before == sampling:
-        epoch, done = run.sampling['anchor']
-        anchor = (epoch, done)
-    elif sampling and not before and state['iter'] and state['epoch'] == epoch_at(plan, samples, state['iter'] - 1):
-        anchor = (0, 0)  # BasicSR's own model does not save how samples were drawn; this state fits what is drawn now
-    else:
-        anchor = (epoch_at(plan, samples, state['iter']), state['iter'])
-        state['epoch'] = anchor[0]
-        changed = [key for key in sampling if before.get(key) != sampling[key]]
-        had, has = ({key: of.get(key) for key in changed} for of in (before, sampling))
-        reason = (
-            f'it had {had} and now has {has}' if sampling else 'its data set starts again, EffSRPairedDataset goes on'
-        )
-        if state['iter']:
-            warn(f'the run goes on with the first sample of epoch {anchor[0]}, not exactly: {reason}')
+    if state is not None and sampling and before == sampling:
+        anchor = tuple(run.sampling['anchor'])
+    elif state is not None:
+        epoch, done = epoch_at(plan, samples, state['iter']), state['iter']
+        # BasicSR's own model does not save how samples were drawn; its state may fit what is drawn now
+        known = sampling and not before and done and state['epoch'] == epoch_at(plan, samples, done - 1)
+        if not known:
+            anchor, state['epoch'] = (epoch, done), epoch
+            changed = [key for key in sampling if before.get(key) != sampling[key]]
+            had, has = ({key: of.get(key) for key in changed} for of in (before, sampling))
+            reason = 'its data set starts again, EffSRPairedDataset goes on'
+            reason = f'it had {had} and now has {has}' if sampling else reason
+            if done:
+                warn(f'the run goes on with the first sample of epoch {epoch}, not exactly: {reason}')
     run.sampling = {**sampling, 'anchor': list(anchor)} if sampling else {}
     return anchor
-
-
-def _refuse_bytes_for_the_host(opt: Options, dataset_opt: Options) -> None:
-    from basicsr.utils.registry import MODEL_REGISTRY
-
-    if dataset_opt.get('uint8') and MODEL_REGISTRY.get(opt['model_type']).__module__.startswith('basicsr.'):
-        raise ValueError(
-            f'datasets.{dataset_opt["phase"]}.uint8: {opt["model_type"]} of BasicSR cannot take bytes; use model_type: '
-            'EffSRModel, or take uint8 out'
-        )
 
 
 def replacements(opt: Options) -> dict[str, Any]:
@@ -233,52 +206,38 @@ def replacements(opt: Options) -> dict[str, Any]:
         return ResumableSampler(dataset, num_replicas, rank, ratio, seed=opt['manual_seed'])
 
     def loader(dataset: Any, dataset_opt: Options, num_gpu: int = 1, dist: bool = False, **others: Any) -> Any:
-        _refuse_bytes_for_the_host(opt, dataset_opt)
-        ours = derives_from_ours(type(dataset))
-        if dataset_opt['phase'] != 'train':
+        phase, ours, stages = dataset_opt['phase'], derives_from_ours(type(dataset)), opt['train'].get('progressive')
+        model, _ = lookup('MODEL', opt['model_type'])
+        if dataset_opt.get('uint8') and model.__module__.startswith('basicsr.'):
+            words = f'{opt["model_type"]} of BasicSR cannot take bytes; use EffSRModel, or take uint8 out'
+            raise ValueError(f'datasets.{phase}.uint8: {words}')
+        if phase != 'train':
             return host_loader(dataset, dataset_opt, num_gpu=num_gpu, dist=dist, **others)
-        if not ours and opt['train'].get('progressive'):
-            raise ValueError(
-                f'train.progressive: {type(dataset).__name__} cannot change its patches; use EffSRPairedDataset'
-            )
+        if not ours and stages:
+            words = f'{type(dataset).__name__} cannot change its patches; use EffSRPairedDataset'
+            raise ValueError(f'train.progressive: {words}')
         run: RunState = opt['run_state']  # a resumed one has taken the place of the new one
         for line in run.compare(recipe(opt)):
             warn(line)
         multiplier = 1 if dist else max(num_gpu, 1)
-        batch = dataset_opt['batch_size_per_gpu'] * multiplier
-        stages = opt['train'].get('progressive')
-        if stages and stages.get('batch'):
-            stages = {**stages, 'batch': [samples * multiplier for samples in stages['batch']]}
-        plan = StagePlan(batch, stages)
-        source = others['sampler']
-        world = source.num_replicas
-        total = int(opt['train']['total_iter'])
-        ratio = dataset_opt.get('dataset_enlarge_ratio', 1)
+        plan = StagePlan(dataset_opt['batch_size_per_gpu'], stages, multiplier)
+        source, total = others['sampler'], int(opt['train']['total_iter'])
+        ratio, world = dataset_opt.get('dataset_enlarge_ratio', 1), source.num_replicas
         arguments = (plan, len(dataset), ratio, world, dataset_opt['batch_size_per_gpu'])
         if ours:
             PlannedBatches(source, plan)  # refuses an epoch without a batch, in words
-        sampling = {
-            'images': len(dataset),
-            'ratio': ratio,
-            'world_size': source.num_replicas,
-            'stages': str(plan.stages),
-        }
+        sampling = {'images': len(dataset), 'ratio': ratio, 'world_size': world, 'stages': str(plan.stages)}
         anchor = _settle(run, sampling if ours else {}, plan, len(source))
         runs = iterations_that_run(*arguments, total, anchor)
         if runs < total:
-            raise ValueError(
-                f'training would end after {runs} of {total} iterations, because the last incomplete batch of every '
-                f'epoch is dropped; set dataset_enlarge_ratio to {enlarge_ratio_for(*arguments, total)}'
-            )
+            words = f'training would end after {runs} of {total} iterations, because every epoch drops its last'
+            ratio = enlarge_ratio_for(*arguments, total)
+            raise ValueError(f'{words} incomplete batch; set dataset_enlarge_ratio to {ratio}')
         if not ours:
             return host_loader(dataset, dataset_opt, num_gpu=num_gpu, dist=dist, **others)
         if dataset_opt.get('prefetch_mode') == 'cpu':
-            warn(
-                f'datasets.train.prefetch_mode: cpu adds no queue to {type(dataset).__name__}, whose loader processes '
-                'read ahead themselves; set num_worker_per_gpu'
-            )
+            warn('datasets.train.prefetch_mode: cpu adds no queue to loader processes; set num_worker_per_gpu')
         at = (run.resumed['epoch'], run.resumed['iter']) if run.resumed else (0, 0)
-        batches = PlannedBatches(source, plan, at, anchor)
-        return make_loader(dataset, dataset_opt, batches, multiplier=multiplier)
+        return make_loader(dataset, dataset_opt, PlannedBatches(source, plan, at, anchor), multiplier=multiplier)
 
     return {'load_resume_state': load_resume_state, 'EnlargedSampler': sampler, 'build_dataloader': loader}
