@@ -268,7 +268,7 @@ class TestExtras:
                 except (ValueError, RuntimeError) as error:
                     refused[kind] = str(error)
         for unfit in ('LBFGS', 'Optimizer', 'SparseAdam'):  # which needs a closure, is none, needs sparse gradients
-            assert refused.pop(unfit).startswith('train.optim_g.type: ')
+            assert refused.pop(unfit).startswith('train.optim_g: ')
         assert set(refused) <= {'Muon'}, 'which is for matrices alone'
 
     def test_a_partial_load_says_what_differs(self, opt, tmp_path, warned):

@@ -135,7 +135,7 @@ class EffSRModel(SRModel):
         optimizer, known = find('OPTIMIZER', optim_type)
         if optimizer is None:
             words = f'there is no {optim_type!r} that needs one backward pass per step and no more'
-            raise ValueError(f'train.optim_g.type: {words}; {near(optim_type, known)}')
+            raise ValueError(f'train.optim_g: {words}; {near(optim_type, known)}')
         return optimizer(params, lr=lr, **kwargs)
 
     # ------------------------------------------------------------------ training
