@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from basicsr.archs import build_network
+from nets import CASES
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -431,6 +432,13 @@ def test_a_misspelt_option_is_fatal_and_names_the_right_one(opt, dotted, misspel
 def test_what_is_only_odd_is_a_warning(opt, dotted, value, where):
     assert not places(put(opt, dotted, value))
     assert (where or dotted) in places(opt, fatal=False)
+
+
+def test_half_precision_where_a_network_suffers_from_it_is_a_warning(opt):
+    opt['train']['amp'] = 'bf16'
+    assert not inspected(opt, True).found
+    opt['network_g'] = CASES['AGDN'].option(upscale=4)
+    assert [(p.where, p.fatal) for p in inspected(opt, True).found] == [('train.amp', False)]
 
 
 @pytest.mark.parametrize(('warmup', 'milestones'), [(4, [2, 12]), (10, [5]), (15, [3, 15])])

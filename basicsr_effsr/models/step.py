@@ -11,10 +11,10 @@ from basicsr.utils import get_root_logger
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from basicsr_effsr.options.spec import MAX_NONFINITE
 from basicsr_effsr.utils import distributed
 from basicsr_effsr.utils.training import all_finite
 
-MAX_NONFINITE = 10  # iterations in a row; one or two may be a broken batch, ten in a row never end by themselves
 LEAST_SCALE = 1.0  # of the loss under fp16; a gradient that overflows without being scaled up is a real infinity
 HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 

@@ -18,6 +18,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+MAX_NONFINITE = 10  # iterations in a row; one or two may be a broken batch, ten in a row never end by themselves
 WHOLE = BeforeValidator(_whole)  # after the bounds, which the schema loses otherwise
 Count = Annotated[int, WHOLE]  # 300000, or !!float 3e5
 Natural = Annotated[int, Field(ge=0), WHOLE]
@@ -157,7 +158,7 @@ class Train(Section):
     grad_clip: float | None = key('Largest norm of the gradient; 0 = off.', ge=0)
     accumulate: Positive | None = key('Gradient accumulation: number of parts of each batch.')
     max_nonfinite: Natural | None = key(
-        'Stop after so many skipped iterations (infinite or NaN) in a row (10); 0 = no.'
+        f'Stop after so many skipped iterations (infinite or NaN) in a row ({MAX_NONFINITE}); 0 = no.'
     )
     progressive: Progressive | None = key('Progressive training: patch sizes in stages.')
     distill: Distill | None = key('Terms of the teacher.')
