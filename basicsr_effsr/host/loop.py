@@ -207,8 +207,7 @@ def replacements(opt: Options) -> dict[str, Any]:
 
     def loader(dataset: Any, dataset_opt: Options, num_gpu: int = 1, dist: bool = False, **others: Any) -> Any:
         phase, ours, stages = dataset_opt['phase'], derives_from_ours(type(dataset)), opt['train'].get('progressive')
-        model, _ = lookup('MODEL', opt['model_type'])
-        if dataset_opt.get('uint8') and model.__module__.startswith('basicsr.'):
+        if dataset_opt.get('uint8') and lookup('MODEL', opt['model_type'])[0].__module__.startswith('basicsr.'):
             words = f'{opt["model_type"]} of BasicSR cannot take bytes; use EffSRModel, or take uint8 out'
             raise ValueError(f'datasets.{phase}.uint8: {words}')
         if phase != 'train':
