@@ -9,11 +9,14 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from host import logged
+from runs import short_run, write
 from typer.testing import CliRunner
 
 from basicsr_effsr.archs.asid_arch import ASID
 from basicsr_effsr.archs.imdn_arch import IMDN
 from basicsr_effsr.cli import app
+from basicsr_effsr.options.check import inspected
 from basicsr_effsr.utils.download import DownloadError
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.weights import zoo
@@ -152,6 +155,33 @@ def test_commands_take_a_name(author, tmp_path, monkeypatch, words):
     result = run(*words, '--model', 'tiny_x3')
     assert result.exit_code == 2
     assert 'tiny_x2' in result.output, 'the nearest name'
+
+
+def test_option_files_take_names(author, photos):
+    opt = short_run(photos, {'type': 'IMDN', 'num_feat': 8, 'num_block': 1}, scale=2)
+    opt['path']['pretrain_network_g'] = 'zoo://tiny_x2'
+    context = inspected(opt, True)
+    assert not [problem for problem in context.found if problem.fatal]
+    assert context.opt['path']['pretrain_network_g'] == str(zoo.kept('tiny_x2'))
+    assert opt['path']['pretrain_network_g'] == 'zoo://tiny_x2', 'the rules change nothing'
+    opt['path']['pretrain_network_g'] = 'zoo://tiny_x3'
+    assert [problem.where for problem in inspected(opt, True).found if problem.fatal] == ['path.pretrain_network_g']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('model', ['EffSRModel', 'SRModel'])
+def test_a_training_begins_with_a_model_of_the_zoo(author, photos, tmp_path, model, net):
+    """The unchanged command; the host's own model reads what lies in the cache, too."""
+    zoo.folder().mkdir(parents=True)
+    torch.save({'params': net.state_dict()}, zoo.kept('imdn_x2'))
+    note = zoo.kept('imdn_x2').with_suffix('.sha256')
+    note.write_text(zoo.sha256_of(zoo.kept('imdn_x2')))  # as import notes it
+    opt = short_run(photos, {'type': 'IMDN', 'num_feat': 8, 'num_block': 1}, scale=2, iters=2, model_type=model)
+    opt['path'] |= {'pretrain_network_g': 'zoo://imdn_x2', 'param_key_g': 'params'}
+    opt['datasets']['train']['gt_size'] = 32
+    cache = str(zoo.folder().parent)
+    log = logged('-m', 'basicsr.train', '-opt', write(opt, tmp_path / 'short.yml'), cwd=tmp_path, EFFSR_CACHE=cache)
+    assert str(zoo.kept('imdn_x2')) in log
 
 
 def test_the_table_is_of_networks_that_exist():

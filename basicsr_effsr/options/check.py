@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from basicsr_effsr.options.problem import Context, Problem, adopt, copied, plain
 from basicsr_effsr.options.signatures import find, read_by
 from basicsr_effsr.options.validate import validate, validate_typed
 from basicsr_effsr.utils.errors import near
+from basicsr_effsr.weights.zoo import located, named
 
 LAUNCH = 'torchrun --nproc_per_node={} -m basicsr.train -opt ... --launcher pytorch'
 
@@ -78,11 +80,16 @@ def gpus(context: Context) -> Iterator[Problem]:
 
 
 def path(context: Context) -> Iterator[Problem]:
-    """Keys of ``path``, of which BasicSR makes a folder where it does not know them."""
+    """Keys of ``path``, of which BasicSR makes a folder where it does not know them; names of the zoo become files."""
     labels = [str(key).removeprefix('network_') for key in context.opt if str(key).startswith('network_')]
     others = [f'{stem}_{label}' for stem in ('pretrain_network', 'param_key', 'strict_load') for label in labels]
     section = context.section('path')
     yield from validate('path', section, spec.Path, others=[*others, *spec.AT_RUN_TIME[spec.Path]])
+    for key in [key for key, value in section.items() if str(key).startswith('pretrain_network') and named(value)]:
+        try:
+            section[key] = str(located(section[key], say=lambda line: print(line, file=sys.stderr)))  # noqa: T201
+        except (OSError, ValueError) as error:
+            yield Problem(f'path.{key}', str(error))
     if not context.is_train and section.get('pretrain_network_g') is None:
         yield warning('path.pretrain_network_g', 'is not given, so the test runs with random weights')
 
@@ -290,7 +297,7 @@ AFTER_TRAINING = (distillation, iterations)
 def inspected(opt: Mapping[str, Any], is_train: bool, *, every_image: bool = False) -> Context:
     """What is wrong with the options and what was learnt; ``opt`` is not changed and nothing is written.
 
-    Reads names of files, headers of images to train on, and decodes images of validation.
+    Reads names of files, headers of images to train on, and decodes images of validation; fetches zoo://NAME.
 
     Args:
         opt: as in the file, or as BasicSR has parsed it.

@@ -98,9 +98,9 @@ def copied(value: Any) -> Any:
 
 
 def adopt(given: Any, counted: Any) -> None:
-    """Puts the integer where ``given`` has a whole float (2e4) and ``counted``, options of the same file, has it so."""
+    """Puts the integer where ``given`` has a whole float (2e4) and the file where it has zoo://NAME."""
     for key, value in counted.items() if isinstance(counted, Mapping) else enumerate(counted):
-        if type(value) is int and type(given[key]) is float:
+        if (type(value) is int and type(given[key]) is float) or (isinstance(value, str) and value != given[key]):
             given[key] = value
         elif isinstance(value, Mapping | list):
             adopt(given[key], value)

@@ -102,10 +102,10 @@ class Dataset(Section):
 
 
 class Path(Section):
-    pretrain_network_g: str | None = key('Weights to start from, or to test.')
+    pretrain_network_g: str | None = key('Weights to start from, or to test: a file, or zoo://NAME.')
     param_key_g: str | None = key('Entry of that file: params, params_ema; null = the file itself.')
     strict_load_g: bool | None = key('Every parameter must be in the file and fit.')
-    pretrain_network_t: str | None = key('Weights of the teacher.')
+    pretrain_network_t: str | None = key('Weights of the teacher: a file, or zoo://NAME.')
     param_key_t: str | None = key('Entry of that file; null = the best there is.')
     strict_load_t: bool | None = key('Every parameter of the teacher must be in the file and fit.')
     resume_state: str | None = key('Training state (.state) to continue from.')
