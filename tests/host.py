@@ -123,7 +123,8 @@ replace = os.replace
 def stopped(source, target, **options):
     if os.path.basename(target) == {name!r}:
         os.replace = replace
-        os.kill(os.getpid(), {number})
+        for _ in range({times}):
+            os.kill(os.getpid(), {number})
     replace(source, target, **options)
 
 os.replace, sys.argv = stopped, {argv!r}
@@ -131,6 +132,7 @@ runpy.run_module({module!r}, run_name='__main__', alter_sys=True)
 """
 
 
-def stopped_while_writing(name: str, number: signal.Signals, module: str, *argv: str, cwd: Path):
+def stopped_while_writing(name: str, number: signal.Signals, module: str, *argv: str, cwd: Path, times: int = 1):
     """As ``run`` of ``-m module``, sent signal ``number`` when file ``name`` is written but has no name yet."""
-    return run('-c', _STOPPED.format(name=name, number=int(number), module=module, argv=[module, *argv]), cwd=cwd)
+    code = _STOPPED.format(name=name, number=int(number), times=times, module=module, argv=[module, *argv])
+    return run('-c', code, cwd=cwd)

@@ -1,17 +1,19 @@
-"""How a run ends by a fault that its user can mend: at once, in a sentence, with nothing half-written."""
+"""How a run ends by a fault that its user can mend, or by a signal: in a sentence, with nothing half-written."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import weakref
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from basicsr_effsr.utils.distributed import lost_another
+from basicsr_effsr.utils.distributed import active, first, largest, lost_another, wait_for_all
 from basicsr_effsr.utils.errors import one_line
 from basicsr_effsr.utils.files import WriteError, write_bytes
 
@@ -23,7 +25,7 @@ def end_in_a_sentence() -> None:
     write, with a traceback for each of its lines.
     """
     if not isinstance(sys.excepthook, partial):
-        sys.excepthook = partial(_say, sys.excepthook)
+        sys.excepthook = partial(_end, sys.excepthook)
     from basicsr.models import sr_model
 
     sr_model.imwrite = _write_image
@@ -49,17 +51,94 @@ def sentence(error: BaseException) -> str:
     return one_line(error)
 
 
-def _say(otherwise: Any, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _end(otherwise: Any, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """In place of ``sys.excepthook``."""
     words = sentence(error)
-    if not words:
+    if words:
+        _say(words)
+    else:
         otherwise(kind, error, trace)
-        return
+
+
+def _say(words: str) -> None:
     sys.stderr.write(f'basicsr_effsr: {words}\n')
     for handler in logging.getLogger('basicsr').handlers:
         if isinstance(handler, logging.FileHandler):
             with suppress(Exception):  # the disk of the log may be the one that is full
                 handler.handle(logging.LogRecord('basicsr', logging.ERROR, '', 0, words, None, None))
+
+
+def stoppable(prefetcher: Any) -> Any:
+    """BasicSR's class of that name, which ends a run between two iterations once SIGINT or SIGTERM has asked for it.
+
+    There all that the iteration saves and validates is done, and the model saves once more. BasicSR's loop takes its
+    batches from here, in a function whose variables say what is trained and how far.
+    """
+
+    class Stoppable(prefetcher):
+        def __init__(self, *arguments: Any) -> None:
+            self.asked = _Asked()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # others know what they do
+                    with suppress(ValueError):  # only the main thread may
+                        weakref.finalize(self, signal.signal, number, signal.signal(number, self.asked))
+            super().__init__(*arguments)  # starts the loader processes, which inherit this
+
+        def reset(self) -> None:
+            self.begins = True
+            super().reset()
+
+        def next(self) -> Any:
+            loop = sys._getframe(1).f_locals
+            if not self.begins:  # else the variables say the epoch that begins, and the iteration before it
+                self.asked.leave(loop)
+            try:
+                batch = super().next()
+            except RuntimeError:  # the signal has reached the loader processes, too
+                if not (self.begins or active()):
+                    self.asked.leave(loop)
+                raise
+            self.begins = False
+            return batch
+
+    return Stoppable
+
+
+class _Asked:
+    """The signal that has asked the run to end; a second one ends it at once, whatever it waits for."""
+
+    def __init__(self) -> None:
+        self.number, self.owner = 0, os.getpid()
+
+    def __call__(self, number: int, _: Any) -> None:
+        if os.getpid() != self.owner:  # a loader process, to which a terminal sends SIGINT, too
+            if number != signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
+        self.number = number
+        for other in (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGCHLD', number)):
+            signal.signal(other, signal.SIG_DFL)  # torch raises an error when a loader process has ended
+        if first():
+            os.write(2, b'\nbasicsr_effsr: ending after this iteration; the same signal again ends at once\n')
+
+    def leave(self, loop: dict[str, Any]) -> None:
+        """Saves and ends the process if a signal has come to any of the ranks, all of which must be here.
+
+        Raises:
+            SystemExit: 130 after SIGINT, 143 after SIGTERM.
+        """
+        number = largest(self.number)
+        if not number:
+            return
+        loop['model'].save(loop['epoch'], loop['current_iter'])
+        if loop.get('tb_logger'):
+            loop['tb_logger'].close()
+        if first():
+            ended = f'{signal.Signals(number).name} ended the run after iteration {loop["current_iter"]}'
+            _say(f'{ended}, which is saved; repeat the command with --auto_resume to go on')
+        wait_for_all()  # for the files of the first: torchrun kills the others once one has ended
+        raise SystemExit(128 + number)
 
 
 def _write_image(image: Any, file_path: str, params: Any = None, auto_mkdir: bool = True) -> None:

@@ -7,6 +7,7 @@ The host's loop lives in ``basicsr/train.py`` and takes these names from its own
   if it is truncated, and looks for a frozen teacher among the run's own checkpoints.
 * ``EnlargedSampler``, ``build_dataloader``: the host starts an epoch again after a resume, its workers
   repeat their draws in every epoch, and it ends a run early without a word.
+* ``CPUPrefetcher``, ``CUDAPrefetcher``: a signal ends the host in a traceback, with nothing saved.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from basicsr_effsr._registration import derives_from_ours, lookup
 from basicsr_effsr.data.course import StagePlan, enlarge_ratio_for, epoch_at, iterations_that_run
 from basicsr_effsr.data.sampler import PlannedBatches, ResumableSampler, make_loader
+from basicsr_effsr.host.ending import stoppable
 from basicsr_effsr.models.run_state import RunState, read_side_file, recipe, side_file
 from basicsr_effsr.options.problem import Problem
 from basicsr_effsr.utils.distributed import first
@@ -197,6 +199,7 @@ def replacements(opt: Options) -> dict[str, Any]:
     """
     from basicsr.data import build_dataloader as host_loader
     from basicsr.data.data_sampler import EnlargedSampler as HostSampler
+    from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
 
     opt['run_state'] = RunState(seed=opt['manual_seed'], made_with=recipe(opt))
 
@@ -239,4 +242,10 @@ def replacements(opt: Options) -> dict[str, Any]:
         at = (run.resumed['epoch'], run.resumed['iter']) if run.resumed else (0, 0)
         return make_loader(dataset, dataset_opt, PlannedBatches(source, plan, at, anchor), multiplier=multiplier)
 
-    return {'load_resume_state': load_resume_state, 'EnlargedSampler': sampler, 'build_dataloader': loader}
+    return {
+        'load_resume_state': load_resume_state,
+        'EnlargedSampler': sampler,
+        'build_dataloader': loader,
+        'CPUPrefetcher': stoppable(CPUPrefetcher),
+        'CUDAPrefetcher': stoppable(CUDAPrefetcher),
+    }

@@ -99,6 +99,15 @@ def from_rank_0(value: Any) -> Any:
     return box[0]
 
 
+def largest(value: int) -> int:
+    """The largest of the values of all ranks, which all must call it."""
+    if not active():
+        return value
+    box = torch.tensor(value, device='cuda' if dist.get_backend() == 'nccl' else 'cpu')
+    dist.all_reduce(box, op=dist.ReduceOp.MAX)
+    return int(box)
+
+
 def same_on_all_ranks(module: nn.Module) -> None:
     """Gives every rank the parameters and buffers that rank 0 has."""
     if active():

@@ -65,6 +65,23 @@ def test_one_is_killed(opt, tmp_path, rank):
     assert all(done.returncode == 0 for done in both(opt, tmp_path))
 
 
+@pytest.mark.parametrize('rank', [0, 1])
+def test_one_is_asked_to_end(opt, tmp_path, rank):
+    """Both end after the same iteration; the run goes on from there bit for bit."""
+    opt['val'] |= {'val_freq': 3, 'save_img': True}  # the images are shared in turns
+    run = tmp_path / 'experiments/short'
+    for done in both(opt, tmp_path, f'{rank}_3.png', 'os.kill(os.getpid(), signal.SIGTERM)'):
+        assert done.returncode == 143, done.stderr[-3000:]
+        assert 'Traceback' not in done.stderr
+    assert {'3.state', '3.effsr', '3.rank1.effsr'} <= set(os.listdir(run / 'training_states'))
+    assert not list(run.rglob('4.*'))
+    assert all(done.returncode == 0 for done in both(opt, tmp_path))
+    (tmp_path / 'straight').mkdir()
+    assert all(done.returncode == 0 for done in both(opt, tmp_path / 'straight'))
+    for file in (tmp_path / 'straight/experiments/short').glob('[mt]*/*.*'):
+        assert (run / file.parent.name / file.name).read_bytes() == file.read_bytes(), file.name
+
+
 def test_one_has_nan(opt, tmp_path):
     opt['train'] |= {'losses': {'l_bad': {'type': 'NaNOnRankOne'}}, 'max_nonfinite': 3}
     for done in both(opt, tmp_path):

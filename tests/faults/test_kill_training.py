@@ -88,6 +88,9 @@ def test_killed_at_a_random_moment(kind, photos, tmp_path, kills):
         with started(file, folder) as run:
             done = run.wait()
         assert done.returncode == 0, done.stderr[-3000:]
-        assert results(folder) == expected, f'kill {number}: {how.name} after {moment:.2f} of {length:.2f} s'
+        found = results(folder)  # and what a signal has saved between checkpoints
+        assert {name: found.get(name) for name in expected} == expected, (
+            f'kill {number}: {how.name} after {moment:.2f} of {length:.2f} s'
+        )
         assert all(cv2.imread(str(image)) is not None for image in folder.rglob('*.png'))
         assert not list((folder / 'experiments').rglob('.*'))

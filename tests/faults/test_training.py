@@ -129,11 +129,39 @@ def test_a_checkpoint_that_is_not_whole(opt, tmp_path, fault, resume):
         in_a_sentence(done, 'path.resume_state', 'net_g_6.pth' if 'network' in fault else '6.effsr')
 
 
+@pytest.mark.parametrize('model', ['EffSRModel', 'SRModel'])
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_run_at_once_and_the_next_start_sweeps(opt, tmp_path, number):
+def test_a_signal_to_all_processes_ends_a_run_after_its_iteration(opt, tmp_path, number, model):
+    """As Ctrl-C in a terminal; it comes while an image of the third iteration's validation is written."""
+    opt['model_type'] = model
+    opt['datasets']['train']['num_worker_per_gpu'] = 2
+    opt['val'] |= {'val_freq': 3, 'save_img': True, 'suffix': None}
+    opt['logger']['use_tb_logger'] = True
+    file, folder = write(opt, tmp_path / 'short.yml'), Path('experiments') / 'short'
+    done = run(*after('1_3.png', f'os.killpg(0, {int(number)})', file), cwd=tmp_path)
+    assert done.returncode == 128 + number, done.stderr[-3000:]
+    assert 'Traceback' not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith('basicsr_effsr: ')
+    assert '--auto_resume' in last
+    assert last.removeprefix('basicsr_effsr: ') in next((tmp_path / folder).glob('*.log')).read_text()
+    stopped = files(tmp_path / folder)
+    assert {'models/net_g_3.pth', 'training_states/3.state'} <= stopped.keys()
+    assert len(list((tmp_path / folder / 'visualization').rglob('*_3.png'))) == 4
+    logged(*TRAIN, file, '--auto_resume', cwd=tmp_path)
+    other = tmp_path / 'other'
+    other.mkdir()
+    logged(*TRAIN, file, cwd=other)
+    straight, resumed = files(other / folder), files(tmp_path / folder)
+    assert {name: resumed[name] for name in straight} == straight
+    assert resumed.keys() - straight.keys() == {name for name in stopped if '3.' in name}
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_run_at_once_and_the_next_start_sweeps(opt, tmp_path, number):
     file, folder = write(opt, tmp_path / 'short.yml'), tmp_path / 'experiments' / 'short'
-    done = stopped_while_writing('4.state', number, 'basicsr.train', '-opt', file, cwd=tmp_path)
-    assert done.returncode in (-number, 1)
+    done = stopped_while_writing('4.state', number, 'basicsr.train', '-opt', file, cwd=tmp_path, times=2)
+    assert done.returncode == -number
     assert not (folder / 'training_states' / '4.state').exists()
     assert 'Traceback' not in done.stderr
     logged(*TRAIN, file, '--auto_resume', cwd=tmp_path)
