@@ -16,6 +16,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 
 from basicsr_effsr.data.course import StagePlan
 from basicsr_effsr.data.sampler import PlannedBatches, ResumableSampler, SampleIndex, draw, make_loader
+from datasets_prep.lr import make_lr
 
 TRAIN = {'name': 'unit', 'phase': 'train', 'scale': 3, 'gt_size': 24, 'use_hflip': True, 'use_rot': True}
 
@@ -96,6 +97,27 @@ class TestPairs:
                 expected = expected.transpose(1, 2) if drawn.transpose else expected
                 assert torch.equal(item[key], expected)
                 assert item[key].is_contiguous()
+
+    @pytest.mark.parametrize('scale', [2, 3, 4, 8])
+    @pytest.mark.parametrize('phase', ['train', 'val'])
+    def test_lr_images_made_of_hr_images_are_those_of_the_folder(self, tmp_path, scale, phase):
+        """Pixel for pixel, also where sides are no multiples of the scale, which ``datasets_prep lr`` crops."""
+        generator = np.random.default_rng(scale)
+        for i, sides in enumerate([(97, 101), (64, 64), (71, 120)]):
+            cv2.imwrite(str(tmp_path / f'{i}.png'), generator.choice([0, 9, 250, 255], (*sides, 3)).astype(np.uint8))
+        make_lr(tmp_path, tmp_path / 'made', scales=(scale,), hr_out=tmp_path / 'cropped')
+        options = {'phase': phase, 'scale': scale, 'gt_size': 6 * scale, 'uint8': True, 'filename_tmpl': '{}'}
+        roots = {'dataroot_gt': str(tmp_path / 'cropped'), 'dataroot_lq': str(tmp_path / 'made' / f'X{scale}')}
+        folder = build(tmp_path, **options | roots)
+        for root in (tmp_path, tmp_path / 'cropped'):
+            made = build(tmp_path, **options | {'dataroot_gt': str(root), 'dataroot_lq': 'bicubic'})
+            assert len(made) == len(folder) == 3
+            for position in range(90):
+                index = SampleIndex(position % 3, 7, 2, position)
+                one, other = folder[index], made[index]
+                assert torch.equal(one['lq'], other['lq'])
+                assert torch.equal(one['gt'], other['gt'])
+                assert other['lq_path'] == other['gt_path'] == str(root / f'{position % 3}.png')
 
     def test_draws_reach_every_place_and_every_symmetry_evenly(self):
         drawn = [draw(SampleIndex(0, 0, 0, i), (10, 9), 8, True, True) for i in range(3000)]

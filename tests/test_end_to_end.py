@@ -56,6 +56,21 @@ def test_train_resume_and_test_leave_everything_where_the_user_stands(photos, tm
     assert {p.name for p in HOST.parent.iterdir()} == site_before
 
 
+def test_hr_images_alone_train_as_pairs_do(photos, tmp_path):
+    opt, found = short_run(photos, TINY_HASN, iters=2), []
+    for data in opt['datasets'].values():
+        data['type'] = 'EffSRPairedDataset'
+    for name in ('pairs', 'alone'):
+        out = logged(
+            '-m', 'basicsr.train', '-opt', write({**opt, 'name': name}, tmp_path / f'{name}.yml'), cwd=tmp_path
+        )
+        found.append((losses(out), re.findall(r'# psnr: (\S+)', out)))
+        for data in opt['datasets'].values():
+            data['dataroot_lq'] = 'bicubic'
+    assert [len(one) for one in found[0]] == [2, 1]
+    assert found[0] == found[1]
+
+
 def test_a_training_needs_no_command_line_library(photos, tmp_path):
     path = tmp_path / 'broken'
     path.mkdir()

@@ -145,6 +145,20 @@ def test_what_basicsrs_data_set_does_not_read_of_an_lmdb_is_refused(root, option
         list_pairs('x', {**opt, option: value})
 
 
+def test_lr_images_made_of_hr_images_need_a_folder_and_our_data_set(root):
+    (root / 'meta.txt').write_text('c.png\na.png\n')
+    opt = options(root, 'folder', dataroot_lq='bicubic')
+    assert set(stems(list_pairs('x', opt))) == {(name, name) for name in NAMES}
+    opt['meta_info_file'] = str(root / 'meta.txt')
+    (pair, _) = list_pairs('x', opt)
+    assert pair.sizes(3) == ((24, 18), (8, 6))
+    with pytest.raises(ValueError, match=r'c\.png'):
+        pair.sizes(32)
+    for form, change in (('lmdb', {}), ('pack', {}), ('folder', {'type': 'PairedImageDataset'})):
+        with pytest.raises(ValueError, match=r'^x\.dataroot_lq: '):
+            list_pairs('x', options(root, form, dataroot_lq='bicubic', **change))
+
+
 @pytest.mark.parametrize('text', ['\ufeffa.png\n', 'a.png\t(1,1,3)\n', 'a.png\n\nb.png\n'])
 def test_a_meta_info_file_that_basicsr_misreads_is_refused_for_it(root, text):
     (root / 'meta.txt').write_text(text, encoding='utf-8')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import cv2
@@ -16,8 +17,9 @@ from torchvision.transforms.functional import normalize
 from basicsr_effsr.archs.effsr_blocks import register_in
 from basicsr_effsr.data import lmdbs
 from basicsr_effsr.data.packs import Pack
-from basicsr_effsr.data.pairs import ROOTS, check_patch, check_sizes, list_pairs, open_packs, pairs_in_packs
+from basicsr_effsr.data.pairs import BICUBIC, ROOTS, check_patch, check_sizes, list_pairs, open_packs, pairs_in_packs
 from basicsr_effsr.data.sampler import Draw, cut, draw
+from basicsr_effsr.imaging.bicubic import imresize
 from basicsr_effsr.imaging.metrics import luma
 from basicsr_effsr.imaging.picture import decode
 from basicsr_effsr.utils.files import read_regular
@@ -35,7 +37,8 @@ class EffSRPairedDataset(Dataset):
 
     Option keys: dataroot_gt, dataroot_lq, io_backend, meta_info_file, filename_tmpl, scale, phase,
     gt_size, use_hflip, use_rot, color, mean, std; ``uint8: true`` returns bytes, to be converted on the
-    device by ``EffSRModel``.
+    device by ``EffSRModel``. ``dataroot_lq: bicubic`` makes the LR images of the HR images, cropped to
+    multiples of the scale, as ``datasets_prep lr --modulus SCALE`` does.
 
     Items: ``lq`` (3, h, w) and ``gt`` (3, rh, rw), RGB float32 in [0, 1] (or uint8), ``lq_path``, ``gt_path``.
 
@@ -100,12 +103,19 @@ class EffSRPairedDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         scale, paths = self.opt['scale'], self.paths[index]
-        gt, lq = self._read(paths['gt_path'], 'gt'), self._read(paths['lq_path'], 'lq')
-        check_sizes(paths['gt_path'], paths['lq_path'], gt.shape[:2], lq.shape[:2], scale, training=self.training)
+        gt, lq, called = self._read(paths['gt_path'], 'gt'), None, f'the LR image of {paths["gt_path"]}'
+        height, width = (side // scale for side in gt.shape[:2])
+        if self.opt['dataroot_lq'] != BICUBIC:
+            lq, called = self._read(paths['lq_path'], 'lq'), paths['lq_path']
+            check_sizes(paths['gt_path'], called, gt.shape[:2], lq.shape[:2], scale, training=self.training)
+            height, width = lq.shape[:2]
+        gt = gt[: height * scale, : width * scale]
         if self.training:
-            drawn, patch = self.draw(index, paths['lq_path'], lq.shape[:2])
-            gt, lq = cut(gt, drawn, patch, scale), cut(lq, drawn, patch)
-        gt = gt[: lq.shape[0] * scale, : lq.shape[1] * scale]
+            drawn, patch = self.draw(index, called, (height, width))
+            lq = cut_shrunk(gt, drawn, patch, scale) if lq is None else cut(lq, drawn, patch)
+            gt = cut(gt, drawn, patch, scale)
+        elif lq is None:
+            lq = imresize(gt, scale=Fraction(1, scale))
         images = {'lq': lq, 'gt': gt}
         return {key: self.tensor(image[..., ::-1].transpose(2, 0, 1)) for key, image in images.items()} | paths
 
@@ -149,6 +159,15 @@ class PackedPairedImageDataset(EffSRPairedDataset):
             'lq_path': f'{lq_pack.path}/{lq_name}.png',
             'gt_path': f'{gt_pack.path}/{name}.png',
         }
+
+
+def cut_shrunk(gt: np.ndarray, drawn: Draw, patch: int, scale: int) -> np.ndarray:
+    """``cut`` of the LR image of ``gt``, whose sides are multiples of ``scale``; only what the patch needs is made."""
+    reach = 2  # LR pixels beyond its own on which a pixel depends; at the border both images are mirrored
+    top, left = max(drawn.top - reach, 0), max(drawn.left - reach, 0)
+    bottom, right = drawn.top + patch + reach, drawn.left + patch + reach
+    lq = imresize(gt[top * scale : bottom * scale, left * scale : right * scale], scale=Fraction(1, scale))
+    return cut(lq, drawn._replace(top=drawn.top - top, left=drawn.left - left), patch)
 
 
 def cut_planes(pack: Pack, i: int, drawn: Draw, patch: int, scale: int = 1) -> np.ndarray:

@@ -20,6 +20,7 @@ from basicsr_effsr.utils.files import read_regular
 Options = Mapping[str, Any]
 Size = tuple[int, int]  # (H, W)
 ROOTS = ('dataroot_gt', 'dataroot_lq')
+BICUBIC = 'bicubic'  # as dataroot_lq: the LR images are made of the HR images
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,21 @@ class Pair:
     lq: str
     known: tuple[Size, Size] | None = None
 
-    def sizes(self) -> tuple[Size, Size]:
-        """(H, W) of both.
+    def sizes(self, scale: int) -> tuple[Size, Size]:
+        """(H, W) of both; of an HR image of which the LR image is made, that of its part that counts.
 
         Raises:
             ValueError: one is missing or no image; the message names it.
         """
-        return self.known or (image_size(self.gt), image_size(self.lq))
+        if self.known:
+            return self.known
+        gt = image_size(self.gt)
+        if self.gt != self.lq:
+            return gt, image_size(self.lq)
+        height, width = (side // scale for side in gt)
+        if not height or not width:
+            raise ValueError(f'{self.gt} ({gt[1]}x{gt[0]}) must be at least {scale} pixels wide and high, to be shrunk')
+        return (height * scale, width * scale), (height, width)
 
 
 def image_size(path: str) -> Size:
@@ -135,7 +144,7 @@ def list_pairs(where: str, data: Options) -> list[Pair]:
 
     HR ``x.png`` belongs to LR ``filename_tmpl.format('x').png``; LMDBs and packs have the same names without suffix.
     A ``meta_info_file`` chooses images and their order; without one all are taken, of which there must be as many LR
-    as HR, in the order of BasicSR: sorted as files are.
+    as HR, in the order of BasicSR: sorted as files are. Where LR images are made of HR images both have one name.
 
     Args:
         where: the data set's place in the options, for messages.
@@ -144,22 +153,36 @@ def list_pairs(where: str, data: Options) -> list[Pair]:
     Raises:
         OSError, ValueError: something is missing; the message begins with the place of the option.
     """
+    if data.get('dataroot_lq') == BICUBIC:
+        if is_packed(data) or is_lmdb(data) or _is_hosts(data):
+            raise ValueError(
+                f'{where}.dataroot_lq: bicubic makes LR images of HR images in a folder, for EffSRPairedDataset with '
+                'io_backend.type: disk; use that, or name LR images'
+            )
+        gt = _root(data, 'dataroot_gt')
+        names = _pairs_of_names(where, data, _names_in(where, gt, 'dataroot_gt'), None)
+        return [Pair(str(gt / name), str(gt / name)) for name, _ in names]
     if is_packed(data):
         return pairs_in_packs(where, data, *(open_packs(where, data, key) for key in ROOTS))
     if is_lmdb(data):
         return _pairs_in_lmdbs(where, data)
     roots = {key: _root(data, key) for key in ROOTS}
-    names = [_names_in(where, folder, key) for key, folder in roots.items()]
+    there = [_names_in(where, folder, key) for key, folder in roots.items()]
     gt, lq = roots.values()
-    return [Pair(str(gt / name), str(lq / lq_name)) for name, lq_name in _pairs_of_names(where, data, *names)]
+    return [Pair(str(gt / name), str(lq / lq_name)) for name, lq_name in _pairs_of_names(where, data, *there)]
 
 
 def _root(data: Options, key: str) -> Path:
     return Path(str(data.get(key))).expanduser()
 
 
-def _pairs_of_names(where: str, data: Options, gt: Collection[str], lq: Collection[str]) -> list[tuple[str, str]]:
-    """Those of all names that belong together, of files with suffix or of entries without, in the order of ``gt``."""
+def _pairs_of_names(
+    where: str, data: Options, gt: Collection[str], lq: Collection[str] | None
+) -> list[tuple[str, str]]:
+    """Those of all names that belong together, of files with suffix or of entries without, in the order of ``gt``.
+
+    Without names of LR images each of ``gt`` belongs to itself.
+    """
     in_folder = not (is_packed(data) or is_lmdb(data))
     template = data.get('filename_tmpl', '{}')
     if template is None and not _is_hosts(data):
@@ -178,6 +201,8 @@ def _pairs_of_names(where: str, data: Options, gt: Collection[str], lq: Collecti
         gt = _chosen(f'{where}.meta_info_file', meta, gt, gt_root, in_folder)
     if not gt:
         raise ValueError(f'{where}.dataroot_gt: {gt_root} holds no image')
+    if lq is None:
+        return [(name, name) for name in gt]
     found = match(gt, lq, partner)
     if found.lonely:
         name, lq_name = found.lonely[0]

@@ -98,15 +98,15 @@ def _measure(context: Context, phase: str, found: list[Pair]) -> None:
     Raises:
         OSError, ValueError: an image cannot be read, or is not of the size that its partner asks for.
     """
-    training = phase == 'train'
+    training, scale = phase == 'train', context.scale or 0
     every = context.every_image or not training or len(found) <= FEW_PAIRS or found[0].known is not None
     measured = []
-    for pair in found[:: 1 if every else len(found) // SAMPLED_PAIRS] if context.scale is not None else ():
-        gt, lq = pair.sizes()
-        check_sizes(pair.gt, pair.lq, gt, lq, context.scale or 1, training=training)
-        measured.append((pair.lq, lq))
+    for pair in found[:: 1 if every else len(found) // SAMPLED_PAIRS] if scale else ():
+        gt, lq = pair.sizes(scale)
+        check_sizes(pair.gt, pair.lq, gt, lq, scale, training=training)
+        measured.append((pair.lq if pair.lq != pair.gt else f'the LR image of {pair.gt}', lq))
     if not training:  # few images, each of which would stop the run in its first validation
-        damaged = undecodable([file for pair in found if pair.known is None for file in (pair.gt, pair.lq)])
+        damaged = undecodable([file for pair in found if pair.known is None for file in {pair.gt: 0, pair.lq: 0}])
         if damaged:
             raise ValueError(damaged)
     if measured:

@@ -80,7 +80,7 @@ class Dataset(Section):
     name: Name = needed('Name in logs and of the folder of saved images.')
     type: str = needed('Class of the data set.')
     dataroot_gt: str = needed('Folder, LMDB or pack of HR images.')
-    dataroot_lq: str = needed('Folder, LMDB or pack of LR images.')
+    dataroot_lq: str = needed('Folder, LMDB or pack of LR images; bicubic makes them of the HR images of a folder.')
     meta_info_file: str | None = key('Text file that lists the HR images to use, one per line.')
     filename_tmpl: str = key('Name of the LR image, built from that of the HR image: {}x4.', pattern=r'\{.*\}')
     io_backend: dict[Any, Any] | None = key('How the images are stored.')

@@ -11,7 +11,7 @@ import typer
 from PIL import Image, ImageDraw, ImageFont
 
 from basicsr_effsr.data.benchmark_sets import SetImage
-from basicsr_effsr.data.pairs import is_lmdb, is_packed, list_pairs
+from basicsr_effsr.data.pairs import BICUBIC, is_lmdb, is_packed, list_pairs
 from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.evaluate import forward_function, measure, protocol_of
 from basicsr_effsr.utils.console import Console, say
@@ -85,8 +85,8 @@ def command(
     for phase, data in chosen.options['datasets'].items():
         if not isinstance(data, dict):
             raise UserError(f'{opt}: datasets.{phase} must be a section of options, got {data!r}')
-        if is_packed(data) or is_lmdb(data):
-            raise UserError(f'datasets.{phase}: image files are read, not LMDBs or packs; name folders')
+        if is_packed(data) or is_lmdb(data) or data.get('dataroot_lq') == BICUBIC:
+            raise UserError(f'datasets.{phase}: image files are read, not LMDBs, packs or bicubic; name folders')
         for files in list_pairs(f'datasets.{phase}', data):
             pair = SetImage(Path(files.gt).stem, Path(files.gt), Path(files.lq))
             score, panels = measure(str(phase), pair, scale, run)
