@@ -620,6 +620,10 @@ def test_feature_names_and_the_teacher_are_looked_up(opt, tmp_path):
     opt['path']['pretrain_network_t'] = str(tmp_path / 't.pth')
     opt['train']['distill'] = {'feature_pairs': {'block_1': 'block_1'}, 'feature_loss': {'type': 'FAKDLoss'}}
     assert not places(opt)
+    opt['train']['pixel_opt'] = opt['train'].pop('losses')['l_pix']
+    assert 'train.pixel_opt' in places(opt, fatal=False)
+    opt['train']['distill']['beta'] = 0
+    assert 'train.pixel_opt' not in places(opt, fatal=False)
 
 
 def test_what_basicsr_cannot_load_is_converted(opt, tmp_path):

@@ -235,6 +235,9 @@ def distillation(context: Context) -> Iterator[Problem]:
     weights = [distill.get('alpha', 1), distill.get('beta', 1), distill.get('gamma', 1) if pairs else 0]
     if not any(weights) and not any(map(section.get, spec.LOSSES)):
         yield Problem(where, 'leaves nothing to train on; give alpha, beta or gamma a weight, or name train.losses')
+    if section.get('pixel_opt') and distill.get('beta', 1):
+        words = f'is added to the L1 loss to HR that {where}.beta weighs; take one of them out (beta: 0)'
+        yield warning('train.pixel_opt', words)
     for key, names in (('network_g', pairs or {}), ('network_t', (pairs or {}).values())):
         net = context.nets.get(key)
         modules = [name for name, _ in net.named_modules() if name] if net is not None else []
