@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from basicsr_effsr.tools import evaluate
 from basicsr_effsr.utils.console import INTERNAL
 from basicsr_effsr.utils.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
 SMALL_ASID = {'num_feat': 8, 'num_block': 1}
 SETTINGS = ['--arch', 'HASN', '--scale', '2', '--set', 'num_feat=8', '--set', 'num_block=1', '--set', 'esa_channels=4']
@@ -304,23 +306,30 @@ class TestProtocol:
         assert done.exit_code == 2
         assert 'a.png' in done.output
 
-    @pytest.mark.parametrize(
-        ('name', 'shown'),
-        [
-            ('hasn_x4', '32.23 / 0.8960'),
-            ('agdn_x4', '32.43 / 0.8980'),
-            ('agdn_s_x4', '32.03 / 0.8920'),
-            ('imdn_x4', '32.21 / 0.8948'),
-        ],
-    )
-    @pytest.mark.slow
-    def test_the_authors_weights_give_their_papers_scores(self, reference, tmp_path, name, shown):
-        weights = reference / 'checkpoints' / f'{name}_official.pth'
-        done = run('--weights', weights, '--data', reference / 'set5', '--out', tmp_path / 'out', '--show', '0')
+
+@pytest.mark.slow
+def test_commands_of_the_pages_give_the_scores_beside_them(reference, tmp_path, monkeypatch):
+    """Typed as they stand, with the folder of the reference data for the one of the page, and its weights by name."""
+    monkeypatch.setenv('EFFSR_CACHE', str(tmp_path / 'cache'))
+    assert CliRunner().invoke(app, ['zoo', 'import', str(reference / 'checkpoints')]).exit_code == 0
+    told: dict[str, set[str]] = {}
+    for page in ('README.md', 'docs/tools.md'):
+        text = (ROOT / page).read_text(encoding='utf-8')
+        shown = re.findall(
+            r'^\$ effsr evaluate (--model .*?)(?: +#.*)?\n(?:.*\n)+? Set5 .*? [\d.]+ / [\d.]+ +([\d.]+ / [\d.]+)',
+            text,
+            re.M,
+        )
+        for words, score in [*shown, *re.findall(r'`effsr evaluate (--model .*?)` \| ([\d.]+ / [\d.]+) ', text)]:
+            told.setdefault(words, set()).add(score)
+    assert len(told) == 6
+    for words, scores in told.items():
+        given = words.replace('datasets/benchmark', str(reference / 'set5')).split()
+        done = run(*given, '--out', tmp_path / 'out', '--show', '0', '--json')
         assert done.exit_code == 0, done.output
-        text = (tmp_path / 'out' / 'report.md').read_text()
-        assert f'| {shown} | {shown} | +0.00 / +0.0000 |' in text
-        assert 'not' not in text.split('\n\n', 2)[2], 'a remark'
+        mean = json.loads(done.stdout)['means']['Set5']
+        assert {f'{mean["psnr"]:.2f} / {mean["ssim"]:.4f}'} == scores, words
+        assert ('no-self' in words or 'plain' in words) == bool(json.loads(done.stdout)['remarks'])
 
 
 class TestReading:

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
-import numpy as np
 import pytest
 import torch
 from conventions import thop_macs, torchsummaryx_macs
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -27,7 +26,9 @@ from basicsr_effsr.archs.dparn_teacher_arch import DPARNTeacher
 from basicsr_effsr.archs.efrdn_arch import EFRDN
 from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.archs.imdn_arch import IMDN
-from basicsr_effsr.imaging.metrics import score_y
+from basicsr_effsr.data.benchmark_sets import images_of
+from basicsr_effsr.tools.evaluate import forward_function, measure, protocol_of
+from basicsr_effsr.tools.papers import row_of
 from basicsr_effsr.utils.complexity import count_macs
 from basicsr_effsr.weights.checkpoint import load_into
 
@@ -88,7 +89,7 @@ ROWS = [
     Row(
         'HASN', HASN, {}, {2: 418_388, 3: 425_423, 4: 435_272}, {2: 89.25, 3: 40.32, 4: 23.28},
         fvcore_256, {2: 25.532, 3: 25.992, 4: 26.637}, {4: '26.6 (fvcore, 256 x 256)'},
-        golden=(goldens('hasn_x{}', 2, 3, 4), 5e-6), weights=('hasn_x4_official', 'params_ema', 32.18, 0.8948),
+        golden=(goldens('hasn_x{}', 2, 3, 4), 5e-6), weights=('hasn_x4_official', 'params_ema', 32.23, 0.8960),
     ),
     Row(
         'AGDN', AGDN, {}, {2: 280_530, 3: 286_215, 4: 294_174}, {2: 63.43, 3: 28.64, 4: 16.64},
@@ -198,26 +199,21 @@ def golden_difference(row: Row, upscale: int, reference: Path | None) -> float |
 
 
 def set5(row: Row, reference: Path | None) -> tuple[float, float] | None:
-    """PSNR and SSIM of the official x4 weights; None without them."""
+    """PSNR and SSIM of the official x4 weights by the paper's protocol; None without them."""
     if row.weights is None or reference is None:
         return None
     file, key, *_ = row.weights
     path = reference / 'checkpoints' / f'{file}.pth'
-    sources = sorted((reference / 'set5' / 'HR').glob('*.png'))
-    if not path.is_file() or not sources:
+    if not path.is_file() or not (reference / 'set5').is_dir():
         return None
     net = row.net(upscale=4, **row.options).eval()
     load_into(net, path, param_key=key)
-    scores = []
-    for source in sources:
-        lq = np.asarray(Image.open(reference / 'set5' / 'LR_bicubic' / 'X4' / f'{source.stem}x4.png').convert('RGB'))
-        gt = np.asarray(Image.open(source).convert('RGB'))[: 4 * lq.shape[0], : 4 * lq.shape[1]]
-        with torch.no_grad():
-            out = net(torch.from_numpy(lq.transpose(2, 0, 1).copy())[None].float() / 255)
-        image = (out[0].clamp(0, 1) * 255).permute(1, 2, 0).numpy().round().astype(np.uint8)
-        scores.append(score_y(image, gt, 4))
-    psnr, ssim = np.mean(scores, axis=0)
-    return float(psnr), float(ssim)
+    paper = row_of(row.net.__name__, row.options, 4)
+    assert paper is not None
+    protocol = protocol_of(paper['protocol'])
+    run, *_ = forward_function(net, 4, torch.device('cpu'), protocol)
+    scores = [measure('Set5', pair, 4, run, protocol)[0] for pair in images_of(reference / 'set5', 4)]
+    return fmean(score.psnr for score in scores), fmean(score.ssim for score in scores)
 
 
 def table_of(rows: list[Row], reference: Path | None) -> tuple[Table, list[str]]:
