@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import pytest
+import torch
+
+needs_programs = pytest.mark.skipif(
+    not hasattr(torch.export.Dim, 'DYNAMIC'), reason='torch.export of any size begins with torch 2.6'
+)
+
 
 @dataclass(frozen=True)
 class Case:

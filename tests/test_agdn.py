@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nets import needs_programs
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -268,6 +269,7 @@ def test_switched_off_attentions_shrink_the_smallest_image():
             net(torch.rand(1, 3, side - 1, side - 1))
 
 
+@needs_programs
 @pytest.mark.slow
 @pytest.mark.parametrize('tlc', [16, 0])
 def test_exports_to_onnx_with_dynamic_height_and_width(tmp_path, tlc):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conventions import thop_macs
+from nets import needs_programs
 from torch import nn
 from torch.nn import functional as F
 
@@ -225,6 +226,7 @@ def test_neither_sharing_nor_splits_without_distillation():
         ASID(information_distillation=False)
 
 
+@needs_programs
 @pytest.mark.slow
 def test_onnx_with_dynamic_height_and_width(tmp_path):
     """Sizes that need padding on both axes, on one and on none."""

@@ -8,6 +8,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from nets import needs_programs
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -417,8 +418,9 @@ def test_convolutional_form_states_an_exact_halo():
     assert DPARN().halo is None
 
 
+@needs_programs
 @pytest.mark.slow
-def test_onnx_of_the_fused_form_takesany_size(tmp_path):
+def test_onnx_of_the_fused_form_takes_any_size(tmp_path):
     pytest.importorskip('onnxscript')
     onnxruntime = pytest.importorskip('onnxruntime')
     net = DPARN(**TINY).fuse().eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from nets import needs_programs
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -310,6 +311,7 @@ def test_tail_of_the_paper_has_two_learnable_layers():
 # Export -----------------------------------------------------------------------------------------------------
 
 
+@needs_programs
 @pytest.mark.slow
 def test_exports_with_dynamic_height_and_width(tmp_path):
     net = DPARNTeacher(**{**TINY, 'num_block': 1}).eval()

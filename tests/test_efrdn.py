@@ -11,7 +11,7 @@ import pytest
 import torch
 from basicsr.models import build_model
 from conventions import torchsummaryx_macs
-from nets import CASES
+from nets import CASES, needs_programs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -633,8 +633,9 @@ def test_statistics_of_batch_norms_follow_in_the_average(tmp_path):
     torch.testing.assert_close(fused(x), twin(x), rtol=1e-4, atol=1e-5)
 
 
+@needs_programs
 @pytest.mark.slow
-def test_onnx_of_the_fused_form_takesany_size(tmp_path):
+def test_onnx_of_the_fused_form_takes_any_size(tmp_path):
     """Also sizes whose pixels do not divide by the strips; there attention is no longer fused."""
     pytest.importorskip('onnxscript')
     onnxruntime = pytest.importorskip('onnxruntime')

@@ -13,7 +13,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
-from nets import CASES
+from nets import CASES, needs_programs
 from typer.testing import CliRunner
 
 from basicsr_effsr.cli import app
@@ -34,8 +34,6 @@ LEAST = {
     'EFRDNAblation': {'share': (0,)},
 }
 SIZES = ((40, 24), (19, 47))
-PROGRAMS = hasattr(torch.export.Dim, 'DYNAMIC')
-needs_programs = pytest.mark.skipif(not PROGRAMS, reason='torch.export of any size begins with torch 2.6')
 
 
 def tiny(name='IMDN', **changes):
