@@ -102,6 +102,9 @@ def option_schema() -> dict[str, Any]:
     schema['allOf'] = [{'if': trains, 'then': in_training}]
     read = {'SRModel': (spec.HOST_TRAIN, spec.HOST_VAL)}  # of models that are not named here any key may be there
     read |= {name: (cls.train_keys, cls.val_keys) for name, cls in ours('MODEL').items()}
+    named = {'anyOf': [{'enum': sorted(schema['properties'])}, {'pattern': '^network_.+$'}]}
+    schema['additionalProperties'] = True  # models of others may read keys of their own
+    schema['allOf'].append(_where('model_type', sorted(read), {'propertyNames': named}))
     for model, keys in read.items():
         parts = {p: {'propertyNames': {'enum': sorted(k)}} for p, k in zip(('train', 'val'), keys, strict=True)}
         schema['allOf'].append(_where('model_type', [model], {'properties': parts}))
