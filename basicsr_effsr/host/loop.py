@@ -209,12 +209,13 @@ def replacements(opt: Options) -> dict[str, Any]:
         return ResumableSampler(dataset, num_replicas, rank, ratio, seed=opt['manual_seed'])
 
     def loader(dataset: Any, dataset_opt: Options, num_gpu: int = 1, dist: bool = False, **others: Any) -> Any:
-        phase, ours, stages = dataset_opt['phase'], derives_from_ours(type(dataset)), opt['train'].get('progressive')
+        phase, ours = dataset_opt['phase'], derives_from_ours(type(dataset))
         if dataset_opt.get('uint8') and lookup('MODEL', opt['model_type'])[0].__module__.startswith('basicsr.'):
             words = f'{opt["model_type"]} of BasicSR cannot take bytes; use EffSRModel, or take uint8 out'
             raise ValueError(f'datasets.{phase}.uint8: {words}')
         if phase != 'train':
             return host_loader(dataset, dataset_opt, num_gpu=num_gpu, dist=dist, **others)
+        stages = opt['train'].get('progressive')
         if not ours and stages:
             words = f'{type(dataset).__name__} cannot change its patches; use EffSRPairedDataset'
             raise ValueError(f'train.progressive: {words}')
