@@ -18,7 +18,7 @@ from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.cli import app
 from basicsr_effsr.imaging.bicubic import imresize
 from basicsr_effsr.imaging.tiling import self_ensemble, tiled_forward
-from basicsr_effsr.tools.compare import busiest_crop, picture
+from basicsr_effsr.tools.compare import busiest_crop, figure, fullest, picture
 
 TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
 
@@ -178,3 +178,89 @@ def test_a_result_that_cannot_be_written_is_said_before_the_work(option_file, tm
     done = run('-opt', option_file, '--out', tmp_path / 'taken' / 'sheet.png')
     assert done.exit_code == 2
     assert 'taken is a file, must be a folder' in done.output
+
+
+@pytest.fixture
+def model_words(tmp_path, option_file):
+    """``--model`` twice and ``--image``: two networks of one class."""
+    torch.manual_seed(1)
+    torch.save({'params': HASN(**TINY).state_dict()}, tmp_path / 'other.pth')
+    models = ('--model', tmp_path / 'net.pth', '--model', f'Ours={tmp_path / "other.pth"}')
+    return *models, '--image', tmp_path / 'HR' / 'noise.png'
+
+
+@pytest.mark.parametrize('ending', ['png', 'pdf', 'svg'])
+def test_several_models_on_an_image(model_words, option_file, tmp_path, ending):
+    pytest.importorskip('matplotlib', reason="needs matplotlib: pip install -e '.[dev]'")
+    out = tmp_path / 'new' / f'figure.{ending}'
+    given = run(*model_words, '--lr', tmp_path / 'LR' / 'noise.png', '--out', out, '--json')
+    assert given.exit_code == 0, given.output
+    assert out.stat().st_size > 10_000
+    found = json.loads(given.output)
+    assert found == json.loads(run(*model_words, '--out', out, '--json').output), 'LR is made by the exact bicubic'
+    bicubic, net, other = found['scores']
+    assert (bicubic['method'], net['method'], other['method']) == ('bicubic', 'HASN', 'Ours')
+    (row,) = json.loads(run('-opt', option_file, '--out', tmp_path / 'a.png', '--json').output)
+    assert (net['psnr'], net['ssim']) == (row['psnr'], row['ssim'])
+    assert (bicubic['psnr'], bicubic['ssim']) == (row['bicubic_psnr'], row['bicubic_ssim'])
+    told = run(*model_words, '--crop', found['crop'], '--out', out).output
+    assert f'--crop {found["crop"]}' in told
+
+
+def test_models_of_one_class_are_told_apart(tmp_path, option_file):
+    pytest.importorskip('matplotlib', reason="needs matplotlib: pip install -e '.[dev]'")
+    words = ['--model', tmp_path / 'net.pth'] * 3
+    done = run(*words, '--image', tmp_path / 'HR' / 'noise.png', '--out', tmp_path / 'a.png', '--json')
+    names = [row['method'] for row in json.loads(done.output)['scores']]
+    assert len({*names}) == 4, names
+
+
+@pytest.mark.parametrize('count', [1, 6])
+@pytest.mark.parametrize(
+    ('shape', 'crop'), [((80, 96), (8, 8, 24, 24)), ((40, 300), (4, 8, 16, 32)), ((300, 40), (0, 0, 40, 20))]
+)
+def test_nothing_of_a_figure_overlaps_or_leaves_the_page(shape, crop, count):
+    pytest.importorskip('matplotlib', reason="needs matplotlib: pip install -e '.[dev]'")
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    names = ['HR', 'LR', 'Bicubic', *['a method with a long name, $of_ours'] * count]
+    page = figure('image', image, crop, [(name, '30.00 / 0.9000', image) for name in names], '30.00 / 0.9000')
+    boxes = [axes.get_window_extent() for axes in page.axes]
+    boxes += [text.get_window_extent() for axes in page.axes for text in axes.texts]
+    for i, box in enumerate(boxes):
+        assert page.bbox.x0 - 1 <= box.x0 <= box.x1 <= page.bbox.x1 + 1
+        assert page.bbox.y0 - 1 <= box.y0 <= box.y1 <= page.bbox.y1 + 1
+        for other in boxes[:i]:
+            across = min(box.x1, other.x1) - max(box.x0, other.x0), min(box.y1, other.y1) - max(box.y0, other.y0)
+            assert min(across) < 3, (box, other)
+    overview, *panels = page.axes
+    for axes, sides in ((overview, shape), *((panel, (crop[3], crop[2])) for panel in panels)):
+        box = axes.get_window_extent()
+        assert box.height / box.width == pytest.approx(sides[0] / sides[1], rel=0.02), 'pixels are square'
+
+
+def test_the_frame_is_where_most_is():
+    weight = np.zeros((100, 150))
+    weight[60:70, 90:110] = 1
+    assert fullest(weight, 10, 20) == (60, 90)
+
+
+@pytest.mark.parametrize('crop', ['1,2,3', 'a,b,c,d', '-1,0,20,20', '0,0,200,20', '0,70,20,20', '0,0,2,2'])
+def test_a_crop_that_is_none_is_named(model_words, tmp_path, crop):
+    pytest.importorskip('matplotlib', reason="needs matplotlib: pip install -e '.[dev]'")
+    done = run(*model_words, f'--crop={crop}', '--out', tmp_path / 'a.png')
+    assert done.exit_code == 2
+    assert '--crop must' in done.output
+    assert len(done.output.splitlines()) == 1
+    assert not (tmp_path / 'a.png').exists()
+
+
+def test_what_does_not_belong_together_is_refused(model_words, option_file, tmp_path):
+    for words in (model_words[:2], model_words[-2:], ('-opt', option_file, *model_words), ()):
+        done = run(*words, '--out', tmp_path / 'a.png')
+        assert done.exit_code == 2
+        assert len(done.output.splitlines()) == 1, done.output
+    torch.save({'params': HASN(**TINY | {'upscale': 3}).state_dict()}, tmp_path / 'net.pth')
+    done = run(*model_words, '--out', tmp_path / 'a.png')
+    assert done.exit_code == 2
+    assert 'of one scale' in done.output
+    assert not (tmp_path / 'a.png').exists()

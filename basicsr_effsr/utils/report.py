@@ -14,7 +14,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from basicsr_effsr.utils.errors import printable
+from basicsr_effsr.utils.errors import needs, printable
 from basicsr_effsr.utils.files import atomic_path, fcntl
 
 _MARKUP = re.compile(r'[\\`*|<>\[\]&~$]|:(?=\w+:)|(?<![^\W_])_|_(?![^\W_])')  # inside a word _ is a letter
@@ -98,3 +98,13 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
         for name, text in texts.items():
             part = files.enter_context(atomic_path(folder / name, sync=True))
             part.write_bytes(text.encode('utf-8', 'backslashreplace'))
+
+
+def write_figure(figure: Any, file: Path) -> None:
+    """A figure of matplotlib at print quality, by the ending of the file; in PDF, fonts as publishers ask (no Type 3).
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with atomic_path(file, sync=True) as part, needs('matplotlib', 'plots').rc_context({'pdf.fonttype': 42}):
+        figure.savefig(part, format=file.suffix[1:].lower(), dpi=300)
