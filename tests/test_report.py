@@ -99,7 +99,7 @@ def test_the_terminal_shows_every_name(name, capsys):
 
 
 def test_nothing_else_prints():
-    """What commands print goes through one console; JSON, which is ASCII, and our own page of options as they are."""
+    """What commands print goes through one console; JSON, which is ASCII, our page and recipes as they are."""
     root = Path(basicsr_effsr.__file__).parents[1]
     for file in [*(root / 'basicsr_effsr').rglob('*.py'), *(root / 'datasets_prep').rglob('*.py')]:
         source = file.read_text(encoding='utf-8')
@@ -110,4 +110,4 @@ def test_nothing_else_prints():
             r'rich\.(console|table|text|markdown)|\bprint\(|click\.echo|sys\.std(out|err)\.write', source
         ), file
         echoed = re.findall(r'typer\.echo\((\w+)', source)
-        assert set(echoed) <= {'strict_json', 'option_page', 'files'}, file
+        assert set(echoed) <= {'strict_json', 'option_page', 'files', 'recipe'}, file

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import math
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -86,10 +85,12 @@ def path(context: Context) -> Iterator[Problem]:
     section = context.section('path')
     yield from validate('path', section, spec.Path, others=[*others, *spec.AT_RUN_TIME[spec.Path]])
     for key in [key for key, value in section.items() if str(key).startswith('pretrain_network') and named(value)]:
+        said: list[str] = []
         try:
-            section[key] = str(located(section[key], say=lambda line: print(line, file=sys.stderr)))  # noqa: T201
+            section[key] = str(located(section[key], say=said.append))
         except (OSError, ValueError) as error:
             yield Problem(f'path.{key}', str(error))
+        yield from (warning(f'path.{key}', line) for line in said)
     if not context.is_train and section.get('pretrain_network_g') is None:
         yield warning('path.pretrain_network_g', 'is not given, so the test runs with random weights')
 

@@ -128,7 +128,8 @@ def command(
             raise UserError('--pack is for training; a network is tested on folders of images')
         text = packed(text, read_option_file(file)['scale'])
     words = ['effsr', 'recipe', name, '--data', str(data), *['--pack'] * pack, *['--test'] * test]
-    typer.echo(f'# Made by:    {printable(shlex.join(words))}\n{filled(text, data)}'.encode(), nl=False)
+    recipe = f'# Made by:    {printable(shlex.join(words))}\n{filled(text, data)}'.encode()
+    typer.echo(recipe, nl=False)
 
 
 def _print(kind: str, rows: list[dict[str, Any]]) -> None:
