@@ -31,6 +31,7 @@ from basicsr_effsr.tools.evaluate import forward_function, measure, protocol_of
 from basicsr_effsr.tools.papers import row_of
 from basicsr_effsr.utils.complexity import count_macs
 from basicsr_effsr.weights.checkpoint import load_into
+from basicsr_effsr.weights.zoo import published
 
 LR_720P = {2: (360, 640), 3: (240, 426), 4: (180, 320)}
 AGDN_720P = {**LR_720P, 3: (240, 427)}  # as its authors counted
@@ -50,7 +51,7 @@ class Row:
         by_rule: upscale -> what ``rule`` must give.
         paper: upscale -> multiply-adds [G] as the paper prints them, and its convention.
         golden: file of golden vectors by upscale, and the largest difference allowed.
-        weights: official checkpoint, its key, and Set5 PSNR / SSIM that it must give (x4).
+        weights: name in the zoo of the official x4 weights, whose scores there they must give.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Row:
     by_rule: dict[int, float] = field(default_factory=dict)
     paper: dict[int, str] = field(default_factory=dict)
     golden: tuple[dict[int, str], float] = ({}, 0.0)
-    weights: tuple[str, str | None, float, float | None] | None = None
+    weights: str | None = None
 
 
 def fvcore_256(_: int, net: nn.Module) -> float:
@@ -89,17 +90,17 @@ ROWS = [
     Row(
         'HASN', HASN, {}, {2: 418_388, 3: 425_423, 4: 435_272}, {2: 89.25, 3: 40.32, 4: 23.28},
         fvcore_256, {2: 25.532, 3: 25.992, 4: 26.637}, {4: '26.6 (fvcore, 256 x 256)'},
-        golden=(goldens('hasn_x{}', 2, 3, 4), 5e-6), weights=('hasn_x4_official', 'params_ema', 32.23, 0.8960),
+        golden=(goldens('hasn_x{}', 2, 3, 4), 5e-6), weights='hasn_x4',
     ),
     Row(
         'AGDN', AGDN, {}, {2: 280_530, 3: 286_215, 4: 294_174}, {2: 63.43, 3: 28.64, 4: 16.64},
         thop_720p, {2: 61.378, 3: 27.882, 4: 16.128}, {2: '61.4 (thop)', 3: '27.9 (thop, 240 x 427)', 4: '16.1 (thop)'},
-        golden=(goldens('agdn_x{}', 4), 2e-6), weights=('agdn_x4_official', 'params_ema', 32.43, 0.8980),
+        golden=(goldens('agdn_x{}', 4), 2e-6), weights='agdn_x4',
     ),
     Row(
         'AGDN-S', AGDN, {'num_feat': 24, 'num_block': 4, 'tlc': 96}, {4: 69_272}, {4: 3.84},
         thop_720p, {4: 3.733}, {4: '3.7 (thop)'},
-        golden=(goldens('agdn_s_x{}', 4), 2e-6), weights=('agdn_s_x4_official', None, 32.03, 0.8920),
+        golden=(goldens('agdn_s_x{}', 4), 2e-6), weights='agdn_s_x4',
     ),
     Row(
         'ASID', ASID, {}, {2: 297_516, 3: 304_011, 4: 313_104}, {2: 77.79, 3: 35.68, 4: 20.79},
@@ -146,7 +147,7 @@ ROWS = [
         'IMDN', IMDN, {}, {2: 694_404, 3: 703_059, 4: 715_176}, {2: 158.77, 3: 71.34, 4: 40.89},
         convolutions_720p, {2: 158.766, 3: 71.503, 4: 40.886},
         {2: '158.8 (AGDN)', 3: '71.5 (AGDN, 240 x 427)', 4: '40.9 (AGDN)'},
-        weights=('imdn_x4_official', None, 32.21, 0.8948),
+        weights='imdn_x4',
     ),
 ]  # fmt: skip
 
@@ -202,12 +203,11 @@ def set5(row: Row, reference: Path | None) -> tuple[float, float] | None:
     """PSNR and SSIM of the official x4 weights by the paper's protocol; None without them."""
     if row.weights is None or reference is None:
         return None
-    file, key, *_ = row.weights
-    path = reference / 'checkpoints' / f'{file}.pth'
+    path = reference / 'checkpoints' / f'{row.weights}_official.pth'
     if not path.is_file() or not (reference / 'set5').is_dir():
         return None
     net = row.net(upscale=4, **row.options).eval()
-    load_into(net, path, param_key=key)
+    load_into(net, path)
     paper = row_of(row.net.__name__, row.options, 4)
     assert paper is not None
     protocol = protocol_of(paper['protocol'])
@@ -243,8 +243,8 @@ def table_of(rows: list[Row], reference: Path | None) -> tuple[Table, list[str]]
                 f'{scores[0]:.2f} / {scores[1]:.4f}' if scores and upscale == 4 else '-',
             )
         if row.weights and scores:
-            _, _, psnr, ssim = row.weights
-            if abs(scores[0] - psnr) > 0.005 or (ssim is not None and abs(scores[1] - ssim) > 6e-5):
+            psnr, ssim = published()[row.weights].scores['Set5']
+            if abs(scores[0] - psnr) > 0.005 or abs(scores[1] - ssim) > 6e-5:
                 wrong.append(f'{row.name} gives {scores} on Set5, must give {psnr} / {ssim}')
     return table, wrong
 

@@ -29,7 +29,7 @@ def listed() -> list[dict[str, Any]]:
     rows = []
     for name, model in zoo.published().items():
         network, scale = model.network['type'], int(model.network['upscale'])
-        paper = row_of(network, model.network, scale) if network != 'DPARNTeacher' else None
+        paper = row_of(network, model.network, scale)
         rows.append(
             {
                 'name': name,
