@@ -16,6 +16,7 @@ from basicsr_effsr.imaging.bicubic import imresize
 ROOT = Path(__file__).resolve().parents[1]
 
 basicsr_effsr.register()
+os.environ.pop('COLUMNS', None)  # tables are as wide here as in a file, whatever terminal starts the tests
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
