@@ -21,7 +21,8 @@ from datasets_prep.files import encode_png, write_png
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / 'docs' / 'data.md').read_text(encoding='utf-8')
-BLOCKS = [block.strip().splitlines() for block in re.findall(r'^```\n(.*?)^```$', PAGE, re.DOTALL | re.MULTILINE)]
+FENCED = re.findall(r'^```(\w*)\n(.*?)^```$', PAGE, re.DOTALL | re.MULTILINE)
+BLOCKS = [block.strip().splitlines() for language, block in FENCED if not language]  # commands
 PER_SET = 2  # images in every stand-in
 START = 'python -m datasets_prep '
 
