@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 from basicsr_effsr._autoload import install
 from basicsr_effsr.host.absent import absent, look_here, stand_in
-from basicsr_effsr.utils.console import BAD_INPUT, Commands
+from basicsr_effsr.utils.console import BAD_INPUT, Commands, as_command
 from basicsr_effsr.utils.errors import one_line
 
 # name -> (module, attribute, line in the overview). The attribute is a function for typer, or a Typer app.
@@ -55,11 +55,8 @@ class _Lazy(Commands):
                 install(force=True)
                 stand_in()
             target = getattr(import_module(module), attribute)
-            if not isinstance(target, typer.Typer):
-                holder = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-                holder.command(name=name)(target)
-                target = holder
-            command = typer.main.get_command(target)
+            group = isinstance(target, typer.Typer)
+            command = typer.main.get_command(target) if group else as_command(name, target)
         return name, command, rest
 
     def reason(self, error: Exception) -> tuple[int, str]:

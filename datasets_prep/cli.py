@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from basicsr_effsr.utils.console import Commands, Console, say, sigterm_interrupts
+from basicsr_effsr.utils.console import Commands, Console, as_command, say, sigterm_interrupts
 
 _CPUS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 _SCHEDULE: dict[str, tuple[Any, Any, Any]] = {  # name -> type, default, how typer shows it
@@ -87,9 +87,7 @@ class _Prepare(Commands):
         command.__signature__ = Signature(shown)  # type: ignore[attr-defined]
         paragraphs = re.split(r'\n\nReturns:|\n\nRaises:', getdoc(function) or '')[0].split('\n\n')
         command.__doc__ = '\n\n'.join(paragraph.replace('\n', ' ') for paragraph in paragraphs)
-        holder = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        holder.command(name=cmd_name)(command)
-        return typer.main.get_command(holder)
+        return as_command(cmd_name, command)
 
 
 app = typer.Typer(

@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -80,6 +80,13 @@ def sigterm_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def as_command(name: str, function: Callable[..., Any]) -> Any:
+    """A function as one command of a group."""
+    holder = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    holder.command(name=name)(function)
+    return typer.main.get_command(holder)
 
 
 class Commands(TyperGroup):
