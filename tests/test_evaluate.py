@@ -31,7 +31,6 @@ from basicsr_effsr.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
-SMALL_ASID = {'num_feat': 8, 'num_block': 1}
 SETTINGS = ['--arch', 'HASN', '--scale', '2', '--set', 'num_feat=8', '--set', 'num_block=1', '--set', 'esa_channels=4']
 
 
@@ -245,15 +244,13 @@ def large(folder: Path, side: int = 100) -> Path:
 class TestProtocol:
     @pytest.fixture
     def report(self, tmp_path):
-        """``report(network options, *arguments)``: the JSON of a network at x4 with these options, as initialised."""
+        """``report(network, *arguments)``: the JSON of a paper's network at x4, as initialised."""
 
         def made(name: str, *extra: object) -> dict:
-            cls, options = (HASN, TINY) if name == 'HASN' else (ASID, SMALL_ASID)
             torch.manual_seed(0)
-            torch.save({'params': cls(**options | {'upscale': 4}).state_dict()}, tmp_path / 'x4.pth')
-            settings = [f'--set={key}={value}' for key, value in options.items() if key != 'upscale']
+            torch.save({'params': {'HASN': HASN, 'ASID': ASID}[name]().state_dict()}, tmp_path / 'x4.pth')
             where = ['--weights', tmp_path / 'x4.pth', '--data', tmp_path / 'sets', '--sets', 'Set5']
-            done = run('--arch', name, '--scale', 4, *settings, *where, '--out', tmp_path / 'out', '--json', *extra)
+            done = run('--arch', name, *where, '--out', tmp_path / 'out', '--json', '--show', 0, *extra)
             assert done.exit_code == 0, done.output
             return json.loads(done.stdout)
 
@@ -293,6 +290,14 @@ class TestProtocol:
         (tmp_path / 'sets' / 'Set5' / 'HR').rename(tmp_path / 'sets' / 'Set5' / 'GTmod12')
         assert report('HASN')['remarks'] == alike
         assert any('GTmod12 are cropped to multiples of 12' in line for line in report('ASID')['remarks'])
+
+    def test_a_smaller_network_of_the_class_is_none_of_the_papers(self, tmp_path):
+        large(tmp_path / 'sets')
+        torch.save({'params': HASN(**TINY | {'upscale': 4}).state_dict()}, tmp_path / 'net.pth')
+        done = run('--weights', tmp_path / 'net.pth', '--data', tmp_path / 'sets', '--out', tmp_path / 'out', '--json')
+        told = json.loads(done.stdout)
+        assert told['paper'] is None
+        assert 'self-ensemble' not in told['protocol']
 
     def test_without_a_paper_there_is_none_to_follow(self, root, weights, tmp_path):
         done = run(*SETTINGS, '--weights', weights, '--data', root, '--out', tmp_path / 'out', '--protocol', 'paper')

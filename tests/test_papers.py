@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from statistics import median
+from typing import Any
 
 import pytest
 
-from basicsr_effsr.tools.papers import papers
+from basicsr_effsr.tools.papers import papers, row_of
+from basicsr_effsr.weights.build import build
+from basicsr_effsr.weights.recognise import identify
 
 ROWS = papers()['rows']
 
@@ -67,3 +70,26 @@ def test_a_misprint_is_named_and_left_out():
             what = misprint.split()[0]
             assert what not in row
             assert what not in row['scores']
+
+
+def paper_of(network: dict[str, Any]) -> str | None:
+    """The method whose row stands beside weights of this network."""
+    known = identify(build(network, fuse=False).state_dict())
+    row = row_of(known['type'], known, 4)
+    return row and row['method']
+
+
+@pytest.mark.parametrize(
+    ('network', 'method'),
+    [
+        *(({'type': name}, name) for name in ('HASN', 'AGDN', 'ASID', 'DPARN', 'EFRDN', 'IMDN')),
+        ({'type': 'DPARN', 'deploy': True}, 'DPARN'),
+        ({'type': 'AGDN', 'num_feat': 24, 'num_block': 4, 'tlc': 96}, 'AGDN-S'),
+        ({'type': 'ASID', 'num_block': 8}, 'ASID-D8'),
+        ({'type': 'HASN', 'num_feat': 8}, None),
+        ({'type': 'ASID', 'num_block': 2}, None),
+        ({'type': 'IMDN', 'num_in_ch': 1, 'num_out_ch': 1}, None),
+    ],
+)
+def test_a_paper_is_that_of_its_network_and_of_no_other_of_its_class(network, method):
+    assert paper_of(network) == method

@@ -8,7 +8,7 @@ from typing import Any
 
 from basicsr_effsr._registration import lookup
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.weights.recognise import variant_of
+from basicsr_effsr.weights.recognise import method_of
 
 
 def papers() -> dict[str, Any]:
@@ -17,12 +17,12 @@ def papers() -> dict[str, Any]:
 
 
 def row_of(network: str, options: dict[str, Any], scale: int) -> dict[str, Any] | None:
-    """The row with scores of a registered network with these options at this scale, if a paper has one.
+    """The row with scores of a registered network, if a paper has one of it with these options at this scale.
 
     Its ``protocol`` says how they were measured, as ``protocols`` of the file.
     """
     cls, _ = lookup('ARCH', network)
-    name, known = variant_of(cls, options) or cls.__name__, papers()
+    name, known = method_of(cls, options), papers()
     rows = (row for row in known['rows'] if row['method'] == name and row['scale'] == scale)
     return next(({**row, 'protocol': known['protocols'].get(name, {})} for row in rows if row.get('scores')), None)
 

@@ -5,7 +5,8 @@ What a network is stands in its class, ours or anybody's:
     options_of(state)   static method: options that weights with these names may be of, the likeliest first
     marks               names that its weights always hold; one that ends in ``*`` is the beginning of a name
     unseen              options that leave no trace in the weights
-    variants            published name, the key of its row in a paper's table -> options
+    variants            published name, the key of its row in a paper's table -> options; the class itself is the row
+                        of its own name with the options it has by default
     renames             beginning of a name in files of other programs -> beginning of ours
     foreign             names that only files of other programs hold, which spandrel is to load itself
     ncnn                what pnnx and ncnn did with it
@@ -75,6 +76,17 @@ def variant_of(cls: Any, options: Mapping[str, Any]) -> str | None:
         if all(given.get(key) == value for key, value in wanted.items() if key not in unseen):
             return str(name)
     return None
+
+
+def method_of(cls: Any, options: Mapping[str, Any]) -> str | None:
+    """The published network that these options make: a variant, or the class as it is by default at any scale.
+
+    None for a network of one's own making, as for classes that do not say how to tell their options.
+    """
+    usual = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+    free = {'type', 'upscale', 'deploy', *getattr(cls, 'unseen', ())}
+    plain = all(value == usual.get(key) for key, value in options.items() if key not in free)
+    return variant_of(cls, options) or (cls.__name__ if plain and hasattr(cls, 'options_of') else None)
 
 
 def candidates(name: str, cls: Any, state: State) -> list[Options]:
