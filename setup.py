@@ -51,11 +51,10 @@ setup(
     extras_require={
         'export': ['onnx', 'onnxruntime', 'onnxscript', 'safetensors'],
         'host': HOST,
-        'plots': ['adjustText', 'matplotlib'],
+        'plots': ['matplotlib'],
         'spandrel': ['spandrel'],
         'dev': [
             *HOST,
-            'adjustText',
             'build',
             'fvcore',
             'jsonschema',

@@ -19,7 +19,7 @@ from basicsr_effsr.imaging.bicubic import imresize
 from basicsr_effsr.tools import plots
 from basicsr_effsr.utils.errors import UserError
 
-pytest.importorskip('adjustText', reason="needs adjustText: pip install -e '.[dev]'")
+pytest.importorskip('matplotlib', reason="needs matplotlib: pip install -e '.[dev]'")
 
 
 def call(*words: str):
@@ -73,11 +73,11 @@ def written(made, tmp_path):
 
 def test_a_method_stands_with_the_row_of_its_own_paper():
     points = {p.method: p for p in plots.points_of_papers(4, 'Set5', 'multi-adds')}
-    assert (points['AGDN'].x, points['AGDN'].psnr) == (16.1, 32.43)
+    assert (points['AGDN'].x, points['AGDN'].score) == (16.1, 32.43)
     assert points['ASID-D8'].source.startswith('ASID paper')
     assert 'HASN' not in points, 'its paper counts at another input size'
     latencies = {p.method: p for p in plots.points_of_papers(2, 'Set5', 'latency', ['DPARN'])}
-    assert (latencies['DPARN'].x, latencies['DPARN'].psnr) == (47.45, 38.06)
+    assert (latencies['DPARN'].x, latencies['DPARN'].score) == (47.45, 38.06)
     assert all(p.source.startswith('DPARN ') for p in latencies.values())
 
 
@@ -90,7 +90,10 @@ def test_multiply_adds_are_those_at_720p_whatever_else_was_counted(made, written
     for against, x in (('params', 435.272), ('multi-adds', pytest.approx(23.28, abs=5e-4))):
         (point,) = plots.points_of_files(files, 4, 'Set5', against)
         assert (point.method, point.x, point.measured, point.size) == ('HASN', x, True, 435_272)
-        assert point.psnr == made['HASN evaluation']['means']['Set5']['psnr']
+        assert point.score == made['HASN evaluation']['means']['Set5']['psnr']
+    (point,) = plots.points_of_files(files, 4, 'Set5', 'memory', 'ssim')
+    (counted,) = (c for c in made['HASN benchmark']['costs'] if (c['model'], c['lr_size']) == ('HASN', [180, 320]))
+    assert (point.x, point.score) == (counted['memory'] / 2**20, made['HASN evaluation']['means']['Set5']['ssim'])
     with pytest.raises(UserError, match=r'fp32.*--size 720p'):
         plots.points_of_files(files, 4, 'Set5', 'latency')
 
@@ -117,7 +120,7 @@ def test_latency_is_that_at_720p_in_fp32_and_says_where(made, written):
     assert plots.axis_label('latency', [point]) == f'latency [ms]\nblack edge: {point.setting}'
     assert plots.axis_label('latency', printed) == 'latency [ms]'
     (point,) = plots.points_of_files(written(*HASN), 4, 'Set5', 'multi-adds')
-    assert plots.axis_label('multi-adds', [point]) == plots.AXES['multi-adds'][2]
+    assert plots.axis_label('multi-adds', [point]) == plots.AXES['multi-adds'][-1]
 
 
 def test_the_form_that_was_evaluated_is_the_one_that_is_drawn(made, written):
@@ -185,19 +188,36 @@ def test_what_lies_far_below_ours_is_left_out_and_named(tmp_path):
     assert call('--set', 'Set5', '--from', '0', '--out', str(tmp_path / 'b.png')).output.count('left out') == 0
 
 
-@pytest.mark.parametrize('against', plots.AXES)
-def test_the_figure_names_every_method_inside_its_frame(against):
-    points = plots.points_of_papers(2, 'Set5', against)
+@pytest.mark.parametrize(
+    ('dataset', 'against', 'metric'), [('Set5', 'params', 'psnr'), ('Urban100', 'multi-adds', 'ssim')]
+)
+def test_names_touch_no_other_name_no_disc_and_no_frame(dataset, against, metric):
+    points = plots.points_of_papers(4, dataset, against, metric=metric)
     figure = plots.draw(points, 'title', 'x', 'y')
     (axes,) = figure.axes
-    assert sorted(t.get_text() for t in axes.texts if t.get_text()) == sorted(p.method for p in points)
-    frame = figure.bbox
-    for text in axes.texts:
-        box = text.get_window_extent()
-        assert frame.x0 <= box.x0 <= box.x1 <= frame.x1
-        assert frame.y0 <= box.y0 <= box.y1 <= frame.y1
-    drawn = sorted((float(x), float(y)) for disc in axes.collections for x, y in disc.get_offsets())
-    assert drawn == sorted((p.x, p.psnr) for p in points)
+    assert sorted(t.get_text() for t in axes.texts) == sorted(p.method for p in points)
+    frame = axes.get_window_extent()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    for box in boxes:
+        assert box.count_overlaps(boxes) == 1, 'with itself'
+        assert frame.x0 < box.x0 < box.x1 < frame.x1
+        assert frame.y0 < box.y0 < box.y1 < frame.y1
+    discs = [tuple(map(float, xy)) for disc in axes.collections for xy in disc.get_offsets()]
+    assert sorted(discs) == sorted((p.x, p.score) for p in points)
+    centres = axes.transData.transform(discs)
+    assert not any(box.contains(*centre) for box in boxes for centre in centres)
+    (legend,) = figure.legends
+    assert {plots.OURS, plots.OTHERS} < {text.get_text() for text in legend.texts}
+
+
+def test_an_axis_that_one_method_would_squeeze_is_logarithmic():
+    def scale(*x):
+        points = [plots.Point(f'net{i}', each, 30 + i, None, False, '') for i, each in enumerate(x)]
+        return plots.draw(points, '', '', '').axes[0].get_xscale()
+
+    assert scale(70.0, 300.0, 450.0, 500.0, 1600.0) == 'log'
+    assert scale(70.0, 200.0, 350.0, 500.0, 600.0) == 'linear'
+    assert scale(300.0) == 'linear'
 
 
 def test_pictures_and_points_are_written(written, tmp_path):
@@ -207,7 +227,7 @@ def test_pictures_and_points_are_written(written, tmp_path):
     shown = json.loads(call('--set', 'Set5', *measured, '--json').stdout)
     assert [p['x'] for p in shown if p['measured']] == [435.272]
     with Image.open(tmp_path / 'new' / 'p.png') as image:
-        assert image.width > 1000
+        assert (image.width, [round(dpi) for dpi in image.info['dpi']]) == (2148, [300, 300])
     assert call('--out', str(tmp_path / 'p.SVG')).exit_code == 0
     assert '<svg' in (tmp_path / 'p.SVG').read_text()[:600]
     points = json.loads(call('--set', 'Set5', '--json').stdout)
@@ -257,6 +277,8 @@ def test_a_file_that_cannot_be_written_is_named_before_the_work(monkeypatch, tmp
     ('words', 'sentence'),
     [
         (['--against', 'beauty'], '--against must be one of'),
+        (['--metric', 'lpips'], '--metric must be one of'),
+        (['--against', 'memory'], '--measured adds'),
         (['--set', 'Set6'], 'no paper prints'),
         (['--from', '99'], 'every method scores less'),
         (['--out', 'plot.bmp'], '--out must end in'),

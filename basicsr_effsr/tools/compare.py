@@ -18,11 +18,11 @@ from basicsr_effsr.tools.evaluate import ImageScore, forward_function, measure, 
 from basicsr_effsr.utils.console import Console, say
 from basicsr_effsr.utils.errors import UserError, needs, printable
 from basicsr_effsr.utils.files import atomic_path
-from basicsr_effsr.utils.report import strict_json, write_figure
+from basicsr_effsr.utils.report import PAGE, strict_json, write_figure
 from basicsr_effsr.weights.checkpoint import fused
 from basicsr_effsr.weights.recognise import variant_of
 
-PAGE, GAP, LINES, SMALLEST = 7.16, 0.06, 0.3, 0.8  # inches: two columns, between panels, two lines of text, a panel
+GAP, LINES, SMALLEST = 0.06, 0.3, 0.8  # inches: between panels, two lines of text, a panel
 MARGIN, CAPTION, CROP, PANEL = 12, 26, 72, 288  # pixels; CROP is the side of the enlarged detail in HR pixels
 
 

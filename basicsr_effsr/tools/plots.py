@@ -1,12 +1,14 @@
-"""``effsr plot``: PSNR against size, multiply-adds or latency; the figure that papers of this field open with."""
+"""``effsr plot``: PSNR or SSIM against what it costs; the figure that papers of this field open with."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,17 +17,22 @@ from basicsr_effsr.tools.networks import check_file
 from basicsr_effsr.tools.papers import papers
 from basicsr_effsr.utils.console import say
 from basicsr_effsr.utils.errors import UserError, needs
-from basicsr_effsr.utils.files import atomic_path, read_regular
-from basicsr_effsr.utils.report import strict_json
+from basicsr_effsr.utils.files import read_regular
+from basicsr_effsr.utils.report import PAGE, strict_json, write_figure
 
 if TYPE_CHECKING:
     from basicsr_effsr.tools.evaluate import EvaluationReport
 
+# x: key in papers.json, unit of the axis in units of the paper's value and of a benchmark's, label
 AXES = {
-    'params': ('params', 1e-3, 'parameters [K]'),
-    'multi-adds': ('multi_adds', 1.0, 'multiply-adds at 1280x720 output [G]'),
-    'latency': ('runtime_ms', 1.0, 'latency [ms]'),
+    'params': ('params', 1e-3, 1e3, 'parameters [K]'),
+    'multi-adds': ('multi_adds', 1.0, 1e9, 'multiply-adds at 1280x720 output [G]'),
+    'latency': ('runtime_ms', 1.0, 1.0, 'latency [ms]'),
+    'memory': ('memory', 1.0, 2**20, 'counted memory at 1280x720 output, fp32 [MiB]'),
 }
+# y: place in a row of papers.json, label, how far below ours a method may lie to be shown
+METRICS = {'psnr': (0, 'PSNR-Y on {} [dB]', 0.3), 'ssim': (1, 'SSIM-Y on {}', 0.01)}
+OURS, OTHERS = "the papers' own networks", 'others in their tables'
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,8 @@ class Point:
     """A method in the figure."""
 
     method: str
-    x: float  # size, multiply-adds or latency, in the unit of the axis
-    psnr: float  # dB
+    x: float  # what it costs, in the unit of the axis
+    score: float  # PSNR [dB] or SSIM
     size: int | None  # parameters, for the area of the disc; None draws a small one
     measured: bool  # by a file of this project, not printed in a paper
     source: str  # where it stands
@@ -46,7 +53,9 @@ class Point:
         return self.measured or self.source.startswith(f'{self.method.partition("-")[0]} paper')
 
 
-def points_of_papers(scale: int, dataset: str, against: str, sources: Iterable[str] = ()) -> list[Point]:
+def points_of_papers(
+    scale: int, dataset: str, against: str, sources: Iterable[str] = (), metric: str = 'psnr'
+) -> list[Point]:
     """What the papers print, one point per method: of its own paper, else of the first that lists it.
 
     Args:
@@ -54,14 +63,16 @@ def points_of_papers(scale: int, dataset: str, against: str, sources: Iterable[s
         dataset: Set5, Set14, B100, Urban100 or Manga109.
         against: a key of ``AXES``.
         sources: only rows of these papers, such as ``DPARN``; empty takes all.
+        metric: a key of ``METRICS``.
     """
-    key, factor, _ = AXES[against]
+    key, factor = AXES[against][:2]
     found: dict[str, Point] = {}
     for row in papers()['rows']:
         score, x = row['scores'].get(dataset), row.get(key)
         wanted = not sources or any(row['source'].startswith(f'{source} ') for source in sources)
         if row['scale'] == scale and score and x is not None and wanted and row['method'] not in found:
-            found[row['method']] = Point(row['method'], x * factor, score[0], row.get('params'), False, row['source'])
+            place = x * factor, score[METRICS[metric][0]]
+            found[row['method']] = Point(row['method'], *place, row.get('params'), False, row['source'])
     return list(found.values())
 
 
@@ -101,12 +112,14 @@ def _value(file: Path, found: BenchmarkReport, params: int, against: str) -> flo
     Raises:
         UserError: the report does not have it.
     """
+    key, _, unit, _ = AXES[against]
     if against == 'params':
-        return params / 1e3
+        return params / unit
     height, width = size = lr_size('720p', found.scale)
-    wanted, fix = 'multiply-adds', ''
-    values = [row.multi_adds / 1e9 for row in found.costs if (row.params, row.lr_size) == (params, size)]
-    if against == 'latency':
+    wanted, fix = against, ''
+    if against != 'latency':
+        values = [getattr(row, key) / unit for row in found.costs if (row.params, row.lr_size) == (params, size)]
+    else:
         wanted, fix = 'latency in fp32, contiguous and not compiled,', ' and without --no-latency'
         plain = (_model(found), size, 'fp32', 'contiguous', False)
         rows = ((r.median, (r.model, r.lr_size, r.dtype, r.memory_format, r.compiled)) for r in found.latencies)
@@ -119,7 +132,7 @@ def _value(file: Path, found: BenchmarkReport, params: int, against: str) -> flo
     return values[0]
 
 
-def points_of_files(files: Iterable[Path], scale: int, dataset: str, against: str) -> list[Point]:
+def points_of_files(files: Iterable[Path], scale: int, dataset: str, against: str, metric: str = 'psnr') -> list[Point]:
     """What was measured here: reports of ``effsr benchmark`` joined with reports of ``effsr evaluate``.
 
     Both must speak of the same class with the same number of parameters, which tells AGDN from AGDN-S.
@@ -129,6 +142,7 @@ def points_of_files(files: Iterable[Path], scale: int, dataset: str, against: st
         scale: scale factor of the figure.
         dataset: Set5, Set14, B100, Urban100 or Manga109.
         against: a key of ``AXES``.
+        metric: a key of ``METRICS``.
 
     Raises:
         UserError: a file is no report, of another scale, lacks what the axis needs, or has no partner.
@@ -165,7 +179,7 @@ def points_of_files(files: Iterable[Path], scale: int, dataset: str, against: st
         where = '{}x{} input, fp32, {}'.format(*lr_size('720p', scale), _device(benchmarks[partners[0]]))
         setting = where if against == 'latency' else ''
         name = (found.paper or {}).get('method', found.network)
-        points.append(Point(name, values.pop(), means[dataset]['psnr'], params, True, str(file), setting))
+        points.append(Point(name, values.pop(), means[dataset][metric], params, True, str(file), setting))
     for path in benchmarks.keys() - used:
         raise UserError(
             f'--measured: no evaluation of the {_model(benchmarks[path])} of {path}, with as many parameters; '
@@ -179,56 +193,109 @@ def axis_label(against: str, points: Sequence[Point]) -> str:
     settings = list(dict.fromkeys(point.setting for point in points if point.setting))
     printed = any(not point.measured for point in points)
     if not settings:
-        return AXES[against][2]
+        return AXES[against][-1]
     others = "; others: as printed, on the papers' GPUs" if printed else ''
-    return f'{AXES[against][2]}\nblack edge: {" / ".join(settings)}{others}'
+    return f'{AXES[against][-1]}\nblack edge: {" / ".join(settings)}{others}'
+
+
+def place_names(axes: Any, names: Sequence[Any], discs: Sequence[Any]) -> None:
+    """Moves each name beside its disc, off every other one and off the frame, with a line where it had to go far.
+
+    Names in a crowd choose first: the nearest place that neither it nor its line shares with anything; where there is
+    none, one that only the name has to itself. Unlike adjustText, whose forces end where they end, this is exact.
+    """
+    inch, to_data = axes.figure.dpi, axes.transData.inverted()
+    gap, frame = 0.012 * inch, axes.get_window_extent()
+    centres = axes.transData.transform([disc.get_offsets()[0] for disc in discs])
+    radii = np.array([math.sqrt(disc.get_sizes()[0] / math.pi) * inch / 72 for disc in discs])
+    taken = np.hstack([centres - radii[:, None], centres + radii[:, None]])  # left, bottom, right, top
+    reach, angle = (each.ravel() for each in np.meshgrid(np.arange(0, 3, 0.05) * inch, np.arange(24) * math.pi / 12))
+    order = np.argsort(reach, kind='stable')
+    reach, way = reach[order], np.stack([np.cos(angle), np.sin(angle)], 1)[order].round(6)
+
+    def free(boxes: np.ndarray) -> np.ndarray:
+        apart = (boxes[:, None, :2] >= taken[:, 2:]) | (boxes[:, None, 2:] <= taken[:, :2])
+        inside = (boxes[:, :2] > frame.min + 3 * gap) & (boxes[:, 2:] < frame.max - 3 * gap)
+        return np.logical_and(np.any(apart, axis=2).all(axis=1), np.all(inside, axis=1))
+
+    crowd = [(np.hypot(*(centres - centre).T) < inch / 2).sum() for centre in centres]
+    for i in sorted(range(len(names)), key=lambda i: -crowd[i]):
+        box = names[i].get_window_extent()
+        half = np.array([box.width, box.height]) / 2
+        away = radii[i] + gap + reach
+        at = centres[i] + way * away[:, None] + half * np.sign(way) * np.minimum(1, 1.5 * abs(way))
+        boxes = np.hstack([at - half - gap / 2, at + half + gap / 2])
+        ends = np.clip(centres[i], at - half, at + half)
+        steps = np.linspace(radii[i] / away, 1, 16)[..., None] * (ends - centres[i]) + centres[i]
+        lines = np.concatenate([steps - gap / 2, steps + gap / 2], 2)  # a line is a row of dots
+        alone = np.flatnonzero(free(boxes))
+        k = next((k for k in alone if not reach[k] or free(lines[:, k]).all()), next(iter(alone), 0))
+        names[i].set(position=to_data.transform(at[k]), ha='center', va='center')
+        taken = np.vstack([taken, boxes[k]])
+        if reach[k]:
+            axes.plot(*to_data.transform(steps[[0, -1], k]).T, color='dimgray', linewidth=0.4)
+            taken = np.vstack([taken, lines[:, k]])
 
 
 def draw(points: Sequence[Point], title: str, x_label: str, y_label: str) -> Any:
-    """The figure: discs with the area of the parameters, ours in colour, what was measured here with an edge.
+    """The figure, two columns of a page wide: discs with the area of the parameters, ours in colour, a legend below.
+
+    The x axis is logarithmic where an evenly divided one would be empty over a third of its length.
 
     Raises:
-        UserError: matplotlib or adjustText is not installed.
+        UserError: matplotlib is not installed.
     """
-    figure = needs('matplotlib.figure', 'plots').Figure(figsize=(11, 7), layout='constrained')
+    figure = needs('matplotlib.figure', 'plots').Figure(figsize=(PAGE, 5), layout='constrained', dpi=300)
     needs('matplotlib.backends.backend_agg', 'plots').FigureCanvasAgg(figure)
-    adjust_text = needs('adjustText', 'plots').adjust_text
+    ticker = needs('matplotlib.ticker', 'plots')
     axes = figure.add_subplot()
-    widest, narrowest = max(p.x for p in points), min(p.x for p in points)
-    if widest > 30 * max(narrowest, 1e-9):
+    x = sorted(p.x for p in points)
+    if x[0] > 0 and max(np.diff(x), default=0) > (x[-1] - x[0]) / 3 and x[-1] > 3 * x[0]:
         axes.set_xscale('log')
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
+        axes.xaxis.set_major_formatter('{x:g}')
+        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     largest = max((p.size or 0 for p in points), default=0) or 1
-    for point in sorted(points, key=lambda p: -(p.size or 0)):
-        colour, alpha, order = ('tab:red', 0.55, 3) if point.stands_out else ('tab:blue', 0.3, 2)
-        edge = {'edgecolors': 'black' if point.measured else 'none', 'linewidths': 1.5}
-        area = 20 + 400 * (point.size or 0) / largest
-        axes.scatter(point.x, point.psnr, s=area, color=colour, alpha=alpha, zorder=order, **edge)
-    axes.margins(0.08, 0.1)
-    axes.set(title=title, xlabel=x_label, ylabel=y_label)
-    axes.grid(alpha=0.3)
+    named: dict[str, Any] = {}
+    discs = []
+    shown = sorted(points, key=lambda p: (p.stands_out, p.measured))
+    for point in shown:
+        ours = {'color': 'tab:red', 'alpha': 0.55, 'zorder': 3}
+        how = ours if point.stands_out else {'color': 'tab:blue', 'alpha': 0.3, 'zorder': 2}
+        edge = {'edgecolors': 'black' if point.measured else 'none', 'linewidths': 0.8}
+        area = 8 + 120 * (point.size or 0) / largest
+        discs.append(axes.scatter(point.x, point.score, s=area, **how, **edge))
+        what = 'measured here' if point.measured else OURS if point.stands_out else OTHERS
+        named.setdefault(what, axes.scatter([], [], s=40, **how, **edge))
+    axes.margins(0.06, 0.08)
+    axes.set_title(title, fontsize=8)
+    axes.set_xlabel(x_label, fontsize=7)
+    axes.set_ylabel(y_label, fontsize=7)
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.3, linewidth=0.5)
+    size = {'s': 8 + 120 * 5e5 / largest, 'color': 'lightgray'}
+    named['area: parameters, this one 500 K'] = axes.scatter([], [], **size)
+    below = {'loc': 'outside lower center', 'ncols': len(named), 'frameon': False, 'fontsize': 7}
+    figure.legend(named.values(), named.keys(), **below)
+    for point in shown:
+        how = {
+            'fontsize': 6.5,
+            'fontweight': 'bold' if point.stands_out else 'normal',
+            'zorder': 4,
+            'parse_math': False,
+        }
+        axes.text(point.x, point.score, point.method, **how)
     figure.canvas.draw()
-    # names beside their discs, moved apart, each with a line to its own disc where it had to move
-    names = [
-        axes.text(
-            point.x,
-            point.psnr,
-            f'{point.method} (measured)' if point.measured else point.method,
-            fontsize=8,
-            fontweight='bold' if point.stands_out else 'normal',
-            zorder=4,
-        )
-        for point in points
-    ]
-    places = {'x': [point.x for point in points], 'y': [point.psnr for point in points], 'expand': (1.25, 1.5)}
-    lines = {'arrowstyle': '-', 'color': 'dimgray', 'lw': 0.6}
-    adjust_text(names, ax=axes, max_move=None, arrowprops=lines, **places)
+    figure.set_layout_engine('none')  # names are placed on this page
+    place_names(axes, list(axes.texts), discs)
     return figure
 
 
 def command(
     scale: Annotated[int, typer.Option(help='Scale factor.')] = 4,
     dataset: Annotated[str, typer.Option('--set', help='Set5, Set14, B100, Urban100, Manga109.')] = 'Urban100',
-    against: Annotated[str, typer.Option(help='params, multi-adds or latency.')] = 'params',
+    against: Annotated[str, typer.Option(help=f'{", ".join(AXES)}.')] = 'params',
+    metric: Annotated[str, typer.Option(help=f'{", ".join(METRICS)}.')] = 'psnr',
     source: Annotated[
         list[str] | None, typer.Option(help='Rows of this paper only (HASN, DPARN ...); repeatable.')
     ] = None,
@@ -236,33 +303,33 @@ def command(
         list[Path] | None, typer.Option(help='benchmark.json or report.json of effsr evaluate; repeatable.')
     ] = None,
     least: Annotated[
-        float | None, typer.Option('--from', help='Leave out methods below this PSNR; default: 0.3 dB below ours.')
+        float | None,
+        typer.Option('--from', help='Leave out methods below this score; default: 0.3 dB, or 0.01, below ours.'),
     ] = None,
     out: Annotated[Path, typer.Option(help='PNG, PDF or SVG to write.')] = Path('results/plot.png'),
     as_json: Annotated[bool, typer.Option('--json', help='Print the points instead of drawing them.')] = False,
 ) -> None:
-    """Draw PSNR against parameters, multiply-adds or latency, from the papers' tables and from reports made here."""
-    if against not in AXES:
-        raise UserError(f'--against must be one of {", ".join(AXES)}, got {against!r}')
+    """Draw PSNR or SSIM against parameters, multiply-adds, latency or memory: papers' tables, and reports made here."""
+    for option, value, known in (('--against', against, AXES), ('--metric', metric, METRICS)):
+        if value not in known:
+            raise UserError(f'{option} must be one of {", ".join(known)}, got {value!r}')
     if not as_json:
         check_file(out, '.png', '.pdf', '.svg')
-    points = points_of_papers(scale, dataset, against, source or ())
+    points = points_of_papers(scale, dataset, against, source or (), metric)
     if measured:
-        points += points_of_files(measured, scale, dataset, against)
+        points += points_of_files(measured, scale, dataset, against, metric)
     if not points:
-        raise UserError(f'no paper prints {against} and a score on {dataset} for x{scale}')
-    if least is None and (ours := [p.psnr for p in points if p.stands_out]):
-        least = min(ours) - 0.3
-    left_out = [p.method for p in points if least is not None and p.psnr < least]
-    points = [p for p in points if least is None or p.psnr >= least]
+        raise UserError(f'no paper prints {against} and a score on {dataset} for x{scale}; --measured adds your own')
+    _, y_label, below = METRICS[metric]
+    if least is None and (ours := [p.score for p in points if p.stands_out]):
+        least = min(ours) - below
+    left_out = [p.method for p in points if least is not None and p.score < least]
+    points = [p for p in points if least is None or p.score >= least]
     if not points:
         raise UserError(f'--from {least}: every method scores less on {dataset} x{scale}')
     if as_json:
         typer.echo(strict_json(points))
         return
-    sources = 'as printed in the papers' + (', black edge: measured here' if measured else '')
-    title, x_label = f'{dataset} x{scale}, {sources}', axis_label(against, points)
-    figure = draw(points, title, x_label, f'PSNR-Y on {dataset} [dB]')
-    with atomic_path(out, sync=True) as part:
-        figure.savefig(part, format=out.suffix[1:].lower(), dpi=150)
-    say(f'written: {out}' + (f' (left out, lower PSNR: {", ".join(left_out)})' if left_out else ''))
+    title = f'{dataset} x{scale}' + (', as printed in the papers' if any(not p.measured for p in points) else '')
+    write_figure(draw(points, title, axis_label(against, points), y_label.format(dataset)), out)
+    say(f'written: {out}' + (f' (left out, lower {metric.upper()}: {", ".join(left_out)})' if left_out else ''))

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from basicsr_effsr.tools.networks import check_folder
+from basicsr_effsr.tools.networks import check_file
 from basicsr_effsr.utils.console import Console, say
-from basicsr_effsr.utils.errors import UserError, near
-from basicsr_effsr.utils.files import atomic_path, read_regular
-from basicsr_effsr.utils.report import strict_json
+from basicsr_effsr.utils.errors import UserError, near, needs
+from basicsr_effsr.utils.files import read_regular
+from basicsr_effsr.utils.report import PAGE, strict_json, write_figure
 
 LINE = re.compile(r'^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ [A-Z]+: (.*)$')
 ITERATION = re.compile(r'\[epoch: *[\d,]+, iter: *([\d,]+), lr:\([^)]*\)\] *(?:\[eta[^]]*\])?(.*)$')
@@ -157,19 +157,14 @@ def draw(runs: Sequence[Run], metric: str) -> Any:
     Raises:
         UserError: matplotlib is not installed, or the logs have nothing to draw.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import EngFormatter
-    except ImportError as error:
-        raise UserError('drawing needs matplotlib: pip install basicsr_effsr[plots]') from error
-
     panels = list(dict.fromkeys(name for run in runs for name in run.scores if name.endswith(f' {metric}')))
     panels += ['loss'] if any(run.loss for run in runs) else []
     if not panels:
         raise UserError(f'no run has a loss or {metric} in its log')
-    figure = Figure(figsize=(max(5.5 * len(panels), 7), 4.6), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = needs('matplotlib.figure', 'plots').Figure(
+        figsize=(max(5.5 * len(panels), PAGE), 4.6), layout='constrained'
+    )
+    needs('matplotlib.backends.backend_agg', 'plots').FigureCanvasAgg(figure)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for i, run in enumerate(runs):
             curve = run.loss if panel == 'loss' else run.scores.get(panel, [])
@@ -183,7 +178,7 @@ def draw(runs: Sequence[Run], metric: str) -> Any:
             axes.set_yscale('log')
             axes.yaxis.set_major_formatter('{x:g}')
             axes.yaxis.set_minor_formatter('{x:g}')
-        axes.xaxis.set_major_formatter(EngFormatter(sep=''))
+        axes.xaxis.set_major_formatter(needs('matplotlib.ticker', 'plots').EngFormatter(sep=''))
         axes.grid(alpha=0.3, which='both')
     figure.legend(*axes.get_legend_handles_labels(), loc='outside lower center', ncols=min(len(runs), 4), frameon=False)
     return figure
@@ -223,10 +218,6 @@ def command(
     elif first != 'plot':
         _table(runs)
     else:
-        if out.suffix.lower() not in ('.png', '.pdf', '.svg'):
-            raise UserError(f'--out must end in .png, .pdf or .svg, got {out}')
-        check_folder(out.parent)
-        figure = draw(runs, metric)
-        with atomic_path(out, sync=True) as part:
-            figure.savefig(part, format=out.suffix[1:].lower(), dpi=150)
+        check_file(out, '.png', '.pdf', '.svg')
+        write_figure(draw(runs, metric), out)
         say(f'written: {out}')

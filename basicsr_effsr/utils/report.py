@@ -17,6 +17,7 @@ from typing import Any
 from basicsr_effsr.utils.errors import needs, printable
 from basicsr_effsr.utils.files import atomic_path, fcntl
 
+PAGE = 7.16  # inches, the width of a page of two columns
 _MARKUP = re.compile(r'[\\`*|<>\[\]&~$]|:(?=\w+:)|(?<![^\W_])_|_(?![^\W_])')  # inside a word _ is a letter
 
 

@@ -42,7 +42,7 @@ def of_one_run(command: str, found: dict[str, bytes], alone: list[dict[str, byte
             and report['weights'].encode() in found['report.html']
         )
         return same and found.keys() == alone[0].keys()
-    if command in ('benchmark', 'plot'):  # times differ, and where adjustText puts the names
+    if command == 'benchmark':  # times differ
         return found.keys() == alone[0].keys()
     return any(found == one for one in alone)
 
