@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from basicsr_effsr.imaging.tiling import self_ensemble, tile_starts, tiled_forward
+from basicsr_effsr.imaging.tiling import self_ensemble, tile_starts, tiled_bands, tiled_forward
 
 
 def convolutional(upscale: int = 2) -> nn.Module:
@@ -96,7 +96,8 @@ def test_half_precision_is_summed_in_single():
 
 def test_progress_counts_every_tile():
     seen = []
-    tiled_forward(lambda t: t, image(1, 1, 20, 30), upscale=1, tile=10, overlap=0, progress=lambda *p: seen.append(p))
+    options = {'upscale': 1, 'tile': 10, 'overlap': 0}
+    list(tiled_bands(lambda t: t, image(1, 1, 20, 30), **options, progress=lambda *p: seen.append(p)))
     assert seen == [(i, 6) for i in range(1, 7)]
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import glob
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from basicsr_effsr.imaging.enlarger import Alpha, Enlarger
 from basicsr_effsr.imaging.header import SUFFIXES, UnfitError, check_memory
 from basicsr_effsr.imaging.picture import DEEP, ENDINGS, check_size, encode, fitting, read
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.files import write_bytes
+
+if TYPE_CHECKING:
+    from basicsr_effsr.imaging.tiling import Progress
 
 LONGEST_NAME = 255  # bytes, of the usual file systems
 
@@ -153,9 +157,7 @@ def _check_targets(jobs: list[Enlargement]) -> None:
             raise UserError(f'the name of {job.target} is longer than {LONGEST_NAME} bytes; give another --suffix')
 
 
-def enlarge_file(
-    enlarge: Enlarger, job: Enlargement, quality: int, progress: Callable[[int, int], None] | None = None
-) -> Done:
+def enlarge_file(enlarge: Enlarger, job: Enlargement, quality: int, progress: Progress | None = None) -> Done:
     """One image from file to file; the result appears under its name only when it is complete.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from basicsr_effsr.utils.memory import out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from basicsr_effsr.imaging.tiling import Progress
 
 # larger images go in tiles; in float32, x4, HASN takes 0.9 GiB and AGDN 1.2 GiB (one CPU thread)
 AUTO_PIXELS = 512 * 512
@@ -163,7 +165,7 @@ class Enlarger:
             raise UserError(f'the network gave NaN or infinity; {fix}')
         return out
 
-    def bands(self, lq: Tensor, tile: int, progress: Callable[[int, int], None] | None = None) -> Iterator[Tensor]:
+    def bands(self, lq: Tensor, tile: int, progress: Progress | None = None) -> Iterator[Tensor]:
         """The result from top to bottom, (N, C, h, rW) each; ``tile`` 0 gives it at once."""
         from basicsr_effsr.imaging.tiling import tiled_bands
 
@@ -173,9 +175,7 @@ class Enlarger:
         options = {'upscale': self.scale, 'tile': tile, 'overlap': self.overlap}
         yield from tiled_bands(self.forward, lq, **options, blend=self.blend.value, progress=progress)
 
-    def image_bands(
-        self, lq: Tensor, tile: int, progress: Callable[[int, int], None] | None = None
-    ) -> Iterator[Tensor]:
+    def image_bands(self, lq: Tensor, tile: int, progress: Progress | None = None) -> Iterator[Tensor]:
         """One image, (1 or 3, h, w) in [0, 1], from top to bottom, (same, h, rW) each; gray too."""
         gray = lq.shape[0] == 1
         lq = lq.expand(self.channels, -1, -1) if gray else lq
@@ -187,9 +187,7 @@ class Enlarger:
                 image = (image * image.new_tensor(LUMA)[:, None, None]).sum(0, keepdim=True)
             yield image.clamp(0, 1)
 
-    def _plane(
-        self, pixels: np.ndarray, dtype: np.dtype[Any], tile: int, progress: Callable[[int, int], None] | None
-    ) -> np.ndarray:
+    def _plane(self, pixels: np.ndarray, dtype: np.dtype[Any], tile: int, progress: Progress | None) -> np.ndarray:
         """(H, W, 1 or 3) integers to (rH, rW, same) of ``dtype``; only these two and a row of tiles are in memory."""
         import torch
 
@@ -203,9 +201,7 @@ class Enlarger:
             top += levels.shape[0]
         return out
 
-    def __call__(
-        self, picture: Picture, *, deep: bool = True, progress: Callable[[int, int], None] | None = None
-    ) -> tuple[Picture, int]:
+    def __call__(self, picture: Picture, *, deep: bool = True, progress: Progress | None = None) -> tuple[Picture, int]:
         """The enlarged image and the side of the tiles, 0 for a whole image; gray stays gray.
 
         Args:

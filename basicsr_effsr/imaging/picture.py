@@ -105,9 +105,8 @@ def _decode_deep_ppm(data: bytes, header: Header) -> np.ndarray:
     """(H, W, 1 or 3) uint16."""
     begin, channels, largest, _ = ppm_layout(data) or (0, 0, 0, 0)
     values = np.frombuffer(data, '>u2', header.height * header.width * channels, begin).astype(np.uint32)
-    return (
-        ((values * 65535 + largest // 2) // largest).clip(max=65535).astype(np.uint16).reshape(*header.size, channels)
-    )
+    scaled = ((values * 65535 + largest // 2) // largest).clip(max=65535)
+    return scaled.astype(np.uint16).reshape(*header.size, channels)
 
 
 def _decode(image: Image.Image, depth: int) -> tuple[np.ndarray, bytes | None, str]:
@@ -182,12 +181,10 @@ def _resolution(image: Image.Image) -> tuple[tuple[float, float] | None, str]:
 
 
 def _read_deep_tiff(data: bytes) -> Picture:
-    pixels, icc, lost = read_deep_tiff(data)
-    resolution = None
+    (pixels, icc, lost), resolution = read_deep_tiff(data), None
     try:
         with Image.open(io.BytesIO(data)) as image:
-            exif, damage = _exif(image, data)
-            resolution, _ = _resolution(image)
+            (exif, damage), (resolution, _) = _exif(image, data), _resolution(image)
     except UnidentifiedImageError:  # gray with alpha; BigTIFF in big-endian order, whose EXIF Pillow cannot read
         exif, damage = (None, 'EXIF') if b'+' in data[:4] else _exif(None, data)
     return Picture(pixels, None, exif, icc, _and(damage, lost), resolution=resolution)
@@ -197,8 +194,7 @@ def _read_others(data: bytes, header: Header) -> Picture:
     with Image.open(io.BytesIO(data)) as image:
         with quiet() if header.kind == 'TIFF' else nullcontext():
             image.load()  # before anything else: what asks for EXIF first would hide that pixels are damaged
-        exif, damage = _exif(image, data)
-        resolution, shape = _resolution(image)
+        (exif, damage), (resolution, shape) = _exif(image, data), _resolution(image)
         colour = {}
         if header.kind == 'PNG':
             colour = {kind: part for kind, part in png_chunks(io.BytesIO(data)) if kind in COLOUR_CHUNKS}
@@ -243,9 +239,9 @@ def picture_of(data: bytes, name: str, header: Header | None = None) -> Picture:
             are not of 8 or 16 bits, or of 16 bits and neither gray nor RGB.
     """
     header = header or read_header(data, name)
+    deep_tiff = header.kind == 'TIFF' and header.bits == 16
     with reading(name):
         check_memory(header.height * header.width * header.bits, f'to decode {header.width}x{header.height} pixels')
-        deep_tiff = header.kind == 'TIFF' and header.bits == 16
         found = _read_deep_tiff(data) if deep_tiff else _read_others(data, header)
     pixels = found.pixels if found.pixels.ndim == 3 else found.pixels[..., None]
     if header.kind != 'TIFF' or deep_tiff:  # others Pillow has turned
@@ -397,10 +393,15 @@ def encode(picture: Picture, kind: str, quality: int) -> bytes:
 
 
 def _through_pillow(picture: Picture, kind: str, **options: Any) -> bytes:
-    planes = picture.pixels if picture.alpha is None else np.dstack([picture.pixels, picture.alpha])
     out = io.BytesIO()
-    Image.fromarray(planes[..., 0] if planes.shape[2] == 1 else planes).save(out, kind, **options)
+    Image.fromarray(_planes(picture)).save(out, kind, **options)
     return out.getvalue()
+
+
+def _planes(picture: Picture) -> np.ndarray:
+    """(H, W), or (H, W, C) with alpha last."""
+    planes = picture.pixels if picture.alpha is None else np.dstack([picture.pixels, picture.alpha])
+    return planes[..., 0] if planes.shape[2] == 1 else planes
 
 
 def _png_chunk(name: bytes, data: bytes) -> bytes:
@@ -434,13 +435,9 @@ def _png(picture: Picture, exif: Image.Exif | None) -> bytes:
 def _tiff(picture: Picture, exif: Image.Exif | None) -> bytes:
     import tifffile
 
-    pixels = picture.pixels
-    options: dict[str, Any] = {}
-    tags: dict[int, Any] = {} if exif is None else dict(exif)
+    pixels, tags, options = _planes(picture), dict(exif or {}), dict[str, Any]()
     if picture.alpha is not None:
-        pixels, options = np.dstack([pixels, picture.alpha]), {'extrasamples': ['unassalpha']}
-    elif pixels.shape[2] == 1:
-        pixels = pixels[..., 0]
+        options['extrasamples'] = ['unassalpha']
     if X_RESOLUTION in tags and Y_RESOLUTION in tags:
         options['resolution'] = (float(tags[X_RESOLUTION]), float(tags[Y_RESOLUTION]))
         options['resolutionunit'] = tags.get(RESOLUTION_UNIT, 2)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 BLENDS = ('mean', 'feather', 'halo')
+Progress = Callable[[int, int], None]  # called with (tiles done, tiles in all)
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -51,9 +52,9 @@ def tiled_bands(
     tile: int,
     overlap: int,
     blend: str = 'mean',
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Tensor]:
-    """What ``tiled_forward`` returns as bands from top to bottom, each given as soon as no later tile changes it.
+    """What :func:`tiled_forward` returns as bands from top to bottom, each given as soon as no later tile changes it.
 
     Never more than one row of tiles is held, so the memory needed does not grow with the height of the image.
 
@@ -113,14 +114,7 @@ def tiled_bands(
 
 
 def tiled_forward(
-    net: Callable[[Tensor], Tensor],
-    lq: Tensor,
-    *,
-    upscale: int,
-    tile: int,
-    overlap: int,
-    blend: str = 'mean',
-    progress: Callable[[int, int], None] | None = None,
+    net: Callable[[Tensor], Tensor], lq: Tensor, *, upscale: int, tile: int, overlap: int, blend: str = 'mean'
 ) -> Tensor:
     """Runs ``net`` on tiles of ``lq`` and puts the results together.
 
@@ -137,7 +131,6 @@ def tiled_forward(
         tile: side of a tile in LR pixels; for ``halo`` without its halo.
         overlap: LR pixels that neighbouring tiles share; for ``halo`` the width of the halo.
         blend: ``mean``, ``feather`` or ``halo``.
-        progress: called with (tiles done, tiles in all).
 
     Returns:
         (N, C', rH, rW) in the precision of the net's output.
@@ -145,8 +138,7 @@ def tiled_forward(
     Raises:
         ValueError: an option is out of its range.
     """
-    options = {'upscale': upscale, 'tile': tile, 'overlap': overlap}
-    return torch.cat(list(tiled_bands(net, lq, **options, blend=blend, progress=progress)), dim=-2)
+    return torch.cat(list(tiled_bands(net, lq, upscale=upscale, tile=tile, overlap=overlap, blend=blend)), dim=-2)
 
 
 def self_ensemble(net: Callable[[Tensor], Tensor], lq: Tensor) -> Tensor:
