@@ -20,11 +20,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     'check': ('basicsr_effsr.tools.check', 'command', 'Check an option file and say what it will do.'),
     'recipe': ('basicsr_effsr.tools.recipe', 'command', 'Option files of every network, with your data filled in.'),
     'evaluate': ('basicsr_effsr.tools.evaluate', 'command', 'Score a network on the benchmark sets.'),
-    'compare': (
-        'basicsr_effsr.tools.compare',
-        'command',
-        'Networks and bicubic on images: a table and a picture.',
-    ),
+    'compare': ('basicsr_effsr.tools.compare', 'command', 'Networks and bicubic on images: a table and a picture.'),
     'benchmark': ('basicsr_effsr.tools.benchmark', 'command', 'Parameters, multiply-adds, memory and latency.'),
     'plot': ('basicsr_effsr.tools.plots', 'command', 'PSNR against size, multiply-adds or latency.'),
     'runs': ('basicsr_effsr.tools.runs', 'command', 'List trainings, draw their curves.'),
@@ -66,13 +62,7 @@ class _Lazy(Commands):
         return super().reason(error)
 
 
-app = typer.Typer(
-    name='effsr',
-    cls=_Lazy,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(name='effsr', cls=_Lazy, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback()

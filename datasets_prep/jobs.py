@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ import typer
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
 from basicsr_effsr.utils.console import progress
-from basicsr_effsr.utils.files import WriteError, fcntl, sweep_parts, write_bytes
+from basicsr_effsr.utils.files import WriteError, alone_in, sweep_parts, write_bytes
 from datasets_prep.files import same_folder
 
 SETTINGS_FILE = '.prepared.json'
@@ -331,7 +331,7 @@ def build(
     summary = run_jobs(title, jobs, schedule)
     if schedule.dry_run or summary.interrupted:
         return summary
-    with _alone(out.parent):
+    with alone_in(out.parent):
         if _identity(out) != before and is_whole(changed):  # another run, of another shard perhaps, was quicker
             summary.failed.clear()
             _sweep(out)
@@ -351,21 +351,6 @@ def build(
                 f'{title}: {out} follows when the other shards are done: run once more without --shard'
             )
     return summary
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time, as far as the file system has locks; it lies on the folder, so that no file is left."""
-    if fcntl is None or not folder.is_dir():
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _identity(out: Path) -> tuple[int, int] | None:

@@ -226,9 +226,6 @@ def test_operators_that_tensorrt_may_lack_are_named(tmp_path):
     assert export(net, Form.onnx, tmp_path / 'net.onnx', metadata={}).tensorrt == ['Col2Im']
 
 
-# ---------------------------------------------------------------------- the command
-
-
 @pytest.fixture
 def weights(tmp_path):
     net = build_network(TINY)

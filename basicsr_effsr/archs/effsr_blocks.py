@@ -315,9 +315,6 @@ def rgb_mean(channels: int) -> Tensor:
     return mean.view(1, channels, 1, 1)
 
 
-# ---------------------------------------------------------------------- options out of a state dict
-
-
 def count_numbers(names: Iterable[str], pattern: str) -> int:
     """How many different things the first group of ``pattern`` matches at the beginning of the names."""
     return len({match.group(1) for match in (re.match(pattern, name) for name in names) if match})

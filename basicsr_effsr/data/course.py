@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -60,6 +60,26 @@ class StagePlan:
             done += count
             samples -= count * stage.batch
 
+    def epochs(self, samples: int, done: int = 0) -> Iterator[tuple[float, int]]:
+        """(how many epochs, iterations of each) after ``done`` finished iterations, alike ones together.
+
+        The last number is infinite; where an epoch has no batch they end.
+        """
+        while True:
+            stage = self.at(done)
+            each = samples // stage.batch
+            if stage.end is None:
+                if each:
+                    yield math.inf, each
+                return
+            count = (stage.end - done - 1) // each if each else 0  # that lie in one stage
+            if not count:
+                count, each = 1, self.iterations(samples, done)
+            if not each:
+                return
+            yield count, each
+            done += count * each
+
 
 def iterations_that_run(
     plan: StagePlan, length: int, ratio: float, world: int, batch: int, total: int, start: tuple[int, int] = (0, 0)
@@ -73,17 +93,12 @@ def iterations_that_run(
     samples = math.ceil(length * ratio / world)
     left = math.ceil(total / math.ceil(length * ratio / (batch * world))) + 1 - start[0]
     done = start[1]
-    while left > 0 and done < total:
-        stage = plan.at(done)
-        whole = samples // stage.batch
-        alike = left if stage.end is None else min(left, (stage.end - done - 1) // max(whole, 1))
-        if alike and whole:  # epochs that lie in one stage have one length
-            done, left = done + alike * whole, left - alike
-            continue
-        step = plan.iterations(samples, done)
-        if step == 0:
+    for count, each in plan.epochs(samples, done):
+        run = max(min(count, left), 0)
+        done += int(run) * each
+        left -= int(run)
+        if not left or done >= total:
             break
-        done, left = done + step, left - 1
     return min(done, total)
 
 
@@ -111,8 +126,9 @@ def enlarge_ratio_for(plan: StagePlan, length: int, ratio: float, world: int, ba
 def epoch_at(plan: StagePlan, samples: int, done: int) -> int:
     """The epoch in which a run of this plan from its first iteration on would be."""
     epoch = before = 0
-    while True:
-        step = plan.iterations(samples, before)
-        if step == 0 or before + step > done:
-            return epoch
-        epoch, before = epoch + 1, before + step
+    for count, each in plan.epochs(samples):
+        whole = int(min(count, (done - before) // each))
+        epoch, before = epoch + whole, before + whole * each
+        if whole < count:
+            break
+    return epoch

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -52,24 +53,26 @@ NAMED = re.compile(r'\b((?:train|val|datasets|path|logger|network_\w+)\.\w+(?:\.
 
 
 class _StepError(Exception):
-    """(option, what is wrong with it)."""
+    """(option, what is wrong with it, False if the run would not fail of it)."""
 
 
-class _FetchError(Exception):
-    """A file that the run fetches at its start is not there yet."""
+def _no_fetch(url: str, *_: Any, **__: Any) -> None:
+    """In place of torch's download: a check waits for no half gigabyte."""
+    raise _StepError('train', f'the run fetches {url} first, so its first step was not tried', False)
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Random states, arguments and the host's logger are afterwards what they were before.
 
-    Nothing is printed or logged meanwhile, and in a process group this process counts as alone.
+    Nothing is printed, logged or fetched through torch meanwhile, and in a process group this process counts as alone.
     """
     from basicsr.utils import logger as host
 
     states, argv, begun = random_states(), list(sys.argv), dict(host.initialized_logger)
-    log = logging.getLogger('basicsr')
+    log, download = logging.getLogger('basicsr'), torch.hub.download_url_to_file
     before = (log.handlers, log.level, log.propagate)
+    torch.hub.download_url_to_file = _no_fetch
     try:
         host.initialized_logger['basicsr'] = True  # the host would open its log for good
         log.handlers, log.propagate = [logging.NullHandler()], False
@@ -86,20 +89,7 @@ def undisturbed() -> Iterator[None]:
         log.setLevel(level)
         sys.argv[:] = argv
         restore_random_states(states)
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Lets nothing be fetched through torch: a check waits for no half gigabyte."""
-
-    def refuse(url: str, *_: Any, **__: Any) -> None:
-        raise _FetchError(url)
-
-    before, torch.hub.download_url_to_file = torch.hub.download_url_to_file, refuse
-    try:
-        yield
-    finally:
-        torch.hub.download_url_to_file = before
+        torch.hub.download_url_to_file = download
 
 
 def dry_step(opt: Mapping[str, Any], is_train: bool) -> list[Problem]:
@@ -116,7 +106,7 @@ def dry_step(opt: Mapping[str, Any], is_train: bool) -> list[Problem]:
     Returns:
         what stopped the step, or what was left out of it; empty if the run is ready.
     """
-    with undisturbed(), _offline(), tempfile.TemporaryDirectory(prefix='effsr_dry_') as folder:
+    with undisturbed(), tempfile.TemporaryDirectory(prefix='effsr_dry_') as folder:
         found = _try(opt, is_train, Path(folder) / 'small', small=True)
         if any(problem.fatal for problem in found):  # a patch as large as the file's may be what it needs
             found = _try(opt, is_train, Path(folder) / 'whole', small=False)
@@ -128,15 +118,10 @@ def _try(opt: Mapping[str, Any], is_train: bool, folder: Path, *, small: bool) -
     try:
         with step.at('option file'):
             step.begin(opt, is_train)
-        if is_train:
-            step.train()
-        else:
-            step.test()
-    except _StepError as refused:
-        where, words = refused.args
-        return [*step.notes, Problem(where, words.replace(str(folder), '...'))]
-    except _FetchError as fetch:
-        return [warning('train', f'the run fetches {fetch} first, so its first step was not tried')]
+        (step.train if is_train else step.test)()
+    except _StepError as stopped:
+        where, words, *fatal = stopped.args
+        step.notes.append(Problem(where, words.replace(str(folder), '...'), *fatal))
     return step.notes
 
 
@@ -168,14 +153,12 @@ class _Step:
     model: Any = None
     done: int = 0  # iterations before the step
 
-    # ------------------------------------------------------------------ where something fails
-
     @contextmanager
     def at(self, where: str) -> Iterator[None]:
         """Whatever is raised within becomes a refusal at the option that it belongs to, ``where`` if none is known."""
         try:
             yield
-        except (_StepError, _FetchError):
+        except _StepError:
             raise
         except (Exception, SystemExit) as error:
             frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -203,8 +186,6 @@ class _Step:
             files = {file: key for key, file in self.opt['path'].items() if key.startswith('pretrain_network')}
             return f'path.{files.get(seen.get("load_path"), "pretrain_network_g")}'
         return self.owners.get(id(seen.get('self'))) or MAKERS.get(name)
-
-    # ------------------------------------------------------------------ making the parts
 
     def begin(self, opt: Mapping[str, Any], is_train: bool) -> None:
         self.folder.mkdir()
@@ -253,8 +234,6 @@ class _Step:
     def _belongs(self, module: nn.Module, where: str) -> None:
         self.owners |= dict.fromkeys(map(id, module.modules()), where)
 
-    # ------------------------------------------------------------------ the step
-
     def train(self) -> None:
         from basicsr_effsr.host.loop import replacements
 
@@ -299,10 +278,10 @@ class _Step:
             with self.at('logger.wandb'):
                 if logger.get('use_tb_logger') is not True:
                     raise _StepError('logger.wandb', 'needs use_tb_logger: true, whose files it sends')
-                import wandb  # noqa: F401
+                import_module('wandb')
         if logger.get('use_tb_logger'):
             with self.at('logger.use_tb_logger'):
-                from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+                import_module('torch.utils.tensorboard')
 
     def side(self, least: int) -> int:
         """LR pixels a side of an image that is cropped to ``least`` or as much more as the networks need."""
@@ -333,12 +312,11 @@ class _Step:
         if not self.small or not isinstance(lq, torch.Tensor) or lq.dim() != 3:
             return item
         side = self.side(least)
-        cut = {**item, 'lq': lq[..., :side, :side]}
         if gt is None:
-            return cut
+            return {**item, 'lq': lq[..., :side, :side]}
         if not scale or gt.shape[1:] != (lq.shape[1] * scale, lq.shape[2] * scale):
             return item
-        return {**cut, 'gt': gt[..., : side * scale, : side * scale]}
+        return {**item, 'lq': lq[..., :side, :side], 'gt': gt[..., : side * scale, : side * scale]}
 
     def iteration(self) -> None:
         from basicsr.utils import MessageLogger

@@ -18,10 +18,10 @@ from basicsr_effsr.archs.effsr_blocks import register_in
 from basicsr_effsr.models.effsr_model import EffSRModel
 from basicsr_effsr.utils import distributed
 from basicsr_effsr.utils.feature_tap import FeatureTap, as_map, semi_orthogonal_conv1x1
+from basicsr_effsr.utils.training import DTYPES
 
 __all__ = ['DistillationModel']
 
-TEACHER_DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 DEFAULTS = {'alpha': 0.5, 'beta': 0.5, 'gamma': 10 / 255}
 PROBE_SIDE = 32  # LR pixels of the image that is run through both networks once, at start
 
@@ -56,14 +56,12 @@ class DistillationModel(EffSRModel):
     reserved_terms = EffSRModel.reserved_terms | {'l_teacher', 'l_hr', 'l_feat'}
     needs_losses = False  # the distillation terms are losses enough
 
-    # ------------------------------------------------------------------ teacher, taps, adapters
-
     def init_training_settings(self) -> None:
         distill = DEFAULTS | (self.opt['train'].get('distill') or {})
         self.pairs: dict[str, str] = dict(distill.get('feature_pairs') or {})
         self.alpha, self.beta = float(distill['alpha']), float(distill['beta'])
         self.gamma = float(distill['gamma']) if self.pairs else 0.0
-        self.net_t = self._build_teacher(TEACHER_DTYPES[distill.get('teacher_dtype') or 'fp32'])
+        self.net_t = self._build_teacher(DTYPES[distill.get('teacher_dtype') or 'fp32'])
         self.tap_g = FeatureTap(self.get_bare_model(self.net_g), self.pairs)
         self.tap_t = FeatureTap(self.net_t, self.pairs.values())
         self.feature_loss: Any = build_loss(distill['feature_loss']).to(self.device) if self.pairs else None
@@ -128,8 +126,6 @@ class DistillationModel(EffSRModel):
         if len(self.adapters):
             self.optimizer_g.add_param_group({'params': list(self.adapters.parameters())})
 
-    # ------------------------------------------------------------------ training
-
     @torch.no_grad()
     def _ask_teacher(self, lq: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The teacher's image, and per pair its features as maps on the grid of ``lq``; float32."""
@@ -167,8 +163,6 @@ class DistillationModel(EffSRModel):
     def _after_backward(self) -> None:
         """Adapters stand outside the student's DDP wrapper, so their gradients are averaged here."""
         distributed.mean_over_ranks([p.grad for p in self.adapters.parameters() if p.grad is not None])
-
-    # ------------------------------------------------------------------ saving and resuming
 
     def save(self, epoch: int, current_iter: int) -> None:
         if len(self.adapters):

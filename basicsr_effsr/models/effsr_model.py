@@ -23,6 +23,7 @@ from basicsr_effsr.models.run_state import RunState, recipe, restore, side_file,
 from basicsr_effsr.models.step import TrainingStep
 from basicsr_effsr.options.check import refuse
 from basicsr_effsr.options.signatures import find
+from basicsr_effsr.options.spec import LOGGED
 from basicsr_effsr.utils import distributed
 from basicsr_effsr.utils.errors import UserError, near
 from basicsr_effsr.utils.training import all_finite, random_states, restore_random_states, to_float, update_average
@@ -33,15 +34,7 @@ __all__ = ['EffSRModel']
 
 @register_in(MODEL_REGISTRY)
 class EffSRModel(SRModel):
-    """BasicSR's SRModel; with none of the keys below, its weights bit for bit.
-
-    Under ``train``: ``losses`` {log name: loss}, beside the host's ``pixel_opt`` and ``perceptual_opt``;
-    ``optim_g.type`` any optimizer of torch that needs no closure; ``amp`` (bf16, fp16); ``channels_last``;
-    ``compile`` (true, or options of ``torch.compile``); ``grad_clip`` (largest norm); ``accumulate`` (gradient
-    accumulation over so many parts); ``max_nonfinite`` (an iteration with an infinite or NaN loss or gradient is
-    skipped, so many in a row stop the run: 10 if left out, 0 is off); ``progressive`` (patch sizes in stages). Under
-    ``val``: ``self_ensemble``; ``tile`` {size, overlap, blend}; ``fuse`` (on unless false: a network that offers
-    ``fuse()`` is validated fused). ``docs/training.md`` describes each.
+    """BasicSR's SRModel; with none of the keys that ``docs/training.md`` adds, its weights bit for bit.
 
     Always: the moving average takes over buffers, logs cost no GPU synchronisation between prints, files are
     written all or nothing, a side file makes a resume exact, validation is shared among ranks, and a run that
@@ -74,8 +67,6 @@ class EffSRModel(SRModel):
             opt['val'].setdefault('suffix', None)  # the host reads it without a default when it saves test images
         super().__init__(opt)
         refuse(opt, type(self), net=self.get_bare_model(self.net_g))
-
-    # ------------------------------------------------------------------ networks
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         if (self.opt.get('train') or {}).get('channels_last'):
@@ -110,7 +101,7 @@ class EffSRModel(SRModel):
         self.ema_decay = train.get('ema_decay') or 0
         if self.ema_decay > 0:
             self._init_ema()
-        named = {'l_pix': train.get('pixel_opt'), 'l_percep': train.get('perceptual_opt')} | (train.get('losses') or {})
+        named = {name: train.get(key) for name, key in LOGGED.items()} | (train.get('losses') or {})
         losses = {name: build_loss(option) for name, option in named.items() if option}
         self.losses = nn.ModuleDict(losses).to(self.device)
         self.step = TrainingStep(train, self.device)
@@ -137,8 +128,6 @@ class EffSRModel(SRModel):
             words = f'there is no {optim_type!r} that needs one backward pass per step and no more'
             raise ValueError(f'train.optim_g: {words}; {near(optim_type, known)}')
         return optimizer(params, lr=lr, **kwargs)
-
-    # ------------------------------------------------------------------ training
 
     def feed_data(self, data: dict[str, Any]) -> None:
         for key in ('lq', 'gt'):
@@ -200,8 +189,6 @@ class EffSRModel(SRModel):
         """Terms of the latest iteration, averaged over ranks; only here they leave the device."""
         self.log_dict = self.reduce_loss_dict(OrderedDict(self._terms))
         return self.log_dict
-
-    # ------------------------------------------------------------------ validation
 
     def validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False) -> None:
         net = getattr(self, 'net_g_ema', None) or self.get_bare_model(self.net_g)
@@ -271,8 +258,6 @@ class EffSRModel(SRModel):
     def _log_validation_metric_values(self, current_iter: Any, dataset_name: str, tb_logger: Any) -> None:
         if not self._sharing:
             super()._log_validation_metric_values(current_iter, dataset_name, tb_logger)
-
-    # ------------------------------------------------------------------ saving and resuming
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Networks, then the side files, then the state that makes them count.

@@ -13,10 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from basicsr_effsr.options.spec import MAX_NONFINITE
 from basicsr_effsr.utils import distributed
-from basicsr_effsr.utils.training import all_finite
+from basicsr_effsr.utils.training import DTYPES, all_finite
 
 LEAST_SCALE = 1.0  # of the loss under fp16; a gradient that overflows without being scaled up is a real infinity
-HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 class TrainingStep:
@@ -34,7 +33,7 @@ class TrainingStep:
 
     def __init__(self, train: Mapping[str, Any], device: torch.device) -> None:
         self.device = device
-        self.dtype = HALF.get(train.get('amp') or '')
+        self.dtype = DTYPES[train['amp']] if train.get('amp') else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.parts: int = train.get('accumulate') or 1
         self.largest_norm: float = train.get('grad_clip') or 0

@@ -103,9 +103,6 @@ def logger(context: Context) -> Iterator[Problem]:
         yield Problem('logger', 'is missing: BasicSR reads print_freq, save_checkpoint_freq and use_tb_logger')
 
 
-# ---------------------------------------------------------------------- training
-
-
 def train(context: Context) -> Iterator[Problem]:
     """The keys of ``train`` and of its sections; a model of others may read any."""
     section = context.section('train')
@@ -248,9 +245,6 @@ def distillation(context: Context) -> Iterator[Problem]:
                 yield Problem(f'{where}.feature_pairs', words)
 
 
-# ---------------------------------------------------------------------- validation
-
-
 def val(context: Context) -> Iterator[Problem]:
     """The keys of ``val``, and that what is validated or tested says how."""
     section = context.opt.get('val')
@@ -288,8 +282,6 @@ def metrics(context: Context) -> Iterator[Problem]:
         elif border != scale:
             yield warning(f'{where}.crop_border', f'is {border}; papers crop {scale} pixels, the scale')
 
-
-# ---------------------------------------------------------------------- the check
 
 # In this order: what is ill-typed is taken out of the options before others read them, networks and images are learnt.
 SECTIONS = (top, networks, path, gpus, data_rules.phases, data_rules.data_sets)

@@ -23,8 +23,7 @@ class _Loader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):  # type: ignore[mi
 
 
 _Loader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
-    lambda loader, node: dict(loader.construct_pairs(node, deep=True)),
+    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, lambda loader, node: dict(loader.construct_pairs(node, deep=True))
 )
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basicsr_effsr.data.course import StagePlan, enlarge_ratio_for, iterations_that_run
+from basicsr_effsr.data.course import StagePlan, enlarge_ratio_for, epoch_at, iterations_that_run
 from basicsr_effsr.options.problem import Context, quiet
 
 if TYPE_CHECKING:
@@ -43,20 +43,13 @@ def course_of(context: Context) -> Course | None:
     arguments = (plan, images, ratio, world, batch, total)
     runs = iterations_that_run(*arguments)
     samples = math.ceil(images * ratio / world)
-    epochs = done = 0
-    while done < runs:
-        stage = plan.at(done)
-        whole = samples // stage.batch
-        alike = (min(stage.end or runs, runs) - done - 1) // whole if whole else 0  # within one stage
-        done += alike * whole or plan.iterations(samples, done)
-        epochs += max(alike, 1)
     begins = [0, *(min(stage.end, runs) for stage in plan.stages if stage.end is not None), runs]
     batches = [stage.batch * world for stage in plan.stages]
     return Course(
         asked=total,
         runs=runs,
         ratio=int(ratio) if runs >= total else enlarge_ratio_for(*arguments),
-        epochs=epochs,
+        epochs=epoch_at(plan, samples, runs - 1) + 1 if runs else 0,
         per_epoch=[samples // stage.batch for stage in plan.stages],
         batches=batches,
         patches=sum((end - begin) * of for of, (begin, end) in zip(batches, pairwise(begins), strict=True)),

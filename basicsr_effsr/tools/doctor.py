@@ -159,9 +159,7 @@ def examine() -> DoctorReport:
     return report
 
 
-def command(
-    as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
-) -> None:
+def command(as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False) -> None:
     """Say which BasicSR is used and whether it finds this package; exit code 1 if something is wrong."""
     report = examine()
     if as_json:

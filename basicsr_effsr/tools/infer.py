@@ -20,9 +20,8 @@ from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.files import WriteError, sweep_parts
 from basicsr_effsr.utils.memory import out_of_memory
 from basicsr_effsr.utils.report import strict_json
+from basicsr_effsr.utils.training import DTYPES
 from basicsr_effsr.weights.checkpoint import fused
-
-DTYPES = {'fp32': 'float32', 'fp16': 'float16', 'bf16': 'bfloat16'}
 
 
 def run(enlarge: Enlarger, jobs: list[Enlargement], *, quality: int, overwrite: bool) -> Iterator[Done]:
@@ -103,8 +102,6 @@ def command(
 
     Exit code 1 if an image failed, 2 for bad input. Under torchrun each process takes its share.
     """
-    import torch
-
     if dtype not in DTYPES:
         raise UserError(f'--dtype must be one of {", ".join(DTYPES)}, got {dtype!r}')
     if suffix is not None and ('/' in suffix or os.sep in suffix):
@@ -119,7 +116,7 @@ def command(
     enlarge = Enlarger(
         fused(chosen.net),
         device=chosen.device,
-        dtype=getattr(torch, DTYPES[dtype]),
+        dtype=DTYPES[dtype],
         tile=None if tile == 'auto' else int(tile),
         overlap=overlap,
         blend=blend,

@@ -29,11 +29,7 @@ BORDER = 4
 
 def ntire_score(protocol: dict[str, Any], *, runtime_ratio: float, flops: float, params: float) -> float:
     """Weighted sum of exp(2 x / baseline) over runtime, FLOPs [G] and parameters [M]; lower is better."""
-    ratios = {
-        'runtime': runtime_ratio,
-        'flops': flops / protocol['flops'],
-        'params': params / protocol['params'],
-    }
+    ratios = {'runtime': runtime_ratio, 'flops': flops / protocol['flops'], 'params': params / protocol['params']}
     return sum(protocol['weights'][name] * math.exp(2 * ratio) for name, ratio in ratios.items())
 
 

@@ -63,8 +63,7 @@ def listed() -> list[dict[str, Any]]:
 
 @app.callback(invoke_without_command=True)
 def command(
-    context: typer.Context,
-    as_json: Annotated[bool, typer.Option('--json', help='Print the table as JSON.')] = False,
+    context: typer.Context, as_json: Annotated[bool, typer.Option('--json', help='Print the table as JSON.')] = False
 ) -> None:
     """Weights by name: list them, fetch, import authors' files, add a model of your own.
 

@@ -22,6 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from basicsr_effsr.utils.training import DTYPES
+
 # operators beside views that move or make data and compute nothing
 _FREE = frozenset(
     """
@@ -142,11 +144,10 @@ def saved_for_backward(
         kept[storage._cdata] = storage
         return tensor
 
-    half = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(amp or '')
     with (
         _passing(net, lr_size, num_in_ch, batch) as (empty, image),
         torch.enable_grad(),
-        torch.autocast('cpu', dtype=half or torch.bfloat16, enabled=half is not None),
+        torch.autocast('cpu', dtype=DTYPES[amp or 'bf16'], enabled=amp is not None),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         own = {p.untyped_storage()._cdata for p in [*empty.parameters(), *empty.buffers()]}

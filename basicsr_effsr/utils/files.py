@@ -155,6 +155,21 @@ def sweep_parts(folder: Path, pattern: str = '**/') -> int:
     return swept
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """One process at a time, as far as the file system has locks; the lock is the folder's, so that no file is left."""
+    if fcntl is None or not folder.is_dir():
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def write_bytes(path: Path, data: bytes | memoryview, *, sync: bool = False) -> None:
     """Writes ``data`` to ``path``, whole or not at all; see ``atomic_path``."""
     with atomic_path(path, sync=sync) as part:

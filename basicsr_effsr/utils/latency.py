@@ -150,7 +150,9 @@ def latencies(
     """
     import torch
 
-    kind = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}[dtype]
+    from basicsr_effsr.utils.training import DTYPES
+
+    kind = DTYPES[dtype]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     torch.manual_seed(0)
     image = torch.rand(1, num_in_ch, *size).to(device, kind).contiguous(memory_format=layout)

@@ -6,16 +6,15 @@ import csv
 import io
 import json
 import math
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from basicsr_effsr.utils.errors import needs, printable
-from basicsr_effsr.utils.files import atomic_path, fcntl
+from basicsr_effsr.utils.files import alone_in, atomic_path
 
 PAGE = 7.16  # inches, the width of a page of two columns
 _MARKUP = re.compile(r'[\\`*|<>\[\]&~$]|:(?=\w+:)|(?<![^\W_])_|_(?![^\W_])')  # inside a word _ is a letter
@@ -73,21 +72,6 @@ def strict_json(data: Any, *, indent: int | None = 2) -> str:
     return json.dumps(plain, indent=indent, allow_nan=False)
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Waits for other processes that are putting their files into ``folder``; leaves no file of its own."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
     """Puts each text into its file; all of them, or, if one cannot be written, none.
 
@@ -95,7 +79,7 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
         OSError: the disk is full, or the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder), ExitStack() as files:
+    with alone_in(folder), ExitStack() as files:
         for name, text in texts.items():
             part = files.enter_context(atomic_path(folder / name, sync=True))
             part.write_bytes(text.encode('utf-8', 'backslashreplace'))

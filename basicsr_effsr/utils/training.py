@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}  # what options call them
+
 
 @torch.no_grad()
 def update_average(average: nn.Module, current: nn.Module, decay: float) -> None:

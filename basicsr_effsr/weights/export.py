@@ -198,9 +198,6 @@ def compare(
     return found
 
 
-# ---------------------------------------------------------------------- the forms
-
-
 def _exported_program(net: nn.Module, channels: int, *, guarded: bool = False) -> Any:
     """The program of ``torch.export``; ``guarded``: one whose own guards let the second size through."""
     config: Any = import_module('torch.fx.experimental._config')  # installs what it holds, unseen by type checkers
