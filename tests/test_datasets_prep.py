@@ -739,7 +739,8 @@ class TestPack:
         records['crc32'] = [zlib.crc32(packs.to_planes(img)) for img in images.values()]
         tail = records.tobytes() + '\n'.join(images).encode()
         index = packs.end_of_images(records)
-        header = packs._HEADER.pack(packs.MAGIC, 1, 24, 2, index, index + 48, index + len(tail), zlib.crc32(tail))
+        sizes = (1, 24, 2, index, index + 48, index + len(tail), zlib.crc32(tail))
+        header = struct.pack('<8sIIQQQQI12x', b'EFFSRPAK', *sizes)
         planes = [packs.to_planes(img).tobytes() for img in images.values()]
         pixels = planes[0].ljust(128, b'\0') + planes[1].ljust(192, b'\0')
         (tmp_path / 'old.pack').write_bytes(header + pixels + tail)
@@ -758,8 +759,8 @@ class TestPack:
     def test_memory_does_not_grow_with_what_was_read(self, tmp_path, monkeypatch):
         if not Path('/proc/self/smaps_rollup').exists():
             pytest.skip('needs /proc/self/smaps_rollup (Linux)')
-        monkeypatch.setattr(packs, '_DROP_AFTER', 4 * 2**20)
-        write_png(tmp_path / 'HR' / 'a.png', noise(4000, 4000))
+        monkeypatch.setattr(packs, 'DROP_AFTER', 4 * 2**20)
+        write_png(tmp_path / 'HR' / 'a.png', np.full((4000, 4000), 7, np.uint8))
         make_pack(tmp_path / 'HR', tmp_path / 'HR.pack')
         pack = Pack(tmp_path / 'HR.pack')
 

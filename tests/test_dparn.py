@@ -40,9 +40,6 @@ def image(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.rand(*shape, dtype=dtype)
 
 
-# ReRB ---------------------------------------------------------------------------------------------
-
-
 def test_rerb_golden_values(reference):
     values = {k: torch.from_numpy(v) for k, v in np.load(reference / 'golden' / 'losses_and_rerb.npz').items()}
     rerb = ReRB(4, 4, expansion=2, expand_bias=True, merged_training=True).double()
@@ -119,9 +116,6 @@ def test_autocast_adds_the_kernel_up_in_full_precision():
     x = torch.randn(1, 8, 6, 6)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         torch.testing.assert_close(rerb(x), rerb.fuse()(x), rtol=0, atol=0)
-
-
-# fuse() -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('upscale', [2, 3, 4])
@@ -212,9 +206,6 @@ def test_a_checkpoint_of_the_other_form_is_refused():
         DPARN(**TINY, deploy=True).load_state_dict(net.state_dict())
 
 
-# The paper ------------------------------------------------------------------------------------------
-
-
 def test_fit_table_against_the_paper():
     """Table 1 prints 462 K (x2) and 482 K (x4): no body can fit both closer than 0.33 %, see docs/paper-vs-code.md.
 
@@ -288,9 +279,6 @@ def test_without_reparameterization_of_table_5_trains_what_others_deploy():
     shapes = {name: p.shape for name, p in plain.state_dict().items()}
     assert shapes == {name: p.shape for name, p in deployed.state_dict().items()}
     assert plain.fuse().deploy
-
-
-# The block and the frame ------------------------------------------------------------------------------
 
 
 def spa(last_act: bool, zero_mean: bool) -> SPABranch:

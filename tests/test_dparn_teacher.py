@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from nets import needs_programs
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from basicsr_effsr.archs import dparn_teacher_arch, effsr_blocks
+from basicsr_effsr.archs import dparn_teacher_arch
 from basicsr_effsr.archs.dparn_teacher_arch import DPARNTeacher, SwinBlock
 
 DRCT = {'num_feat': 180, 'num_block': 6, 'num_heads': 6, 'tail': 'drct'}
@@ -37,9 +40,6 @@ def official(vectors: dict) -> DPARNTeacher:
     )
     net.load_state_dict(vectors['state_dict'])
     return net.eval()
-
-
-# Against the official code ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', GOLDEN)
@@ -151,9 +151,6 @@ def test_head_counts_follow_the_official_rule_and_must_divide():
         DPARNTeacher(num_feat=90, num_heads=6)
 
 
-# Attention ---------------------------------------------------------------------------------------------
-
-
 def plain_block(block: SwinBlock, x: Tensor) -> Tensor:
     """Shifted-window attention written out: labels by loop, mask of the image's size, explicit softmax."""
     side, shift, attn = block.window_size, block.shift, block.attn
@@ -202,21 +199,24 @@ def test_fused_attention_equals_the_plain_form_and_its_gradients(shifted, grid):
         torch.testing.assert_close(grads[0][name], expected, rtol=1e-9, atol=1e-11, msg=name)
 
 
-@pytest.fixture
-def masks(monkeypatch) -> list[tuple]:
+class Masks(TorchFunctionMode):
     """Shape of every mask that the fused kernel is given, and whether its dtype is that of the queries."""
-    seen: list[tuple] = []
 
-    def record(q, k, v, *, attn_mask, scale):
-        seen.append((tuple(attn_mask.shape), attn_mask.dtype == q.dtype))
-        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale)
+    def __init__(self):
+        super().__init__()
+        self.seen: list[tuple] = []
 
-    class Recorded:
-        def __getattr__(self, name):
-            return record if name == 'scaled_dot_product_attention' else getattr(nn.functional, name)
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            mask = kwargs['attn_mask']
+            self.seen.append((tuple(mask.shape), mask.dtype == args[0].dtype))
+        return func(*args, **(kwargs or {}))
 
-    monkeypatch.setattr(effsr_blocks, 'F', Recorded())
-    return seen
+
+@pytest.fixture
+def masks() -> Iterator[list[tuple]]:
+    with Masks() as mode:
+        yield mode.seen
 
 
 # three plain blocks and two shifted ones per group; four kinds of window, or the corner alone
@@ -237,9 +237,6 @@ def test_masks_take_the_dtype_of_the_tokens_where_only_parameters_are_cast(masks
     assert set(masks) == {((1, 2, 16, 16), True)}
 
 
-# Size of the image -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize('shape', [(1, 1), (1, 7), (3, 2), (5, 9), (8, 8), (8, 11)], ids=str)
 def testany_size_is_padded_by_reflection_and_cropped(shape):
     net = DPARNTeacher(**TINY, upscale=3).double().eval()
@@ -256,9 +253,6 @@ def test_features_for_distillation_are_maps():
     net.layers[1].register_forward_hook(lambda _m, _i, out: seen.append(out.shape))
     net(torch.rand(2, 3, 16, 12))
     assert seen == [(2, 8, 16, 12)]
-
-
-# Training -----------------------------------------------------------------------------------------------
 
 
 def test_drop_path_schedule_is_drcts():
@@ -306,9 +300,6 @@ def test_tail_of_the_paper_has_two_learnable_layers():
     assert isinstance(net.upsampler[1], nn.PixelShuffle)
     assert not hasattr(net, 'conv_last')
     assert size() == 4_167_584
-
-
-# Export -----------------------------------------------------------------------------------------------------
 
 
 @needs_programs

@@ -52,9 +52,6 @@ def with_random_statistics(net: nn.Module) -> nn.Module:
     return net.eval()
 
 
-# The paper ------------------------------------------------------------------------------------------
-
-
 def cost(size: tuple[int, int] = GRIDS[4], **options) -> tuple[int, float]:
     """Parameters, and 10^9 multiply-adds by torchsummaryX, without memory or work."""
     with torch.device('meta'):
@@ -196,9 +193,6 @@ def test_module_budget():
         assert sum(p.numel() for p in module.parameters()) == size, name
 
 
-# fuse() -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize('upscale', [2, 3, 4])
 def test_whole_network_fuses_exactly(upscale):
     net = with_random_statistics(EFRDN(upscale=upscale).double())
@@ -290,9 +284,6 @@ def test_a_checkpoint_of_the_other_form_is_refused():
         net.load_state_dict(net.fuse().state_dict())
     with pytest.raises(RuntimeError, match=r'body\.0\.acrbs\.0\.conv\.weight'):
         EFRDN(**TINY, deploy=True).load_state_dict(net.state_dict())
-
-
-# Attention ----------------------------------------------------------------------------------------
 
 
 def by_definition(attn: EMHA, x: Tensor, chunks: int, scale: float) -> Tensor:
@@ -388,9 +379,6 @@ def test_transformer_written_out():
     ones = F.fold(F.unfold(torch.ones_like(x), 3, padding=1), (5, 6), 3, padding=1)
     expected = F.fold(tokens.transpose(1, 2), (5, 6), 3, padding=1) / ones
     torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-12)
-
-
-# Blocks -------------------------------------------------------------------------------------------
 
 
 def test_shuffles_let_every_group_see_all_inputs():
@@ -585,9 +573,6 @@ def test_mean_frames_the_network():
     for p in net.parameters():
         nn.init.zeros_(p)
     torch.testing.assert_close(net(x), mean.expand(1, 3, 30, 32), rtol=0, atol=1e-14)
-
-
-# Training -----------------------------------------------------------------------------------------
 
 
 def test_statistics_of_batch_norms_follow_in_the_average(tmp_path):

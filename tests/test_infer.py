@@ -26,10 +26,9 @@ from basicsr_effsr.archs.agdn_arch import AGDN
 from basicsr_effsr.archs.dparn_arch import DPARN
 from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.cli import app
-from basicsr_effsr.imaging import enlarger
 from basicsr_effsr.imaging import picture as pictures
 from basicsr_effsr.imaging.enlarge_files import Enlargement, Format, plan
-from basicsr_effsr.imaging.enlarger import Blend, Enlarger
+from basicsr_effsr.imaging.enlarger import Blend, Enlarger, spread_colours
 from basicsr_effsr.imaging.picture import Picture
 from basicsr_effsr.imaging.tiling import self_ensemble, tiled_forward
 from basicsr_effsr.tools import networks
@@ -237,10 +236,7 @@ class TestTiles:
         assert Enlarger(hasn(), tile=0).tile_for(9000, 9000) == 0
         assert [Enlarger(hasn(), tile=64).tile_for(*size) for size in ((64, 64), (20, 65))] == [0, 64]
 
-    def test_automatic_tiles_shrink_when_memory_runs_out(self, monkeypatch):
-        monkeypatch.setattr(enlarger, 'AUTO_PIXELS', 100)
-        monkeypatch.setattr(enlarger, 'AUTO_TILE', 512)
-
+    def test_automatic_tiles_shrink_when_memory_runs_out(self):
         class Net(nn.Module):
             upscale = 2
 
@@ -249,7 +245,7 @@ class TestTiles:
                     raise torch.OutOfMemoryError('CUDA out of memory')
                 return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
-        image = photo(150, 300)
+        image = np.tile(photo(), (20, 27, 1))[:, :700]  # 400 x 700, more than goes whole
         result, tile = Enlarger(Net())(Picture(image))
         assert tile == 256
         assert np.array_equal(result.pixels, image.repeat(2, 0).repeat(2, 1))
@@ -333,7 +329,7 @@ class TestKinds:
         assert run('plain.png', 'clear.png', '--out', 'out').exit_code == 0
         colours = np.asarray(image.convert('RGB'))
         assert np.array_equal(pixels('out/plain_x2.png'), by_hand(colours))
-        spread = enlarger.spread_colours(colours, np.asarray(image) != 0)
+        spread = spread_colours(colours, np.asarray(image) != 0)
         assert np.array_equal(pixels('out/clear_x2.png')[..., :3], by_hand(spread))
         assert pixels('out/clear_x2.png')[..., 3].min() == 0
 

@@ -32,7 +32,7 @@ RECORD = np.dtype(
     [('offset', '<u8'), ('height', '<u4'), ('width', '<u4'), ('channels', '<u4'), ('crc32', '<u4')], align=False
 )
 _HEADER = struct.Struct('<8sIIQQQQI12x')  # 64 bytes
-_DROP_AFTER = 256 * 2**20
+DROP_AFTER = 256 * 2**20
 
 
 class PackError(ValueError):
@@ -184,7 +184,7 @@ class Pack:
 
     def _count(self, touched: int) -> None:
         self._touched += touched
-        if self._touched > _DROP_AFTER and hasattr(mmap, 'MADV_DONTNEED'):
+        if self._touched > DROP_AFTER and hasattr(mmap, 'MADV_DONTNEED'):
             self._map.madvise(mmap.MADV_DONTNEED)  # the pages stay in the system's cache, not in this process
             self._touched = 0
 
