@@ -18,7 +18,7 @@ from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.cli import app
 from basicsr_effsr.imaging.bicubic import imresize
 from basicsr_effsr.imaging.tiling import self_ensemble, tiled_forward
-from basicsr_effsr.tools.compare import busiest_crop, figure, fullest, picture
+from basicsr_effsr.tools.compare import CAPTION, CROP, MARGIN, PANEL, busiest_crop, figure, fullest, picture
 
 TINY = {'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
 
@@ -92,12 +92,17 @@ def test_detail_of_an_image_no_larger_than_it(shape):
     assert left + min(48, *shape) <= shape[1]
 
 
-def test_picture_has_a_line_per_image():
-    image = np.full((60, 80, 3), 200, np.uint8)
-    one = picture([('a', [('x', image), ('y', image)])])
-    two = picture([('a', [('x', image), ('y', image)]), ('b', [('x', image), ('y', image)])])
+def test_picture_has_a_line_per_image_and_the_detail_where_the_methods_differ():
+    image = np.full((120, 160, 3), 200, np.uint8)
+    other = image.copy()
+    other[60:70, 100:110] = 0
+    panels = [('LR', image), ('bicubic', image), ('net', other), ('HR', image)]
+    one, two = (picture([(name, panels) for name in names]) for names in ('a', 'ab'))
     assert two.width == one.width
     assert two.height > 1.9 * one.height
+    detail = np.asarray(one)[MARGIN + CAPTION + 216 + MARGIN // 2 :][:PANEL]  # of 120 lines of 160, PANEL wide
+    at = MARGIN + 2 * (PANEL + MARGIN)
+    assert (detail[:, at : at + PANEL] == 0).all(axis=2).sum() == (10 * PANEL // CROP) ** 2
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(option_file, tmp_path):

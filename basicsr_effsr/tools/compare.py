@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from basicsr_effsr.weights.checkpoint import fused
 from basicsr_effsr.weights.recognise import variant_of
 
 GAP, LINES, SMALLEST = 0.06, 0.3, 0.8  # inches: between panels, two lines of text, a panel
-MARGIN, CAPTION, CROP, PANEL = 12, 26, 72, 288  # pixels; CROP is the side of the enlarged detail in HR pixels
+MARGIN, CAPTION, CROP, PANEL = 12, 26, 48, 288  # pixels; CROP is the side of the enlarged detail in HR pixels
 
 
 def fullest(weight: np.ndarray, height: int, width: int) -> tuple[int, int]:
@@ -43,12 +44,17 @@ def busiest_crop(gt: np.ndarray, side: int) -> tuple[int, int]:
     return fullest(detail, side, side)
 
 
+def differing_crop(images: Sequence[np.ndarray], side: int) -> tuple[int, int]:
+    """Top left corner of the window where the luma of (H, W, 3) uint8 images differs most."""
+    return fullest(np.stack([to_y(image) for image in images]).var(axis=0), side, side)
+
+
 def picture(rows: list[tuple[str, list[tuple[str, np.ndarray]]]]) -> Image.Image:
     """One line per image: the panels side by side, under each the same detail enlarged.
 
     Args:
-        rows: title of the image and its (caption, (H, W, 3) uint8) panels, the last being the ground
-            truth. The detail is chosen in the first, the LR image: fine texture that is lost there says little.
+        rows: title of the image and its (caption, (H, W, 3) uint8) panels: the LR image, the methods, the ground
+            truth. The detail is where the methods differ most.
     """
     font = ImageFont.load_default(size=15)
     width = MARGIN + max(len(panels) for _, panels in rows) * (PANEL + MARGIN)
@@ -61,7 +67,7 @@ def picture(rows: list[tuple[str, list[tuple[str, np.ndarray]]]]) -> Image.Image
         draw = ImageDraw.Draw(line)
         draw.text((MARGIN, MARGIN), title, fill='black', font=font)
         side = min(CROP, *panels[0][1].shape[:2])
-        top, left = busiest_crop(panels[0][1], side)
+        top, left = differing_crop([image for _, image in panels[1:-1]], side)
         for x, (caption, image) in zip(range(MARGIN, width, PANEL + MARGIN), panels):  # noqa: B905
             size = (round(image.shape[1] * ratio), overview)
             small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
@@ -180,8 +186,7 @@ def compare_models(
     gt, scale, first = panels['gt'], chosen.scale, found[0][1]
     if crop is None:
         side = min(max(48, min(gt.shape[:2]) // 4), *gt.shape[:2])
-        views = np.stack([to_y(image) for image in (made if len(made) > 1 else [*made, panels['bicubic']])])
-        top, left = fullest(views.var(axis=0), side, side)
+        top, left = differing_crop(made if len(made) > 1 else [*made, panels['bicubic']], side)
         crop = f'{left},{top},{side},{side}'
     frame = frame_of(crop, gt.shape)
     words = {name: f'{score.psnr:.2f} / {score.ssim:.4f}' for name, score in found}

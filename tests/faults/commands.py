@@ -63,6 +63,11 @@ def usual(words: tuple[str, ...], room: Path, out: Path) -> tuple[dict[str, Path
             ['--no-latency', '--protocol', 'ntire2024', '--size', '16x16'],
         ),
         'plot': ({'out': out / 'a.png'}, []),
+        'features': (
+            {'weights': room / 'net.pth', 'image': lr / '0.png', 'out': out / 'a.png'},
+            ['--module', 'block_1'],
+        ),
+        'lam': ({'weights': room / 'net.pth', 'image': lr / '0.png', 'out': out / 'a.png'}, []),
         'runs': ({'out': out / 'a.png'}, ['plot', str(room / 'experiments' / 'it')]),
         'infer': ({'weights': room / 'net.pth', 'out': out, 'inputs': lr}, []),
         'export': ({'weights': room / 'net.pth', 'out': out / 'a.safetensors'}, ['--form', 'safetensors']),

@@ -10,7 +10,7 @@ import pytest
 from commands import call, commands, make_room, usual, words_of
 
 COMMANDS = dict(commands())
-WRITING = ['evaluate', 'compare', 'benchmark', 'plot', 'runs', 'infer', 'export', 'convert']
+WRITING = ['evaluate', 'compare', 'benchmark', 'plot', 'features', 'runs', 'infer', 'export', 'convert']
 
 
 def files(folder: Path) -> dict[str, bytes]:
