@@ -42,6 +42,7 @@ setup(
         'pyyaml',
         'rich>=13',
         'scikit-image',
+        'scipy>=1.10',
         'setuptools; python_version >= "3.12"',
         'tifffile>=2024.5.22',
         'torch>=2.4',

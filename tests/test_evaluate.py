@@ -20,12 +20,14 @@ from typer.testing import CliRunner
 
 from basicsr_effsr.archs.asid_arch import ASID
 from basicsr_effsr.archs.hasn_arch import HASN
+from basicsr_effsr.archs.imdn_arch import IMDN
 from basicsr_effsr.cli import app
 from basicsr_effsr.data.benchmark_sets import canonical, find_sets, images_of
 from basicsr_effsr.imaging.bicubic import imresize
 from basicsr_effsr.imaging.metrics import score_y
 from basicsr_effsr.imaging.picture import read_rgb
-from basicsr_effsr.tools import evaluate
+from basicsr_effsr.tools import evaluate_report as reports
+from basicsr_effsr.tools.scoring import ImageScore, read_pair
 from basicsr_effsr.utils.console import INTERNAL
 from basicsr_effsr.utils.errors import UserError
 
@@ -85,6 +87,12 @@ class TestLayouts:
         assert list(find_sets(root, ['set14'], 2)) == ['Set14']
         assert canonical('BSDS100') == 'B100'
         assert find_sets(root / 'Set5', ['set5'], 2) == {'Set5': root / 'Set5'}
+        assert (
+            list(find_sets(root, ['all'], 2))
+            == list(find_sets(root.parent, ['all'], 2))
+            == ['Set5', 'Set14', 'Urban100']
+        )
+        assert find_sets(root / 'Set5', ['all'], 2) == {'Set5': root / 'Set5'}
         with pytest.raises(UserError, match=r'has no Set14; it has \[.Set5.\]'):
             find_sets(root / 'Set5', ['Set5', 'Set14'], 2)
 
@@ -93,7 +101,7 @@ class TestLayouts:
         with pytest.raises(UserError, match=r'has no LR image at x2 \(2 of 2 lack one\); .* --make-lr'):
             images_of(root / 'Set5', 2)
         (pair, _) = images_of(root / 'Set5', 2, make_lr=True)
-        lq, gt = evaluate.read_pair(pair, 2)
+        lq, gt = read_pair(pair, 2)
         assert np.array_equal(lq, imresize(gt, scale=0.5))
 
     def test_endings_in_capitals_are_found(self, root):
@@ -108,6 +116,8 @@ class TestLayouts:
         with pytest.raises(UserError, match='does not exist'):
             find_sets(tmp_path / 'nowhere', None, 2)
         (tmp_path / 'empty').mkdir()
+        with pytest.raises(UserError, match='has no Set5 or Set14'):
+            find_sets(tmp_path / 'empty', ['all'], 2)
         with pytest.raises(UserError, match='holds no images in a known layout'):
             find_sets(tmp_path / 'empty', None, 2)
 
@@ -241,6 +251,94 @@ def large(folder: Path, side: int = 100) -> Path:
     return folder
 
 
+class TestSeveral:
+    @pytest.fixture
+    def nets(self, tmp_path) -> list[object]:
+        words: list[object] = []
+        for name, width in (('a', 8), ('b', 10)):
+            torch.manual_seed(0)
+            torch.save({'params': HASN(**TINY | {'num_feat': width}).state_dict()}, tmp_path / f'{name}.pth')
+            words += ['--weights', tmp_path / f'{name}.pth']
+        return words
+
+    def test_side_by_side_with_paired_differences(self, root, nets, tmp_path):
+        done = run(*nets, '--data', root, '--sets', 'all', '--out', tmp_path / 'out', '--json')
+        assert done.exit_code == 0, done.output
+        told = json.loads(done.stdout)
+        assert json.loads((tmp_path / 'out' / 'report.json').read_text()) == told
+        first, other = told['models']
+        assert [first['name'], other['name']] == ['HASN, a', 'HASN, b']
+        alone = run('--weights', tmp_path / 'b.pth', '--data', root, '--out', tmp_path / 'one', '--json')
+        assert json.loads(alone.stdout)['means']['Set14']['psnr'] == other['means']['Set14']['psnr']
+        assert [(row['set'], row['network'], row['reference'], row['images']) for row in told['paired']] == [
+            (name, 'HASN, b', 'HASN, a', 2) for name in ('Set5', 'Set14', 'Urban100')
+        ]
+        means = [report['means']['Set5']['psnr'] for report in (first, other)]
+        assert told['paired'][0]['psnr']['mean'] == pytest.approx(means[1] - means[0])
+        rows = list(csv.DictReader(io.StringIO((tmp_path / 'out' / 'report.csv').read_text())))
+        assert [row['network'] for row in rows] == ['HASN, a'] * 6 + ['HASN, b'] * 6
+        page = (tmp_path / 'out' / 'report.html').read_text()
+        assert page.count('<img ') == 6 * 7, 'two nets with bicubic on top, two errors, HR'
+        for head in ('HASN, a PSNR', 'HASN, b gain'):
+            assert head in page
+
+    def test_labels_name_them_and_one_network_goes_for_many_checkpoints(self, root, nets, tmp_path):
+        labelled = [f'--model={label}={tmp_path}/{name}.pth' for label, name in (('Small', 'a'), ('Wide', 'b'))]
+        done = run(*labelled, '--data', root, '--sets', 'Set5', '--out', tmp_path / 'out', '--show', 0)
+        assert done.exit_code == 0, done.output
+        assert re.findall(r'^│ (Small|Wide)', done.stdout, re.M) == ['Small', 'Wide']
+        twice = ['--weights', tmp_path / 'a.pth', *nets[:2], '--arch', 'HASN', *SETTINGS[2:]]
+        done = run(*twice, '--data', root, '--sets', 'Set5', '--out', tmp_path / 'out', '--show', 0, '--json')
+        assert done.exit_code == 0, done.output
+        told = json.loads(done.stdout)
+        assert [report['name'] for report in told['models']] == ['HASN, a, 1', 'HASN, a, 2']
+        (pair,) = told['paired']
+        assert (pair['better'], pair['psnr']) == (0, {'mean': 0.0, 'low': None, 'high': None, 'p': None})
+
+    def test_what_cannot_stand_side_by_side_is_refused(self, root, nets, tmp_path):
+        torch.save({'params': HASN(**TINY | {'upscale': 4}).state_dict()}, tmp_path / 'x4.pth')
+        where = ['--data', root, '--out', tmp_path / 'out']
+        for words, said in (
+            ([*nets, '--weights', tmp_path / 'x4.pth'], 'must be of one scale'),
+            ([*nets, '--arch', 'HASN', '--arch', 'HASN', '--arch', 'HASN'], 'must be equally many'),
+            (
+                [*nets, '--model', tmp_path / 'a.pth', '--model', tmp_path / 'b.pth'],
+                '--model names network and weights',
+            ),
+        ):
+            done = run(*words, *where)
+            assert done.exit_code == 2
+            assert said in done.output
+
+    def test_several_are_measured_alike_unless_their_papers_are_asked_for(self, tmp_path):
+        large(tmp_path / 'sets')
+        for name, net in (('hasn', HASN()), ('imdn', IMDN())):
+            torch.save({'params': net.state_dict()}, tmp_path / f'{name}.pth')
+        words = ['--model', tmp_path / 'hasn.pth', '--model', tmp_path / 'imdn.pth', '--data', tmp_path / 'sets']
+        words += ['--out', tmp_path / 'out', '--show', 0]
+        alike = json.loads(run(*words, '--json').stdout)['models']
+        assert alike[0]['protocol'] == alike[1]['protocol']
+        assert 'not measured alike' in alike[0]['remarks'][0], 'HASN and its paper'
+        own = run(*words, '--protocol', 'paper')
+        assert own.exit_code == 0, own.output
+        assert 'networks are not measured alike' in own.stdout
+
+
+def test_paired_differences_are_those_of_the_textbook():
+    """Student's sleep data (Biometrika 6, 1908): mean 1.58, t = 4.0621 on 9 degrees of freedom, p = 0.00283."""
+    other = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    found = reports.Difference.of(other, first)
+    assert (found.mean, found.low, found.high) == pytest.approx((1.58, 0.70011, 2.45989), abs=1e-5)
+    assert found.p == pytest.approx(0.002833, abs=1e-6)
+
+
+@pytest.mark.parametrize(('ours', 'theirs'), [([1.0], [2.0]), ([2.0, 3.0], [1.0, 2.0]), ([np.inf, 1.0], [1.0, 2.0])])
+def test_differences_that_tell_no_interval(ours, theirs):
+    found = reports.Difference.of(ours, theirs)
+    assert (found.low, found.high, found.p) == (None, None, None)
+
+
 class TestProtocol:
     @pytest.fixture
     def report(self, tmp_path):
@@ -321,7 +419,8 @@ def test_commands_of_the_pages_give_the_scores_beside_them(reference, tmp_path, 
     for page in ('README.md', 'docs/tools.md'):
         text = (ROOT / page).read_text(encoding='utf-8')
         shown = re.findall(
-            r'^\$ effsr evaluate (--model .*?)(?: +#.*)?\n(?:.*\n)+? Set5 .*? [\d.]+ / [\d.]+ +([\d.]+ / [\d.]+)',
+            r'^\$ effsr evaluate (--model (?!.*--model).*?)(?: +#.*)?\n(?:.*\n)+? '
+            r'Set5 .*? [\d.]+ / [\d.]+ +([\d.]+ / [\d.]+)',
             text,
             re.M,
         )
@@ -335,6 +434,12 @@ def test_commands_of_the_pages_give_the_scores_beside_them(reference, tmp_path, 
         mean = json.loads(done.stdout)['means']['Set5']
         assert {f'{mean["psnr"]:.2f} / {mean["ssim"]:.4f}'} == scores, words
         assert ('no-self' in words or 'plain' in words) == bool(json.loads(done.stdout)['remarks'])
+    (words, shown), *_ = re.findall(r'^\$ effsr evaluate (.*--model .*--model .*)\n((?:.+\n)+)', text, re.M)
+    done = run(*words.replace('datasets/benchmark', str(reference / 'set5')).split(), '--out', tmp_path / 'out')
+    cells = [[cell.strip() for cell in line.split('│')] for line in (shown, done.stdout) for line in line.splitlines()]
+    rows = [tuple(row) for row in cells if 'AGDN' in row or 'IMDN, paper' in row]
+    assert len(rows) == 2 * 3
+    assert rows[:3] == rows[3:], 'two tables of the page'
 
 
 class TestReading:
@@ -363,15 +468,15 @@ def test_error_map_is_black_where_equal_and_white_where_far():
     gt = np.zeros((2, 2, 3), np.uint8)
     image = gt.copy()
     image[0, 0] = 255
-    shown = evaluate.error_map(image, gt)
+    shown = reports.error_map(image, gt)
     assert shown[0, 0].tolist() == [255, 255, 255]
     assert shown[1, 1].tolist() == [0, 0, 0]
 
 
 def test_worst_is_the_least_gain_over_bicubic():
-    rows = [evaluate.ImageScore('s', str(i), psnr, 0.9, 30.0, 0.9, 0.1) for i, psnr in enumerate((31, 29, 30.5))]
-    report = evaluate.EvaluationReport('N', 1, 2, None, '', '', rows)
-    assert [row.image for row in evaluate.worst(report, 2)] == ['1', '2']
+    rows = [ImageScore('s', str(i), psnr, 0.9, 30.0, 0.9, 0.1) for i, psnr in enumerate((31, 29, 30.5))]
+    report = reports.EvaluationReport('N', 1, 2, None, '', '', rows)
+    assert reports.worth_showing(reports.Evaluation([report]), 2) == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -383,10 +488,10 @@ def test_worst_is_the_least_gain_over_bicubic():
     ],
 )
 def test_paper_row_stands_beside_ours(psnr, ssim, gap):
-    rows = [evaluate.ImageScore('Set5', 'a', psnr, ssim, 28.0, 0.8, 0.1)]
+    rows = [ImageScore('Set5', 'a', psnr, ssim, 28.0, 0.8, 0.1)]
     paper = {'scores': {'Set5': [32.23, 0.896]}, 'source': 'Table 1'}
-    report = evaluate.EvaluationReport('N', 1, 4, None, '', '', rows, paper)
-    assert f'| 32.23 / 0.8960 | {gap} |' in evaluate.texts(report, [])['report.md']
+    report = reports.EvaluationReport('N', 1, 4, None, '', '', rows, paper)
+    assert f'| 32.23 / 0.8960 | {gap} |' in reports.texts(reports.Evaluation([report]))['report.md']
 
 
 @pytest.mark.slow

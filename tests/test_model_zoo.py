@@ -27,8 +27,8 @@ from basicsr_effsr.archs.efrdn_arch import EFRDN
 from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.archs.imdn_arch import IMDN
 from basicsr_effsr.data.benchmark_sets import images_of
-from basicsr_effsr.tools.evaluate import forward_function, measure, protocol_of
 from basicsr_effsr.tools.papers import row_of
+from basicsr_effsr.tools.scoring import forward_function, measure, protocol_of
 from basicsr_effsr.utils.complexity import count_macs
 from basicsr_effsr.weights.checkpoint import load_into
 from basicsr_effsr.weights.zoo import published

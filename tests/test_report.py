@@ -13,7 +13,8 @@ import pytest
 from markdown_it import MarkdownIt
 
 import basicsr_effsr
-from basicsr_effsr.tools.evaluate import EvaluationReport, ImageScore, texts
+from basicsr_effsr.tools.evaluate_report import Evaluation, EvaluationReport, texts
+from basicsr_effsr.tools.scoring import ImageScore
 from basicsr_effsr.utils.console import Console, say
 from basicsr_effsr.utils.errors import printable
 from basicsr_effsr.utils.report import csv_table, markdown_table, strict_json, write_texts
@@ -40,7 +41,7 @@ def test_markdown_shows_every_name(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_page_shows_every_name_and_runs_none(name, tmp_path):
     report = EvaluationReport(name, 1, 2, name, name, name, [ImageScore(name, name, 30.0, 0.9, 29.0, 0.8, 0.1)])
-    write_texts(tmp_path, texts(report, []))
+    write_texts(tmp_path, texts(Evaluation([report])))
     page = (tmp_path / 'report.html').read_text(encoding='utf-8')
     assert page.count('<script>') == 1
     assert page.count('<td') == 7 + 6
@@ -75,7 +76,7 @@ def test_json_is_strict():
 
 def test_equal_images_have_no_finite_psnr_and_the_report_says_so():
     report = EvaluationReport('N', 1, 2, None, '', '', [ImageScore('Set5', 'a', math.inf, 1.0, 30.0, 0.9, 0.1)])
-    files = texts(report, [])
+    files = texts(Evaluation([report]))
     found = json.loads(files['report.json'])
     assert found['not_finite'] == {'images.0.psnr': 'inf', 'means.Set5.psnr': 'inf'}
     assert '| inf / 1.0000 |' in files['report.md']

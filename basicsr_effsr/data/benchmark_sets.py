@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,8 +88,13 @@ def images_of(folder: Path, scale: int, make_lr: bool = False) -> list[SetImage]
     return pairs
 
 
-def find_sets(root: Path, wanted: list[str] | None, scale: int) -> dict[str, Path]:
-    """Name -> folder of the benchmark sets below ``root``, in the order of the papers; ``root`` may be a set itself.
+def find_sets(root: Path, wanted: Sequence[str] | None, scale: int) -> dict[str, Path]:
+    """Name -> folder of the benchmark sets in ``root``, in the order of the papers.
+
+    Args:
+        root: their folder; without ``wanted``, or if that names it, a set itself.
+        wanted: names of sets; ``all``, all known ones, if need be in the folders of ``root``.
+        scale: scale factor of the images.
 
     Raises:
         UserError: a set that was asked for is not there, or there is none at all.
@@ -97,6 +103,9 @@ def find_sets(root: Path, wanted: list[str] | None, scale: int) -> dict[str, Pat
         raise UserError(f'the folder {root} does not exist; give the one that holds Set5, Set14 ... with --data')
     here = {canonical(p.name): p for p in sorted(root.iterdir()) if p.is_dir()}
     own = canonical(root.resolve().name)
+    if wanted is not None and list(wanted) == ['all']:
+        here = {canonical(p.name): p for p in sorted(root.glob('*/*')) if canonical(p.name) in SETS} | here
+        wanted = [name for name in SETS if name in here] or ([own] if own in SETS else list(SETS))
     if own in map(canonical, wanted or ()) and own not in here:
         here = {own: root}
     if wanted:

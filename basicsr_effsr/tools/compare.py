@@ -15,13 +15,12 @@ from basicsr_effsr.data.benchmark_sets import SetImage
 from basicsr_effsr.data.pairs import BICUBIC, is_lmdb, is_packed, list_pairs
 from basicsr_effsr.imaging.metrics import to_y
 from basicsr_effsr.tools import networks
-from basicsr_effsr.tools.evaluate import ImageScore, forward_function, measure, protocol_of
+from basicsr_effsr.tools.scoring import ImageScore, forward_function, measure, protocol_of
 from basicsr_effsr.utils.console import Console, say
 from basicsr_effsr.utils.errors import UserError, needs, printable
 from basicsr_effsr.utils.files import atomic_path
 from basicsr_effsr.utils.report import PAGE, strict_json, write_figure
 from basicsr_effsr.weights.checkpoint import fused
-from basicsr_effsr.weights.recognise import variant_of
 
 GAP, LINES, SMALLEST = 0.06, 0.3, 0.8  # inches: between panels, two lines of text, a panel
 MARGIN, CAPTION, CROP, PANEL = 12, 26, 48, 288  # pixels; CROP is the side of the enlarged detail in HR pixels
@@ -167,19 +166,9 @@ def compare_models(
     how = protocol_of({}, self_ensemble, tile)
     found: list[tuple[str, ImageScore]] = []
     made: list[np.ndarray] = []
-    scales: dict[int, str] = {}
-    for model in models:
-        label, is_labelled, source = model.partition('=')
-        chosen = networks.choose(model=source if is_labelled else model, device=device)
-        scales.setdefault(chosen.scale, model)
-        if len(scales) > 1:
-            told = ', '.join(f'{each} is x{scale}' for scale, each in scales.items())
-            raise UserError(f'--model: networks of one figure must be of one scale; {told}')
-        net = fused(chosen.net)
-        name = label if is_labelled else variant_of(type(chosen.net), chosen.network) or type(chosen.net).__name__
-        names = name, f'{name}, {Path(model).stem}', f'{name}, {len(found) + 1}'
-        name = next(printable(each) for each in names if each not in dict(found))
-        run, protocol, _ = forward_function(net, chosen.scale, chosen.device, how)
+    for chosen in networks.choose_several(model=models, device=device):
+        name = printable(chosen.name)
+        run, protocol, _ = forward_function(fused(chosen.net), chosen.scale, chosen.device, how)
         score, panels = measure(name, pair, chosen.scale, run)
         found.append((name, score))
         made.append(panels['net'])

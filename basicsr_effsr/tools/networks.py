@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 import yaml
@@ -26,6 +28,7 @@ Arch = Annotated[str | None, typer.Option(help='Registered network, instead of a
 Scale = Annotated[int | None, typer.Option(help='Scale factor of the network.')]
 Settings = Annotated[list[str] | None, typer.Option('--set', help='Network option, such as num_block=4; repeatable.')]
 ParamKey = Annotated[str | None, typer.Option(help='Entry of the checkpoint: params, params_ema; default: the best.')]
+REPEATABLE = ('opt', 'arch', 'weights', 'model')
 Device = Annotated[str | None, typer.Option(help='cpu, cuda, cuda:1 ...; default: a GPU, if any.')]
 
 
@@ -87,6 +90,7 @@ class Chosen:
     scale: int
     options: dict[str, Any]  # the option file, with sections path, datasets and val; these are empty without one
     device: Any  # the torch device to work on
+    name: str  # what it is called beside others: LABEL=, a published variant, its class
 
 
 def settings_of(scale: int | None, settings: list[str] | None) -> dict[str, Any]:
@@ -133,7 +137,7 @@ def choose(
         weights: checkpoint, before the one of the option file; without ``opt`` and ``arch`` it tells the network.
         settings: network options, ``key=value``; they go before the option file and before what weights show.
         param_key: entry of the checkpoint.
-        model: name in the zoo, or a checkpoint, instead of all the above.
+        model: name in the zoo, or a checkpoint, instead of all the above; ``LABEL=`` before it says what it is called.
         device: where the command will work; None for a GPU if there is one and the option file does not say
             ``num_gpu: 0``. The network stays on the CPU.
         without: whether a network may do without weights: None, no; ``'missing'``, if nothing names a file, or an
@@ -144,10 +148,15 @@ def choose(
             such device.
         OSError, ValueError: a checkpoint that cannot be read, an option out of its range.
     """
+    from basicsr_effsr.weights.recognise import recognise, variant_of
+
     if opt is not None and arch is not None:
         raise UserError('give either an option file (-opt) or a network (--arch), one of the two')
     if model is not None and (opt, arch, weights) != (None, None, None):
         raise UserError('--model names network and weights; leave out -opt, --arch and --weights')
+    label = ''
+    if model is not None and not os.path.exists(model):
+        label, _, model = model.rpartition('=')
     options = read_options(opt) if opt is not None else {'path': {}, 'datasets': {}, 'val': {}}
     where = pick_device('cpu' if device is None and options.get('num_gpu') == 0 else device)
     given = settings_of(scale, settings)
@@ -169,32 +178,77 @@ def choose(
             raise UserError(f'{lack} give --weights')
         net = build(network, fuse=False)
     else:
-        from basicsr_effsr.weights.recognise import recognise
-
         if network is None and given:
             network = {**recognise(weights, None, param_key).network, **given}
         known = recognise(weights, network, param_key)
         net, network = known.net, known.network
     factor = scale_of(net, network, None if scale is not None else options.get('scale'))
-    return Chosen(net, network, weights, factor, options, where)
+    name = label or variant_of(type(net), network) or type(net).__name__
+    return Chosen(net, network, weights, factor, options, where, name)
 
 
-def names_network(command: Callable[..., None]) -> Callable[..., None]:
+def choose_several(*, device: str | None = 'cpu', without: str | None = None, **named: Any) -> list[Chosen]:
+    """The networks of a command, of one scale, each with a name of its own.
+
+    Args:
+        device, without: as for :func:`choose`.
+        named: its other arguments, those of ``REPEATABLE`` as lists: the first of each belong together, the second of
+            each ..., and what is given once goes for all.
+
+    Raises:
+        UserError: as :func:`choose`; lists of several lengths, networks of several scales.
+    """
+    lists = {name: given for name in REPEATABLE if (given := named.pop(name, None))}
+    count = max(map(len, lists.values()), default=1)
+    if any(len(given) not in (1, count) for given in lists.values()):
+        told = ', '.join(f'--{name} {len(given)}' for name, given in lists.items())
+        raise UserError(f'--model, --weights, --arch or -opt that are repeated must be equally many, got {told}')
+    one_each = ({name: given[i % len(given)] for name, given in lists.items()} for i in range(count))
+    chosen = [choose(**named, **one, device=device, without=without) for one in one_each]
+    if len({one.scale for one in chosen}) > 1:
+        told = ', '.join(f'{one.name} is x{one.scale}' for one in chosen)
+        raise UserError(f'networks that stand side by side must be of one scale; {told}')
+    names = _apart([one.name for one in chosen], [one.weights.stem if one.weights else '' for one in chosen])
+    names = _apart(names, [str(place) for place in range(1, count + 1)])
+    return [replace(one, name=name) for one, name in zip(chosen, names, strict=True)]
+
+
+def _apart(names: list[str], more: list[str]) -> list[str]:
+    often = Counter(names)
+    return [f'{name}, {extra}' if extra and often[name] > 1 else name for name, extra in zip(names, more, strict=True)]
+
+
+def names_network(command: Callable[..., None], *, several: bool = False) -> Callable[..., None]:
     """Gives a command the options that name its network, the positional parameters of :func:`choose`.
 
-    The command takes ``choose`` with those bound as its first argument.
+    The command takes ``choose`` with those bound as its first argument; with ``several``, :func:`choose_several`, and
+    the options of ``REPEATABLE`` may be given more than once.
     """
     (_, *own), named = (inspect.signature(each, eval_str=True).parameters.values() for each in (command, choose))
     shared = [each for each in named if each.kind is not each.KEYWORD_ONLY]
+    if several:
+        shared = [_repeatable(each) if each.name in REPEATABLE else each for each in shared]
 
     @wraps(command)
     def called(**given: Any) -> None:
-        command(partial(choose, **{each.name: given.pop(each.name) for each in shared}), **given)
+        bound = {each.name: given.pop(each.name) for each in shared}
+        command(partial(choose_several if several else choose, **bound), **given)
 
     options = [each.replace(kind=each.KEYWORD_ONLY) for each in (*shared, *own)]
     called.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     called.__annotations__ = {each.name: each.annotation for each in options}
     return called
+
+
+names_networks = partial(names_network, several=True)
+
+
+def _repeatable(option: inspect.Parameter) -> inspect.Parameter:
+    kind, shown = get_args(option.annotation)
+    shown = copy.copy(shown)
+    shown.help = f'{shown.help.removesuffix(".")}; repeatable.'
+    one = get_args(kind)[0]
+    return option.replace(annotation=Annotated[list[one] | None, shown])  # type: ignore[valid-type]
 
 
 def pick_device(wanted: str | None) -> Any:

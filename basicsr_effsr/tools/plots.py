@@ -21,7 +21,7 @@ from basicsr_effsr.utils.files import read_regular
 from basicsr_effsr.utils.report import PAGE, strict_json, write_figure
 
 if TYPE_CHECKING:
-    from basicsr_effsr.tools.evaluate import EvaluationReport
+    from basicsr_effsr.tools.evaluate_report import EvaluationReport
 
 # x: key in papers.json, unit of the axis in units of the paper's value and of a benchmark's, label
 AXES = {
@@ -76,15 +76,15 @@ def points_of_papers(
     return list(found.values())
 
 
-def read_report(file: Path) -> BenchmarkReport | EvaluationReport:
-    """A report of ``effsr benchmark`` or of ``effsr evaluate``.
+def read_report(file: Path) -> BenchmarkReport | list[EvaluationReport]:
+    """A report of ``effsr benchmark``, or those of an ``effsr evaluate``, a network each.
 
     Raises:
         UserError: it is neither.
     """
-    from basicsr_effsr.tools.evaluate import EvaluationReport
+    from basicsr_effsr.tools.evaluate_report import Evaluation, EvaluationReport
 
-    kinds: TypeAdapter[BenchmarkReport | EvaluationReport] = TypeAdapter(BenchmarkReport | EvaluationReport)
+    kinds: Any = TypeAdapter(BenchmarkReport | Evaluation | EvaluationReport)
     try:
         report = kinds.validate_json(read_regular(file))
         if isinstance(report, BenchmarkReport):
@@ -93,11 +93,18 @@ def read_report(file: Path) -> BenchmarkReport | EvaluationReport:
         raise UserError(f'--measured: {file} cannot be read ({error.strerror or error})') from error
     except (ValidationError, StopIteration, KeyError) as error:
         raise UserError(f'--measured: {file} must be a report of effsr benchmark or effsr evaluate') from error
-    return report
+    if isinstance(report, BenchmarkReport):
+        return report
+    return report.models if isinstance(report, Evaluation) else [report]
 
 
 def _model(report: BenchmarkReport) -> str:
     return next(row.model for row in report.costs if row.form != 'yardstick')
+
+
+def _names(report: EvaluationReport) -> tuple[str, str]:
+    """What a benchmark of the same network may call it."""
+    return report.network, report.name
 
 
 def _device(report: BenchmarkReport) -> str:
@@ -106,13 +113,13 @@ def _device(report: BenchmarkReport) -> str:
     return str(facts['device']) + ('' if 'CUDA' in facts else f', {facts["threads"]} threads')
 
 
-def _value(file: Path, found: BenchmarkReport, params: int, against: str) -> float:
+def _value(file: Path, found: BenchmarkReport, network: EvaluationReport, against: str) -> float:
     """The value of a network on an axis, at 1280x720 output where the size matters.
 
     Raises:
         UserError: the report does not have it.
     """
-    key, _, unit, _ = AXES[against]
+    params, (key, _, unit, _) = network.parameters, AXES[against]
     if against == 'params':
         return params / unit
     height, width = size = lr_size('720p', found.scale)
@@ -121,8 +128,12 @@ def _value(file: Path, found: BenchmarkReport, params: int, against: str) -> flo
         values = [getattr(row, key) / unit for row in found.costs if (row.params, row.lr_size) == (params, size)]
     else:
         wanted, fix = 'latency in fp32, contiguous and not compiled,', ' and without --no-latency'
-        plain = (_model(found), size, 'fp32', 'contiguous', False)
-        rows = ((r.median, (r.model, r.lr_size, r.dtype, r.memory_format, r.compiled)) for r in found.latencies)
+        plain = (size, 'fp32', 'contiguous', False)
+        rows = (
+            (r.median, (r.lr_size, r.dtype, r.memory_format, r.compiled))
+            for r in found.latencies
+            if r.model in _names(network)
+        )
         values = [median for median, setting in rows if setting == plain]
     if not values:
         raise UserError(
@@ -148,28 +159,32 @@ def points_of_files(files: Iterable[Path], scale: int, dataset: str, against: st
         UserError: a file is no report, of another scale, lacks what the axis needs, or has no partner.
     """
     benchmarks: dict[Path, BenchmarkReport] = {}
-    evaluations: dict[Path, EvaluationReport] = {}
+    evaluations: list[tuple[Path, EvaluationReport]] = []
     for file in files:
         report = read_report(file)
-        if report.scale != scale:
-            raise UserError(f'--measured: {file} is of x{report.scale}, the figure of x{scale}; give --scale')
-        (benchmarks if isinstance(report, BenchmarkReport) else evaluations)[file] = report  # type: ignore[assignment]
+        first = report if isinstance(report, BenchmarkReport) else report[0]
+        if first.scale != scale:
+            raise UserError(f'--measured: {file} is of x{first.scale}, the figure of x{scale}; give --scale')
+        if isinstance(report, BenchmarkReport):
+            benchmarks[file] = report
+        else:
+            evaluations += [(file, each) for each in report]
     points, used = [], set()
-    for file, found in evaluations.items():
+    for file, found in evaluations:
         means, params = found.means(), found.parameters
         if dataset not in means:
             raise UserError(f'--measured: {file} has no scores on {dataset}, only on {", ".join(means)}; give --set')
         partners = [
             path
             for path, one in benchmarks.items()
-            if any((row.model, row.params) == (found.network, params) for row in one.costs if row.form != 'yardstick')
+            if any(r.params == params and r.model in _names(found) for r in one.costs if r.form != 'yardstick')
         ]
         if not partners:
             raise UserError(
                 f'--measured: no benchmark of {found.network} with the {params:,} parameters of {file}; '
                 'give the benchmark.json of the same network'
             )
-        values = {_value(path, benchmarks[path], params, against) for path in partners}
+        values = {_value(path, benchmarks[path], found, against) for path in partners}
         if len(values) > 1:
             raise UserError(
                 f'--measured: {partners[0]} and {partners[1]} differ in {against} of the network of {file}; '
@@ -178,7 +193,7 @@ def points_of_files(files: Iterable[Path], scale: int, dataset: str, against: st
         used |= set(partners)
         where = '{}x{} input, fp32, {}'.format(*lr_size('720p', scale), _device(benchmarks[partners[0]]))
         setting = where if against == 'latency' else ''
-        name = (found.paper or {}).get('method', found.network)
+        name = (found.paper or {}).get('method', found.name)
         points.append(Point(name, values.pop(), means[dataset][metric], params, True, str(file), setting))
     for path in benchmarks.keys() - used:
         raise UserError(
