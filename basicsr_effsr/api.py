@@ -1,12 +1,18 @@
-"""The package from Python: load a network by name or file, enlarge an image (``docs/python.md``)."""
+"""The package from Python: networks by name or file, to enlarge images, to be scored, timed (``docs/python.md``)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from basicsr_effsr.tools.benchmark import BenchmarkReport
+    from basicsr_effsr.tools.evaluate_report import Evaluation
+
+    Model: TypeAlias = str | Path | nn.Module  # a name of the zoo, a checkpoint, a network with its weights
 
 Image = TypeVar('Image')
 
@@ -18,6 +24,14 @@ def register() -> None:
 
     install(force=True)  # without it nobody serves what basicsr 1.4.2 imports and torchvision dropped
     _register()
+
+
+def ready() -> None:
+    """Everything registered; where there is no BasicSR, with our stand-in for its registries."""
+    from basicsr_effsr.host.absent import stand_in
+
+    stand_in()
+    register()
 
 
 def load_model(
@@ -40,7 +54,7 @@ def load_model(
     from basicsr_effsr.weights.recognise import recognise
     from basicsr_effsr.weights.zoo import model_file
 
-    register()
+    ready()
     net = recognise(model_file(source), None, param_key).net
     return (fused(net) if fuse else net).to(device)
 
@@ -124,3 +138,96 @@ def upscale(
         batch = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
         out_pixels = floats(batch)[0].permute(1, 2, 0).numpy().astype(given.dtype)
     return out_pixels[..., 0] if given.ndim == 2 else out_pixels  # type: ignore[return-value]
+
+
+def evaluate(
+    models: Model | Sequence[Model] | Mapping[str, Model],
+    data: str | Path = 'datasets',
+    *,
+    sets: str | Sequence[str] = 'all',
+    make_lr: bool = False,
+    protocol: Literal['paper', 'plain'] | None = None,
+    self_ensemble: bool | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    blend: Literal['mean', 'feather', 'halo'] | None = None,
+    device: str | None = None,
+    out: str | Path | None = None,
+    show: int = 6,
+) -> Evaluation:
+    """PSNR and SSIM on Y of networks of one scale over benchmark sets: ``effsr evaluate`` (``docs/tools.md``).
+
+    Args:
+        models: one network, several, or a mapping of what they are to be called.
+        data: folder of the sets, or one set.
+        sets: names of sets; ``all``: every known one that is there.
+        make_lr: make missing LR images with MATLAB's bicubic.
+        protocol: as the paper measured, or plainly; None: the paper's for one network of which a paper has scores.
+        self_ensemble, tile, overlap, blend: before the protocol; None: as it says.
+        device: where it is computed; None: a GPU if there is one.
+        out: folder for the report; None: none is written.
+        show: images on its page.
+
+    Returns:
+        ``models``, a report per network with ``images`` and ``means()``, and ``paired``, differences to the first one.
+
+    Raises:
+        UserError: a network, a set or an image that cannot be used.
+    """
+    from basicsr_effsr.tools import evaluate as tool
+    from basicsr_effsr.tools.networks import check_folder, choose_from
+
+    ready()
+    if out is not None:
+        check_folder(Path(out))
+    return tool.evaluate(
+        choose_from(models, device),
+        Path(data),
+        sets=[sets] if isinstance(sets, str) else sets,
+        make_lr=make_lr,
+        protocol=None if protocol is None else tool.Measured(protocol),
+        self_ensemble=self_ensemble,
+        tile=tile,
+        overlap=overlap,
+        blend=blend,
+        out=None if out is None else Path(out),
+        show=show,
+    )
+
+
+def benchmark(
+    models: Model | Sequence[Model] | Mapping[str, Model],
+    *,
+    sizes: Sequence[str] = ('256x256', '720p'),
+    dtypes: Sequence[Literal['fp32', 'fp16', 'bf16']] = ('fp32',),
+    channels_last: bool = False,
+    compiled: bool = False,
+    runs: int | None = None,
+    warmup: int | None = None,
+    device: str | None = None,
+) -> BenchmarkReport:
+    """Parameters, multiply-adds, memory and latency of networks of one scale: ``effsr benchmark`` (``docs/tools.md``).
+
+    Args:
+        models: one network, several, or a mapping of what they are to be called; they take turns with RLFN and SPAN.
+        sizes: HxW of the input, or 720p, 1080p, 4k of the output.
+        dtypes: what is measured; none: networks are only counted.
+        channels_last: measure this memory format too.
+        compiled: measure with torch.compile too.
+        runs: that count; None: 50 on a GPU, 10 on a CPU.
+        warmup: runs before; None: 10 on a GPU, 2 on a CPU.
+        device: where it is computed; None: a GPU if there is one.
+
+    Returns:
+        ``costs``, counted, and ``latencies``, measured, in milliseconds.
+
+    Raises:
+        UserError: a network that cannot be used, memory that runs out.
+        ValueError: a network that cannot be counted.
+    """
+    from basicsr_effsr.tools import benchmark as tool
+    from basicsr_effsr.tools.networks import choose_from
+
+    ready()
+    how: dict[str, Any] = {'channels_last': channels_last, 'compiled': compiled, 'runs': runs, 'warmup': warmup}
+    return tool.benchmark(choose_from(models, device), sizes=sizes, dtypes=dtypes, **how)

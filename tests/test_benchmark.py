@@ -137,6 +137,20 @@ def test_report_holds_both_forms_and_ratios_to_rlfn(tmp_path):
     assert [row['model'] for row in written] == list(times)
 
 
+def test_several_networks_take_turns():
+    both = ['--arch', 'DPARN', '--arch', 'IMDN', '--set', 'num_feat=8', '--set', 'num_block=1']
+    out = call(*both, '--size', '16x16', '--runs', '1', '--warmup', '0', '--json')
+    assert out.exit_code == 0, out.output
+    report = json.loads(out.stdout)
+    assert [row['model'] for row in report['latencies']] == ['DPARN', 'IMDN', 'SPAN', 'RLFN']
+    assert {row['form'] for row in report['costs'] if row['model'] == 'IMDN'} == {'as trained'}
+    for words, said in (
+        (['--protocol', 'ntire2024'], '--protocol is for x4'),
+        (['--opt', 'a', '--opt', 'b', '--opt', 'c'], 'equally many'),
+    ):
+        assert said in call(*both, *words).stderr
+
+
 def test_every_setting_of_the_grid_is_measured():
     out = call(
         *(*TINY, '--size', '16x16', '--size', '18x20', '--dtype', 'fp32', '--dtype', 'bf16', '--channels-last'),
@@ -343,7 +357,7 @@ def test_nets_of_the_host_are_counted_and_timed(arch, settings, capfd):
 
 def test_a_network_called_as_a_yardstick_is_measured_itself(monkeypatch):
     net = tiny_dparn()
-    report = benchmark.run({'as trained': net}, 'RLFN', 4, CPU, sizes=[(16, 16)], warmup=0, runs=1)
+    report = benchmark.run({'RLFN': {'as trained': net}}, 4, CPU, sizes=[(16, 16)], warmup=0, runs=1)
     assert [row.model for row in report.latencies] == ['RLFN', 'SPAN', 'RLFN (yardstick)']
     fake_times(monkeypatch, [30.0, 10.0])
     row = ntire.ntire(net, 'RLFN', 'ntire2024', CPU, strict=True, runs=1)
@@ -383,9 +397,9 @@ def test_the_clock_is_read_again_after_the_work(monkeypatch):
     monkeypatch.setattr(latency, 'gpu_state', lambda device: {'SM clock [MHz]': 1980})
     monkeypatch.setattr(latency, 'latencies', lambda *_, **__: ['a row'])
     cuda = torch.device('cuda')
-    facts = benchmark.run({'as trained': tiny_dparn()}, 'it', 4, cuda, sizes=[(16, 16)]).environment
+    facts = benchmark.run({'it': {'as trained': tiny_dparn()}}, 4, cuda, sizes=[(16, 16)]).environment
     assert (facts['SM clock [MHz]'], facts['SM clock after [MHz]']) == (345, 1980)
-    idle = benchmark.run({'as trained': tiny_dparn()}, 'it', 4, cuda, sizes=[(16, 16)], dtypes=()).environment
+    idle = benchmark.run({'it': {'as trained': tiny_dparn()}}, 4, cuda, sizes=[(16, 16)], dtypes=()).environment
     assert 'SM clock after [MHz]' not in idle
 
 
@@ -399,6 +413,9 @@ def test_running_out_of_memory_is_one_sentence():
 @pytest.mark.parametrize(('words', 'how'), [(['--dtype', 'fp16'], 'fp16'), (['--compile'], 'fp32, compiled,')])
 def test_a_network_that_does_not_run_in_a_setting_is_one_sentence(monkeypatch, words, how):
     def compiled(net, dynamic):
+        if not isinstance(net, DPARN):
+            return net
+
         def broken(image):
             raise RuntimeError('no compiler\nand many lines')
 

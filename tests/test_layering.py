@@ -34,9 +34,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ('basicsr_effsr.models',),
     ('basicsr_effsr.host',),
     ('basicsr_effsr._autoload',),
+    ('basicsr_effsr.spandrel_bridge', 'basicsr_effsr.tools'),
     ('basicsr_effsr.api',),
     ('basicsr_effsr',),
-    ('basicsr_effsr.spandrel_bridge', 'basicsr_effsr.tools'),
     ('basicsr_effsr.cli', 'basicsr_effsr.train', 'basicsr_effsr.test'),
 )
 

@@ -67,8 +67,7 @@ def lr_size(text: str, scale: int) -> tuple[int, int]:
 
 
 def run(
-    forms: dict[str, nn.Module],
-    model: str,
+    models: Mapping[str, Mapping[str, nn.Module]],
     scale: int,
     device: torch.device,
     *,
@@ -80,11 +79,10 @@ def run(
     runs: int = 10,
     channels: tuple[int, int] = (3, 3),
 ) -> BenchmarkReport:
-    """Counts every form and measures the last one against the yardsticks.
+    """Counts every form and measures the last one of each network, in turns with the yardsticks.
 
     Args:
-        forms: form (``as trained``, ``fused``) -> network in eval mode; the last one is measured.
-        model: its name.
+        models: name -> form (``as trained``, ``fused``) -> network in eval mode.
         scale: scale factor, also of the yardsticks.
         device: where to measure.
         sizes: LR sizes (H, W).
@@ -103,12 +101,12 @@ def run(
 
     taken, given = channels
     built = {name: make(upscale=scale, num_in_ch=taken, num_out_ch=given) for name, make in YARDSTICKS.items()}
-    references = {other_than(model, name): net.eval() for name, net in built.items()}
+    references = {other_than(models, name): net.eval() for name, net in built.items()}
     report = BenchmarkReport(latency.environment(device) | {'warm-up': warmup, 'runs': runs}, scale)
-    counted = [(net, model, form) for form, net in forms.items()]
+    counted = [(net, model, form) for model, forms in models.items() for form, net in forms.items()]
     counted += [(net, name, 'yardstick') for name, net in references.items()]
     report.costs = [latency.cost(*each, size, taken) for size in sizes for each in counted]
-    nets = {model: list(forms.values())[-1], **references}
+    nets = {**{model: list(forms.values())[-1] for model, forms in models.items()}, **references}
     grid = product(sizes, dtypes, (False, True)[: 1 + channels_last], (False, True)[: 1 + compiled])
     for size, dtype, last, fast in grid:
         with enough_memory(f'an input of {size[0]}x{size[1]} in {dtype}', 'take smaller images, or --no-latency'):
@@ -117,6 +115,56 @@ def run(
     if report.latencies and device.type == 'cuda' and 'SM clock [MHz]' in (state := latency.gpu_state(device)):
         report.environment['SM clock after [MHz]'] = state['SM clock [MHz]']  # an idle GPU lowers its clock
     return report
+
+
+def benchmark(
+    chosen: Sequence[networks.Chosen],
+    *,
+    sizes: Sequence[str] = ('256x256', '720p'),
+    dtypes: Sequence[str] = ('fp32',),
+    channels_last: bool = False,
+    compiled: bool = False,
+    runs: int | None = None,
+    warmup: int | None = None,
+) -> BenchmarkReport:
+    """What networks of one scale cost, counted in every form they have, measured in the last one.
+
+    Args:
+        chosen: the networks.
+        sizes: see :func:`lr_size`.
+        dtypes: fp32, fp16, bf16; none: nothing is measured.
+        channels_last: measure this memory format too.
+        compiled: measure with torch.compile too.
+        runs: that count; None: 50 on a GPU, 10 on a CPU.
+        warmup: runs before; None: 10 on a GPU, 2 on a CPU.
+
+    Raises:
+        UserError: networks of several numbers of channels, memory that runs out.
+        ValueError: a network cannot be counted.
+    """
+    from basicsr_effsr.weights.checkpoint import can_be_fused, fused
+
+    first = chosen[0]
+    channels = {one.name: channels_of(one.net, one.network) for one in chosen}
+    if len(set(channels.values())) > 1:
+        raise UserError(f'networks that take turns must have equal channels of input and output, got {channels}')
+    models = {
+        one.name: {'as trained': one.net} | ({'fused': fused(one.net)} if can_be_fused(one.net) else {})
+        for one in chosen
+    }
+    usual = (50, 10) if first.device.type == 'cuda' else (10, 2)
+    return run(
+        models,
+        first.scale,
+        first.device,
+        sizes=[lr_size(text, first.scale) for text in sizes],
+        dtypes=dtypes,
+        channels_last=channels_last,
+        compiled=compiled,
+        runs=runs or usual[0],
+        warmup=usual[1] if warmup is None else warmup,
+        channels=channels[first.name],
+    )
 
 
 COST_COLUMNS: dict[str, Callable[[latency.Cost], str]] = {
@@ -192,9 +240,9 @@ def texts(report: BenchmarkReport) -> dict[str, str]:
     }
 
 
-@networks.names_network
+@networks.names_networks
 def command(
-    choose: Callable[..., networks.Chosen],
+    choose: Callable[..., list[networks.Chosen]],
     size: Annotated[
         list[str] | None, typer.Option(help='HxW of the input, or 720p, 1080p, 4k of the output; repeatable.')
     ] = None,
@@ -228,7 +276,7 @@ def command(
     """Parameters, multiply-adds, memory and latency, with RLFN and SPAN measured in turns in the same process."""
     import torch
 
-    from basicsr_effsr.weights.checkpoint import can_be_fused, fused
+    from basicsr_effsr.weights.checkpoint import fused
 
     if out is not None:
         networks.check_folder(out)
@@ -253,24 +301,25 @@ def command(
     if data is not None:
         images_of(data)
     chosen = choose(device=device, without='missing')
-    net, factor, where, model = chosen.net, chosen.scale, chosen.device, type(chosen.net).__name__
-    channels = channels_of(net, chosen.network)
+    first = chosen[0]
     if protocol is not None:
         challenge_of(protocol)
-        if factor != 4 or channels != (3, 3):
-            what = f'upscale {factor} and {channels[0]}, {channels[1]} channels'
-            raise UserError(f'--protocol is for x4 and RGB, the network has {what}')
+        channels = channels_of(first.net, first.network)
+        if len(chosen) > 1 or first.scale != 4 or channels != (3, 3):
+            what = f'{len(chosen)} of upscale {first.scale}, with {channels[0]}, {channels[1]} channels'
+            raise UserError(f'--protocol is for x4 and RGB and one network, got {what}')
     if threads is not None:
         torch.set_num_threads(threads)
-    sizes = [lr_size(text, factor) for text in size or ['256x256', '720p']]
-    forms = {'as trained': net} | ({'fused': fused(net)} if can_be_fused(net) else {})
-    usual = (50, 10) if where.type == 'cuda' else (10, 2)
-    repeats: dict[str, Any] = {'runs': runs or usual[0], 'warmup': usual[1] if warmup is None else warmup}
-    grid: dict[str, Any] = {'sizes': sizes, 'dtypes': () if no_latency else dtype or ['fp32'], 'compiled': compiled}
-    report = run(forms, model, factor, where, **grid, channels_last=channels_last, channels=channels, **repeats)
+    grid: dict[str, Any] = {'dtypes': () if no_latency else dtype or ['fp32'], 'compiled': compiled}
+    grid |= {'channels_last': channels_last, 'sizes': size or ['256x256', '720p']}
+    report = benchmark(chosen, **grid, runs=runs, warmup=warmup)
     if protocol is not None:
-        last = list(forms.values())[-1]
-        report.ntire = ntire(last, model, protocol, where, **asked, timed=not no_latency, **repeats)
+        repeats: dict[str, Any] = {
+            key: report.environment[name] for key, name in (('runs', 'runs'), ('warmup', 'warm-up'))
+        }
+        report.ntire = ntire(
+            fused(first.net), first.name, protocol, first.device, **asked, timed=not no_latency, **repeats
+        )
     if out is not None:
         write_texts(out, texts(report))
     if as_json:

@@ -6,7 +6,7 @@ import copy
 import inspect
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
@@ -204,12 +204,50 @@ def choose_several(*, device: str | None = 'cpu', without: str | None = None, **
         told = ', '.join(f'--{name} {len(given)}' for name, given in lists.items())
         raise UserError(f'--model, --weights, --arch or -opt that are repeated must be equally many, got {told}')
     one_each = ({name: given[i % len(given)] for name, given in lists.items()} for i in range(count))
-    chosen = [choose(**named, **one, device=device, without=without) for one in one_each]
+    return _side_by_side([choose(**named, **one, device=device, without=without) for one in one_each])
+
+
+def choose_from(models: Any, device: str | None = None) -> list[Chosen]:
+    """The networks that Python names, as :func:`choose_several` gives those of a command.
+
+    Args:
+        models: a name of the zoo, a checkpoint, a network with its weights, or several: a list, or a mapping of what
+            they are to be called.
+        device: where they will work; None for a GPU if there is one.
+
+    Raises:
+        UserError: none is given, or as :func:`choose_several`.
+    """
+    from torch import nn
+
+    from basicsr_effsr.weights.recognise import variant_of
+
+    several = models if isinstance(models, list | tuple | Mapping) else [models]
+    named = several.items() if isinstance(several, Mapping) else [('', model) for model in several]
+    chosen = []
+    for label, model in named:
+        if isinstance(model, nn.Module):
+            network = {**getattr(model, '_options', {}), 'type': type(model).__name__}
+            scale = getattr(model, 'upscale', None)
+            if not isinstance(scale, int):
+                raise UserError(f'{network["type"]} must state its scale factor as upscale, an integer')
+            nothing: dict[str, Any] = {'path': {}, 'datasets': {}, 'val': {}}
+            name = label or variant_of(type(model), network) or network['type']
+            chosen.append(Chosen(model.eval(), network, None, scale, nothing, pick_device(device), name))
+        else:
+            one = choose(model=str(model), device=device)
+            chosen.append(replace(one, name=label) if label else one)
+    if not chosen:
+        raise UserError('give at least one model')
+    return _side_by_side(chosen)
+
+
+def _side_by_side(chosen: list[Chosen]) -> list[Chosen]:
     if len({one.scale for one in chosen}) > 1:
         told = ', '.join(f'{one.name} is x{one.scale}' for one in chosen)
         raise UserError(f'networks that stand side by side must be of one scale; {told}')
     names = _apart([one.name for one in chosen], [one.weights.stem if one.weights else '' for one in chosen])
-    names = _apart(names, [str(place) for place in range(1, count + 1)])
+    names = _apart(names, [str(place) for place in range(1, len(chosen) + 1)])
     return [replace(one, name=name) for one, name in zip(chosen, names, strict=True)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +45,9 @@ def images_of(data: Path) -> list[Path]:
     raise UserError(f'--data: {data} holds no image')
 
 
-def other_than(model: str, yardstick: str) -> str:
-    """The name of a yardstick beside a network that may be called the same."""
-    return yardstick if yardstick != model else f'{yardstick} (yardstick)'
+def other_than(models: Container[str], yardstick: str) -> str:
+    """The name of a yardstick beside networks of which one may be called the same."""
+    return yardstick if yardstick not in models else f'{yardstick} (yardstick)'
 
 
 def over_images(
@@ -138,7 +139,7 @@ def ntire(
 
     protocol = challenge_of(year)
     found = latency.cost(net, model, 'fused', NTIRE_SIZE)
-    beside = other_than(model, protocol['baseline'])
+    beside = other_than([model], protocol['baseline'])
     nets = {model: net}
     if (baseline := BASELINES.get(protocol['baseline'])) is not None:
         nets[beside] = baseline().eval()

@@ -22,7 +22,7 @@ def row_of(network: str, options: dict[str, Any], scale: int) -> dict[str, Any] 
     Its ``protocol`` says how they were measured, as ``protocols`` of the file.
     """
     cls, _ = lookup('ARCH', network)
-    name, known = method_of(cls, options), papers()
+    name, known = method_of(cls, options) if cls else None, papers()
     rows = (row for row in known['rows'] if row['method'] == name and row['scale'] == scale)
     return next(({**row, 'protocol': known['protocols'].get(name, {})} for row in rows if row.get('scores')), None)
 

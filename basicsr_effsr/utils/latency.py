@@ -89,7 +89,9 @@ def once(net: Callable, image: Tensor) -> float:
     return (time.perf_counter() - started) * 1000
 
 
-def interleaved(nets: Mapping[str, Callable], image: Tensor, warmup: int, runs: int) -> dict[str, list[float]]:
+def interleaved(
+    nets: Mapping[str, Callable], image: Tensor, warmup: int, runs: int, found: dict[str, list[float]] | None = None
+) -> dict[str, list[float]]:
     """Milliseconds of every run of every network, in turns (A B C, A B C ...), the first of them the cold one.
 
     Args:
@@ -97,13 +99,15 @@ def interleaved(nets: Mapping[str, Callable], image: Tensor, warmup: int, runs: 
         image: (1, C, H, W).
         warmup: runs of each that come first; the caller leaves them out.
         runs: runs of each after them.
+        found: is filled, for who wants to know where it stopped.
 
     Returns:
         Name -> ``warmup + runs`` times.
     """
     import torch
 
-    found: dict[str, list[float]] = {name: [] for name in nets}
+    found = {} if found is None else found
+    found |= {name: [] for name in nets}
     with torch.no_grad():
         for _ in range(warmup + runs):
             for name, net in nets.items():
@@ -146,7 +150,7 @@ def latencies(
     The networks keep their weights as they are: copies are measured, as a way to bf16 and back would round them.
 
     Raises:
-        UserError: the first network does not run in ``dtype`` or compiled; the yardsticks do.
+        UserError: a network does not run in ``dtype`` or compiled.
     """
     import torch
 
@@ -160,13 +164,15 @@ def latencies(
     if compiled:
         torch.compiler.reset()  # after a handful of variants of one network torch would go on without compiling
         ready = {name: torch.compile(net, dynamic=False) for name, net in ready.items()}
+    times: dict[str, list[float]] = {}
     try:
-        times = interleaved(ready, image, warmup, runs)
+        interleaved(ready, image, warmup, runs, times)
     except RuntimeError as error:
         if out_of_memory(error) or (dtype == 'fp32' and not compiled):
             raise
         how = f'{dtype}, compiled,' if compiled else dtype
-        raise UserError(f'{next(iter(nets))} does not run in {how} on {device}: {one_line(error)}') from error
+        stopped = min(times, key=lambda name: len(times[name]))  # the first of those that ran least
+        raise UserError(f'{stopped} does not run in {how} on {device}: {one_line(error)}') from error
     counted = {name: np.percentile(values[warmup:], (50, 5, 95)).tolist() for name, values in times.items()}
     return [
         Latency(
