@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 from basicsr_effsr._autoload import install
 from basicsr_effsr.host.absent import absent, look_here, stand_in
-from basicsr_effsr.utils.console import BAD_INPUT, Commands, as_command
+from basicsr_effsr.utils.console import BAD_INPUT, Commands, Version, as_command
 from basicsr_effsr.utils.errors import one_line
 
 # name -> (module, attribute, line in the overview). The attribute is a function for typer, or a Typer app.
@@ -68,7 +68,7 @@ app = typer.Typer(name='effsr', cls=_Lazy, no_args_is_help=True, add_completion=
 
 
 @app.callback()
-def _root() -> None:
+def _root(version: Version = False) -> None:
     """Tools around efficient super-resolution networks in BasicSR."""
 
 

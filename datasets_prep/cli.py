@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from basicsr_effsr.utils.console import Commands, Console, as_command, say, sigterm_interrupts
+from basicsr_effsr.utils.console import Commands, Console, Version, as_command, say, sigterm_interrupts
 
 _CPUS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 _SCHEDULE: dict[str, tuple[Any, Any, Any]] = {  # name -> type, default, how typer shows it
@@ -102,5 +102,5 @@ app = typer.Typer(
 
 
 @app.callback()
-def _app() -> None:
+def _app(version: Version = False) -> None:
     """Keeps the commands sub-commands."""

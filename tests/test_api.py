@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import shutil
 import subprocess
 import sys
@@ -35,9 +36,50 @@ def weights(tmp_path):
 def test_the_import_loads_nothing():
     loaded = 'import sys, basicsr_effsr; print([m for m in ("torch", "numpy", "basicsr", "PIL") if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', loaded], capture_output=True, text=True).stdout == '[]\n'
-    assert {'load_model', 'upscale', 'register'} <= set(dir(basicsr_effsr))
+    assert {'benchmark', 'evaluate', 'load_model', 'upscale', 'register'} <= set(dir(basicsr_effsr))
     with pytest.raises(AttributeError, match='nothing_such'):
         basicsr_effsr.nothing_such  # noqa: B018
+
+
+def test_networks_are_there_by_name():
+    from basicsr_effsr import DPARNTeacher
+    from basicsr_effsr.archs import IMDN as found  # noqa: N811
+
+    assert found is basicsr_effsr.IMDN is IMDN
+    assert DPARNTeacher.__module__ == 'basicsr_effsr.archs.dparn_teacher_arch'
+    for name in ('Nothing', 'ARCH_REGISTRY', 'Network', 'imdn'):
+        with pytest.raises(AttributeError, match=name):
+            getattr(basicsr_effsr, name)
+
+
+def test_scores_are_those_of_the_command(weights, tmp_path):
+    for place, name in (((), 'HR'), ((2,), 'LR_bicubic/X2')):
+        (tmp_path / 'Set5' / name).mkdir(parents=True)
+        lq = data.astronaut()[40:88, 150:210]
+        Image.fromarray(lq[::2, ::2] if place else lq).save(tmp_path / 'Set5' / name / 'a.png')
+    words = ['evaluate', '--weights', weights, '--data', tmp_path, '--out', tmp_path / 'out', '--json']
+    told = json.loads(CliRunner().invoke(app, [str(word) for word in words]).stdout)
+    found = basicsr_effsr.evaluate({'file': weights, 'net': basicsr_effsr.load_model(weights)}, tmp_path, device='cpu')
+    assert [report.name for report in found.models] == ['file', 'net']
+    for report in found.models:
+        assert report.means()['Set5']['psnr'] == told['means']['Set5']['psnr']
+    assert found.paired[0].psnr.mean == 0
+    with pytest.raises(UserError, match='no paper'):
+        basicsr_effsr.evaluate(weights, tmp_path, protocol='paper')
+    with pytest.raises(UserError, match='at least one'):
+        basicsr_effsr.evaluate([], tmp_path)
+    with pytest.raises(UserError, match='upscale'):
+        basicsr_effsr.evaluate(torch.nn.Identity(), tmp_path)
+
+
+def test_costs_of_networks_at_hand(weights):
+    nets = [weights, IMDN(upscale=2, num_feat=10, num_block=1)]
+    found = basicsr_effsr.benchmark(nets, sizes=['16x16'], dtypes=[], device='cpu')
+    assert [(cost.model, cost.params) for cost in found.costs[:2]] == [
+        ('IMDN, net', sum(p.numel() for p in basicsr_effsr.load_model(weights).parameters())),
+        ('IMDN', sum(p.numel() for p in nets[1].parameters())),
+    ]
+    assert found.latencies == []
 
 
 def test_every_type_gives_what_the_network_gives(weights):
@@ -114,8 +156,10 @@ def test_the_page_runs_as_it_is_written(reference, tmp_path, monkeypatch):
     for target in (tmp_path / 'zoo' / 'agdn_x4.pth', tmp_path / 'agdn_x4.pth'):
         shutil.copyfile(source, target)
     Image.fromarray(data.astronaut()[40:80, 150:210]).save(tmp_path / 'photo.png')
+    (tmp_path / 'datasets').mkdir()
+    (tmp_path / 'datasets' / 'Set5').symlink_to((reference / 'set5').resolve())
     monkeypatch.setenv('EFFSR_CACHE', str(tmp_path))
     monkeypatch.chdir(tmp_path)
     failed, tried = doctest.testfile(str(ROOT / 'docs' / 'python.md'), module_relative=False)
-    assert (failed, tried) == (0, 12)
+    assert (failed, tried) == (0, 17)
     assert Image.open('photo_x4.png').size == (240, 160)

@@ -28,7 +28,9 @@ from basicsr_effsr.options.check import inspected, problems
 from basicsr_effsr.options.forecast import course_of
 from basicsr_effsr.options.problem import Context
 from basicsr_effsr.options.schema import option_schema
+from basicsr_effsr.tools.check import force
 from basicsr_effsr.utils import complexity
+from basicsr_effsr.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {'type': 'HASN', 'upscale': 4, 'num_feat': 8, 'num_block': 1, 'esa_channels': 4}
@@ -976,3 +978,41 @@ def test_keys_that_a_model_of_the_host_reads_are_known():
     assert not {problem.where for problem in problems(opt, True)} & {'gt_usm', 'jpeg_range', 'queue_size'}
     opt['jpeg_rang'] = opt.pop('jpeg_range')
     assert 'jpeg_rang' in {problem.where for problem in problems(opt, True) if problem.fatal}
+
+
+class TestForce:
+    @pytest.mark.parametrize(
+        ('entry', 'dotted', 'value'),
+        [
+            ('name=other', 'name', 'other'),
+            ('train:total_iter=40', 'train.total_iter', 40),
+            ('train:ema_decay=0.5', 'train.ema_decay', 0.5),
+            ('train:scheduler:milestones=[3, 4]', 'train.scheduler.milestones', [3, 4]),
+            ('path:pretrain_network_g=~', 'path.pretrain_network_g', None),
+        ],
+    )
+    def test_it_means_what_it_means_to_basicsr(self, opt, monkeypatch, tmp_path, entry, dotted, value):
+        """Beside the host's own ``parse_options``, on the same file."""
+        from basicsr.utils.options import parse_options
+
+        (tmp_path / 'opt.yml').write_text(yaml.safe_dump(opt))
+        monkeypatch.setattr('sys.argv', ['train', '-opt', str(tmp_path / 'opt.yml'), '--force_yml', entry])
+        theirs, _ = parse_options.__wrapped__(str(tmp_path), is_train=True)
+        force(opt, entry)
+        for options in (theirs, opt):
+            for name in dotted.split('.'):
+                options = options[name]
+            assert options == value
+
+    @pytest.mark.parametrize('entry', ['name', '=3', 'train:nothing:key=3', 'scale:x=3', 'name=a=b', 'train:losses=[3'])
+    def test_what_basicsr_cannot_take_is_refused(self, opt, entry):
+        with pytest.raises(UserError):
+            force(opt, entry)
+
+    def test_the_command_takes_them_as_basicsr_does(self, opt, tmp_path):
+        (tmp_path / 'opt.yml').write_text(yaml.safe_dump(opt))
+        words = ['check', '-opt', str(tmp_path / 'opt.yml'), '--force_yml', 'train:total_iter=16', 'train:ema_decay=2']
+        told = json.loads(CliRunner().invoke(app, [*words, '--json']).stdout)
+        assert told['forecast']['iterations asked for'] == 16
+        assert [problem['where'] for problem in told['problems'] if problem['fatal']] == ['train.ema_decay']
+        assert CliRunner().invoke(app, [*words[:3], 'train:total_iter=16']).exit_code == 2

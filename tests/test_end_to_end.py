@@ -38,7 +38,10 @@ def test_train_resume_and_test_leave_everything_where_the_user_stands(photos, tm
     site_before = {p.name for p in HOST.parent.iterdir()}
     opt = short_run(photos, TINY_HASN, iters=10)
     file = write(opt, tmp_path / 'short.yml')
-    logged('-m', 'basicsr.train', '-opt', file, cwd=tmp_path, fresh=True)
+    out = logged('-m', 'basicsr.train', '-opt', file, cwd=tmp_path, fresh=True)
+    assert 'eta: 0:00:00' in out, 'of the last iteration, where the host says -1 day'
+    for noise in ('-1 day', 'RuntimeWarning', 'Conv2d('):
+        assert noise not in out
     experiment = tmp_path / 'experiments' / 'short'
     assert (experiment / 'training_states' / '10.state').is_file()
     assert list((tmp_path / 'tb_logger' / 'short').iterdir())

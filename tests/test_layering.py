@@ -23,7 +23,8 @@ ARCH_FILES = [*sorted((PACKAGE / 'archs').glob('*_arch.py')), PACKAGE / 'archs' 
 
 # From the ground up. A module may import what stands on a lower floor, and its own floor where that is one folder.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ('basicsr_effsr.utils', 'basicsr_effsr._version'),
+    ('basicsr_effsr._version',),
+    ('basicsr_effsr.utils',),
     ('basicsr_effsr.archs.effsr_blocks',),
     ('basicsr_effsr._registration',),
     ('basicsr_effsr.archs', 'basicsr_effsr.losses'),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import warnings
 from argparse import ArgumentError, ArgumentParser
 from collections import OrderedDict
 from collections.abc import Callable
@@ -147,6 +148,8 @@ def _adapt_options(module: ModuleType) -> None:
       its own, and a run could not be resumed with all of them (1.4.2 and head).
     * What is no option file, such as a pipe, is refused before it is read, and what the host cannot
       parse is said in a sentence. Reason: the host waits for ever, or ends in a traceback.
+    * Python does not warn that ``basicsr.train`` is in ``sys.modules`` before it runs. Reason: BasicSR's ``__init__``
+      imports it, so that every start of ``python -m basicsr.train`` says so (1.4.2 and head).
     * If the options name a class of ours they are checked before anything is created, functions of the training module
       are replaced by ours (``loop.py`` says which and why), and the end of a run and what it writes are ours
       (``ending.py``).
@@ -191,6 +194,7 @@ def _adapt_options(module: ModuleType) -> None:
                     caller[name] = ours
         return rooted, args
 
+    warnings.filterwarnings('ignore', r".*'basicsr\.(train|test)' found in sys.modules", RuntimeWarning)
     parse_options._effsr = True  # type: ignore[attr-defined]
     module.parse_options = parse_options  # type: ignore[attr-defined]
     if hasattr(module, 'init_dist'):

@@ -200,6 +200,14 @@ def replacements(opt: Options) -> dict[str, Any]:
     from basicsr.data import build_dataloader as host_loader
     from basicsr.data.data_sampler import EnlargedSampler as HostSampler
     from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
+    from basicsr.utils import MessageLogger
+
+    class Messages(MessageLogger):
+        """The host takes the last iteration for the one before, and says ``eta: -1 day``."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.max_iters += 1
 
     opt['run_state'] = RunState(seed=opt['manual_seed'], made_with=recipe(opt))
 
@@ -247,6 +255,7 @@ def replacements(opt: Options) -> dict[str, Any]:
         'load_resume_state': load_resume_state,
         'EnlargedSampler': sampler,
         'build_dataloader': loader,
+        'MessageLogger': Messages,
         'CPUPrefetcher': stoppable(CPUPrefetcher),
         'CUDAPrefetcher': stoppable(CUDAPrefetcher),
     }

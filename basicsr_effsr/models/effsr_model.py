@@ -76,6 +76,12 @@ class EffSRModel(SRModel):
             return DistributedDataParallel(net.to(self.device), find_unused_parameters=unused)
         return super().model_to_device(net)
 
+    def print_network(self, net: nn.Module) -> None:
+        """Name and size; the host logs every layer, too, hundreds of lines."""
+        bare = self.get_bare_model(net)
+        size = sum(p.numel() for p in bare.parameters())
+        get_root_logger().info(f'Network: {type(bare).__name__}, with parameters: {size:,d}')
+
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
     ) -> None:

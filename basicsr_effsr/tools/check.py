@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,8 +16,34 @@ from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.report import strict_json
 
 
+def force(options: dict[str, Any], entry: str) -> None:
+    """Changes options as BasicSR does for ``--force_yml``: sections must be there, the key need not.
+
+    Raises:
+        UserError: it is not ``key=value`` or ``section:key=value``, or there is no such section.
+    """
+    places, is_given, value = entry.partition('=')
+    *sections, key = places.strip().split(':')
+    if not is_given or not key or '=' in value:
+        raise UserError(f'--force_yml must be key=value or section:key=value, got {entry!r}')
+    within: Any = options
+    for name in sections:
+        within = within.get(name) if isinstance(within, dict) else None
+    if not isinstance(within, dict):
+        raise UserError(f'--force_yml {entry}: the option file has no section {":".join(sections)}')
+    try:
+        within[key] = need('basicsr.utils.options')._postprocess_yml_value(value.strip())
+    except (SyntaxError, NameError, ValueError) as error:
+        raise UserError(f'--force_yml {entry}: not a value that BasicSR reads ({error})') from error
+
+
 def command(
     opt: Annotated[Path | None, typer.Option('-opt', '--opt', help='Option file, of training or of testing.')] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar='[KEY=VALUE]...', help='More of --force_yml.')] = None,
+    force_yml: Annotated[
+        list[str] | None,
+        typer.Option('--force_yml', help='Another value, as BasicSR takes it: train:ema_decay=0.999 name=other.'),
+    ] = None,
     every_image: Annotated[
         bool, typer.Option('--all', help='Read the header of every image, not of a sample.')
     ] = False,
@@ -42,6 +68,11 @@ def command(
     if opt is None:
         raise UserError('give an option file with -opt, or ask for the --schema')
     options = read_option_file(opt)
+    forced = [*(force_yml or ()), *(more or ())]
+    if more and not force_yml:
+        raise UserError(f'{" ".join(more)}: options are changed by --force_yml, which comes before them')
+    for entry in forced:
+        force(options, entry)
     datasets = options.get('datasets')
     is_train = bool(options.get('train')) or (isinstance(datasets, dict) and 'train' in datasets)
     context = inspected(options, is_train, every_image=every_image)
@@ -66,5 +97,6 @@ def command(
         if fatal:
             say(f'{fatal} error{"s"[: fatal > 1]}: a run would not do what the file says.', style='red')
         else:
-            say(f'Ready: python -m basicsr.{"train" if is_train else "test"} -opt {opt}', style='green')
+            words = f' --force_yml {" ".join(forced)}' if forced else ''
+            say(f'Ready: python -m basicsr.{"train" if is_train else "test"} -opt {opt}{words}', style='green')
     raise typer.Exit(1 if fatal else 0)

@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Annotated, Any
 
 import rich.console
 import typer
@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from basicsr_effsr._version import __version__
 from basicsr_effsr.utils.errors import one_line, printable
 from basicsr_effsr.utils.memory import out_of_memory
 
@@ -53,6 +54,15 @@ class Console(rich.console.Console):
 def say(line: str, *, err: bool = False, style: str | None = None) -> None:
     """Prints one line to the standard output, or to that of errors."""
     Console(stderr=err).print(line, style=style)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        say(f'basicsr_effsr {__version__}')
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help='Print the version.')]
 
 
 class _Name(ProgressColumn):
