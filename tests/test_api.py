@@ -73,7 +73,7 @@ def test_scores_are_those_of_the_command(weights, tmp_path):
 
 
 def test_costs_of_networks_at_hand(weights):
-    nets = [weights, IMDN(upscale=2, num_feat=10, num_block=1)]
+    nets = [weights, IMDN(upscale=2, num_feat=12, num_block=1)]
     found = basicsr_effsr.benchmark(nets, sizes=['16x16'], dtypes=[], device='cpu')
     assert [(cost.model, cost.params) for cost in found.costs[:2]] == [
         ('IMDN, net', sum(p.numel() for p in basicsr_effsr.load_model(weights).parameters())),
