@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from basicsr.archs import build_network
 
 from basicsr_effsr.archs.hasn_arch import HASN
+from basicsr_effsr.cli import COMMANDS
 from basicsr_effsr.tools.networks import check_folder, choose, read_options, settings_of
+from basicsr_effsr.utils.console import as_command
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.weights.build import build, scale_of
 
@@ -130,3 +133,10 @@ def test_nothing_is_printed_where_a_name_is_taken_for_another(capsys):
 def test_networks_that_cannot_be_built_are_one_sentence(network, words):
     with pytest.raises(UserError, match=words):
         build(network, None)
+
+
+@pytest.mark.parametrize('name', [*'evaluate compare benchmark plot runs infer export'.split()])
+def test_o_says_where_results_go(name):
+    module, attribute, _ = COMMANDS[name]
+    (out,) = (p for p in as_command(name, getattr(import_module(module), attribute)).params if p.name == 'out')
+    assert {'-o', '--out'} <= set(out.opts)

@@ -146,6 +146,18 @@ def test_networks_of_one_class_are_told_apart_by_their_parameters(made, written)
         plots.points_of_files([files[0], files[3]], 4, 'Set5', 'params')
 
 
+def test_networks_of_one_evaluation_are_drawn_under_the_names_they_have_there(made, written, tmp_path):
+    ours = {**made['DPARN evaluation'], 'name': 'Ours'}
+    both = tmp_path / 'report.json'
+    both.write_text(json.dumps({'models': [made['HASN evaluation'], ours], 'paired': []}))
+    files = [*written('HASN benchmark', 'DPARN benchmark'), both]
+    points = plots.points_of_files(files, 4, 'Set5', 'params')
+    assert [point.method for point in points] == ['HASN', 'Ours']
+    assert [point.score for point in points] == [
+        report['means']['Set5']['psnr'] for report in json.loads(both.read_text())['models']
+    ]
+
+
 def test_every_file_that_adds_nothing_is_named(written):
     benchmark, evaluation = written(*HASN)
     other = written('DPARN benchmark')

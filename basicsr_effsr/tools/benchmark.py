@@ -270,7 +270,9 @@ def command(
         float | None, typer.Option(min=1e-6, help="Runtime of the protocol's baseline on this machine.")
     ] = None,
     device: networks.Device = None,
-    out: Annotated[Path | None, typer.Option(help='Folder for benchmark.md, .json and .csv files.')] = None,
+    out: Annotated[
+        Path | None, typer.Option('--out', '-o', help='Folder for benchmark.md, .json and .csv files.')
+    ] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
 ) -> None:
     """Parameters, multiply-adds, memory and latency, with RLFN and SPAN measured in turns in the same process."""

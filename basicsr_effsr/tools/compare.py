@@ -253,9 +253,9 @@ def command(
         int | None, typer.Option(min=0, help='Side of the tiles in LR pixels, for --model; default: whole images.')
     ] = None,
     device: networks.Device = None,
-    out: Annotated[Path, typer.Option(help='Picture to write: PNG; with --model also PDF or SVG.')] = Path(
-        'results/compare.png'
-    ),
+    out: Annotated[
+        Path, typer.Option('--out', '-o', help='Picture to write: PNG; with --model also PDF or SVG.')
+    ] = Path('results/compare.png'),
     as_json: Annotated[bool, typer.Option('--json', help='Print the scores as JSON.')] = False,
 ) -> None:
     """Compare networks (--model, repeatable) on an image, as papers print it; a table and one figure.

@@ -110,7 +110,9 @@ def command(
     sets: Annotated[
         list[str] | None, typer.Option('--sets', help='Only this set; repeatable. all, the default: every known one.')
     ] = None,
-    out: Annotated[Path, typer.Option(help='Folder for report.md, .csv, .json and .html.')] = Path('results/evaluate'),
+    out: Annotated[Path, typer.Option('--out', '-o', help='Folder for report.md, .csv, .json and .html.')] = Path(
+        'results/evaluate'
+    ),
     make_lr: Annotated[bool, typer.Option('--make-lr', help="Make missing LR images with MATLAB's bicubic.")] = False,
     protocol: Annotated[
         Measured | None,

@@ -26,7 +26,7 @@ def command(
     no_fuse: Annotated[bool, typer.Option('--no-fuse', help='Export the form that was trained.')] = False,
     random: Annotated[bool, typer.Option('--random', help='Without weights, for a look at the graph.')] = False,
     tolerance: Annotated[float | None, typer.Option(help='Largest difference; fp32 1e-4, fp16 2e-2.')] = None,
-    out: Annotated[Path | None, typer.Option(help='File to write; default: after the weights.')] = None,
+    out: Annotated[Path | None, typer.Option('--out', '-o', help='File to write; default: after the weights.')] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
 ) -> None:
     """Export a network, load the file back, compare it with PyTorch at two sizes; exit code 1 if they differ."""

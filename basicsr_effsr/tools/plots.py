@@ -193,7 +193,8 @@ def points_of_files(files: Iterable[Path], scale: int, dataset: str, against: st
         used |= set(partners)
         where = '{}x{} input, fp32, {}'.format(*lr_size('720p', scale), _device(benchmarks[partners[0]]))
         setting = where if against == 'latency' else ''
-        name = (found.paper or {}).get('method', found.name)
+        printed = (found.paper or {}).get('method', found.name)
+        name = printed if found.name == found.network else found.name
         points.append(Point(name, values.pop(), means[dataset][metric], params, True, str(file), setting))
     for path in benchmarks.keys() - used:
         raise UserError(
@@ -321,7 +322,7 @@ def command(
         float | None,
         typer.Option('--from', help='Leave out methods below this score; default: 0.3 dB, or 0.01, below ours.'),
     ] = None,
-    out: Annotated[Path, typer.Option(help='PNG, PDF or SVG to write.')] = Path('results/plot.png'),
+    out: Annotated[Path, typer.Option('--out', '-o', help='PNG, PDF or SVG to write.')] = Path('results/plot.png'),
     as_json: Annotated[bool, typer.Option('--json', help='Print the points instead of drawing them.')] = False,
 ) -> None:
     """Draw PSNR or SSIM against parameters, multiply-adds, latency or memory: papers' tables, and reports made here."""

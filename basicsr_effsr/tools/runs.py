@@ -197,7 +197,9 @@ def command(
     words: Annotated[
         list[str] | None, typer.Argument(help='Folder of experiments; or plot and the names of runs.', metavar='[DIR]')
     ] = None,
-    out: Annotated[Path, typer.Option(help='plot: PNG, PDF or SVG to write.')] = Path('results/curves.png'),
+    out: Annotated[Path, typer.Option('--out', '-o', help='plot: PNG, PDF or SVG to write.')] = Path(
+        'results/curves.png'
+    ),
     metric: Annotated[str, typer.Option(help='plot: metric of the validations, as in val.metrics.')] = 'psnr',
     as_json: Annotated[bool, typer.Option('--json', help='Print the runs, curves too, as JSON.')] = False,
 ) -> None:
