@@ -141,6 +141,9 @@ def test_a_model_of_ones_own_has_a_name_and_a_card(author, tmp_path, net):
     assert run(*words, '--overwrite').exit_code == 0
     assert run('zoo', 'add', 'tiny_x2', author[0]).exit_code == 2, "an author's"
     assert run('zoo', 'add', '../up', author[0]).exit_code == 2
+    for text in ('{"models": []}', '[]', '{'):
+        report.write_text(text)
+        assert run(*words, '--overwrite').exit_code == 2, 'no report of one network'
     rows = json.loads(run('zoo', '--json').stdout)
     assert [(row['name'], row['state']) for row in rows] == [
         ('tiny_x2', 'fetched on demand'),

@@ -120,8 +120,9 @@ def add(
     if scores is not None:
         try:
             report = json.loads(read_regular(scores))
-        except ValueError as error:
-            raise UserError(f'{scores} must be report.json of effsr evaluate: {error}') from error
+            _ = report['means']
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f'{scores} must be report.json of effsr evaluate about this one network') from error
     training = None if opt is None else read_option_file(opt)
     for path in zoo.add(name, file, training=training, scores=report, overwrite=overwrite):
         say(f'written: {path}')
