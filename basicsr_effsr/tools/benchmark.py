@@ -224,8 +224,16 @@ def notes(report: BenchmarkReport) -> list[str]:
             'Mem: the most that tensors held on the GPU during a timed pass, weights and image included, in MiB; a CPU '
             'does not say. counted mem: the column memory of the table above, at 256x256.'
         )
-    seen = {name: n for found in report.costs if found.form != 'yardstick' for name, n in found.uncounted.items()}
-    return [*lines, 'not counted as multiply-adds: ' + ', '.join(f'{name} ({n})' for name, n in sorted(seen.items()))]
+    seen: dict[str, dict[str, int]] = {}
+    for found in report.costs:
+        if found.form != 'yardstick':
+            seen.setdefault(found.model, {}).update(found.uncounted)
+    for model, parts in seen.items():
+        whose = f' of {model}' if len(seen) > 1 else ''
+        lines.append(
+            f'not counted as multiply-adds{whose}: ' + ', '.join(f'{k} ({n})' for k, n in sorted(parts.items()))
+        )
+    return lines
 
 
 def texts(report: BenchmarkReport) -> dict[str, str]:
