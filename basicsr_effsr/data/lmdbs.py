@@ -1,8 +1,8 @@
 """LMDBs in BasicSR's format, each opened once in a process, however many data sets read it.
 
 LMDB allows no second opening of a file in a process, and no use of one that was opened before a fork. It maps the file
-into memory and believes what the file says of itself, so that is compared with the file first: reading behind the end
-of a mapped file ends the process.
+into memory and believes every pointer in it, so these are followed first: reading behind the end of a mapped file ends
+the process. What the images hold is the decoder's affair.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from basicsr_effsr.utils.files import open_regular
 
-_META = struct.Struct('=16xIIQQ96xQQ')  # header of the page, magic, version, address, size of the map, two trees, ...
+# behind the header of the page: magic, version; kind, depth and root of the tree of images; last page, transaction
+_META = struct.Struct('=16xII68xHH32xQQQ')
 _MAGIC, _VERSION = 0xBEEFC0DE, 1
+_PAGE = struct.Struct('=QHHHH')  # number, nothing, 1 for a branch and 2 for a leaf, end of the pointers, first node
+_NODE, _DEEPEST = 8, 32  # bytes of a node before its key; levels that LMDB can follow
 _open: dict[str, tuple[tuple[int, int, int], Any]] = {}
 _lock = threading.Lock()
 
@@ -31,8 +36,13 @@ def get(path: str | Path, key: str) -> bytes | None:
         OSError: there is no such LMDB.
         ValueError: it is damaged, was cut while it is read, or somebody else in this process has opened it.
     """
-    with _environment(path).begin() as transaction:
-        return transaction.get(key.encode())
+    import lmdb
+
+    try:
+        with _environment(path).begin() as transaction:
+            return transaction.get(key.encode())
+    except lmdb.Error as error:
+        raise ValueError(f'{path} is damaged inside ({error}); make the LMDB again') from error
 
 
 def shapes(path: Path) -> dict[str, tuple[int, int, int]]:
@@ -45,7 +55,7 @@ def shapes(path: Path) -> dict[str, tuple[int, int, int]]:
     file = path / 'meta_info.txt'
     if not file.is_file() or not (path / 'data.mdb').is_file():
         raise FileNotFoundError(f'{path} must hold data.mdb and meta_info.txt; see effsr prepare lmdb')
-    check_length(path / 'data.mdb')
+    check_whole(path / 'data.mdb')
     found: dict[str, tuple[int, int, int]] = {}
     for number, line in enumerate(file.read_text(encoding='utf-8-sig').splitlines(), 1):
         parts = re.fullmatch(r'([^.]+)\S* \((\d+), ?(\d+)(?:, ?(\d+))?\).*', line)
@@ -57,25 +67,65 @@ def shapes(path: Path) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def check_length(file: Path) -> None:
-    """Compares the length of a data.mdb with what its newer meta page says.
+def check_whole(file: Path) -> None:
+    """Compares the length of a data.mdb with what its newer meta page says, and follows its tree down to the images.
 
     Raises:
-        ValueError: it is shorter, or no LMDB.
+        ValueError: it is shorter, damaged, or no LMDB.
     """
     with open_regular(file) as stream:
-        size, pages = os.fstat(stream.fileno()).st_size, []
+        size, metas = os.fstat(stream.fileno()).st_size, []
         page_size = int.from_bytes(stream.read(44)[40:], sys.byteorder)
         for at in (0, page_size):
             stream.seek(at)
             page = stream.read(_META.size).ljust(_META.size, b'\0')
-            magic, version, _, _, last, transaction = _META.unpack(page)
-            pages += [(transaction, last)] if (magic, version) == (_MAGIC, _VERSION) else []
-    if len(pages) < 2:
-        raise ValueError(f'{file} is damaged, it does not begin as an LMDB; make the LMDB again')
-    needed = (max(pages)[1] + 1) * page_size
-    if size < needed:
-        raise ValueError(f'{file} is cut off: it holds {size} of {needed} bytes; make the LMDB again')
+            magic, version, *tree, last, transaction = _META.unpack(page)
+            metas += [(transaction, last, tree)] if (magic, version) == (_MAGIC, _VERSION) else []
+        if len(metas) < 2:
+            raise ValueError(f'{file} is damaged, it does not begin as an LMDB; make the LMDB again')
+        _, last, tree = max(metas)
+        needed = (last + 1) * page_size
+        if size < needed:
+            raise ValueError(f'{file} is cut off: it holds {size} of {needed} bytes; make the LMDB again')
+        if not _tree_is_whole(stream, page_size, last, *tree):
+            raise ValueError(f'{file} is damaged inside; make the LMDB again')
+
+
+def _tree_is_whole(stream: BinaryIO, page_size: int, last: int, kind: int, depth: int, root: int) -> bool:
+    """Whether every pointer on the way from the root to the values stays inside its page and the file's ``last``."""
+    level = np.array([root] if depth else [], np.uint64)
+    if kind or depth > _DEEPEST:
+        return False
+    for height in range(depth, 0, -1):
+        below = [level[:0]]
+        if len(np.unique(level)) < len(level) or ((level < 2) | (level > last)).any():
+            return False
+        for number in level.tolist():
+            stream.seek(number * page_size)
+            page = np.frombuffer(stream.read(page_size), np.uint8)
+            its, _, leaf, end, begin = _PAGE.unpack_from(page)
+            count = (end - _PAGE.size) // 2
+            if (its, leaf) != (number, 1 + (height == 1)) or count < 1 + (height > 1) or not end <= begin <= page_size:
+                return False
+            at = page[_PAGE.size : _PAGE.size + 2 * count].view(np.uint16).astype(np.int64)
+            if (at < begin).any() or (at > page_size - _NODE).any() or (at % 2).any():
+                return False
+            low, high, flags, key = page.view(np.uint16)[at[:, None] // 2 + range(4)].astype(np.uint64).T
+            content, length = at + _NODE + key.astype(np.int64), low | high << np.uint64(16)
+            if height > 1:
+                below.append(length | flags << np.uint64(32))
+                length = length * 0
+            elif (flags > 1).any():
+                return False
+            far = flags == 1 if height == 1 else flags < 0
+            if (content + np.where(far, 8, length.astype(np.int64)) > page_size).any():
+                return False
+            pages = page[content[far][:, None] + range(8)].copy().view(np.uint64)[:, 0]
+            most = (last + np.uint64(1) - pages) * np.uint64(page_size)
+            if (pages < 2).any() or (pages > last).any() or (length[far] + np.uint64(_PAGE.size) > most).any():
+                return False
+        level = np.concatenate(below)
+    return True
 
 
 def _environment(path: str | Path) -> Any:
@@ -89,7 +139,7 @@ def _environment(path: str | Path) -> Any:
         if name in _open and _open[name][0] != state:
             _open.pop(name)[1].close()
         if name not in _open:
-            check_length(Path(name, 'data.mdb'))
+            check_whole(Path(name, 'data.mdb'))
             try:
                 opened = lmdb.open(name, readonly=True, lock=False, readahead=False, meminit=False)
             except lmdb.Error as error:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -56,6 +59,44 @@ def test_a_damaged_lmdb_is_refused_before_it_is_mapped(root, case):
     done = CliRunner().invoke(app, ['verify', str(root / 'HR.lmdb'), str(root / 'LR.lmdb')])
     assert done.exit_code == 2
     assert 'data.mdb' in done.output
+
+
+def mutants(data: bytes, page: int = 4096) -> Iterator[bytes]:
+    """LMDBs of the right length one page of whose tree is garbage."""
+    kinds = [struct.unpack_from('<H', data, at + 10)[0] for at in range(0, len(data), page)]
+    tree = [i for i, kind in enumerate(kinds) if i > 1 and kind in (1, 2)]
+    assert {kinds[i] for i in tree} == {1, 2}, 'branches and leaves'
+    draw = random.Random(0)
+    for number in range(150):
+        at = page * draw.choice(tree)
+        good = bytearray(data[at : at + page])
+        if number % 3 == 0:
+            good[:] = draw.choice([draw.randbytes(page), bytes(page), data[page * draw.choice(tree) :][:page]])
+        for _ in range(number % 3):  # a pointer, or the head of a node
+            where = draw.choice([8, 10, 12, 14, 16 + 2 * draw.randrange(20), struct.unpack_from('<H', good, 16)[0]])
+            good[where] = draw.randrange(256)
+        yield data[:at] + good + data[at + page :]
+
+
+def test_garbage_inside_an_lmdb_is_an_error_or_harmless(tmp_path):
+    keys = [f'{i:0101d}' for i in range(200)]
+    with lmdb.open(str(tmp_path), map_size=2**24) as environment, environment.begin(write=True) as transaction:
+        for i, key in enumerate(keys):
+            transaction.put(key.encode(), bytes(3000 if i % 2 else 50))
+    data, child = (tmp_path / 'data.mdb').read_bytes(), os.fork()
+    if child == 0:
+        refused = 0
+        try:
+            for i, mutant in enumerate(mutants(data)):
+                (tmp_path / str(i)).mkdir()
+                (tmp_path / str(i) / 'data.mdb').write_bytes(mutant)
+                try:
+                    [lmdbs.get(tmp_path / str(i), key) for key in keys]
+                except ValueError:
+                    refused += 1
+        finally:
+            os._exit(0 if refused > 100 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, 'a signal has ended the process, or all was taken'
 
 
 READING = """
