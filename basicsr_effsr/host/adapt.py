@@ -240,7 +240,7 @@ def _stop_on_problems(opt: dict[str, Any] | None, file: Path | None, is_train: b
     from basicsr_effsr.options.check import inspected
     from basicsr_effsr.options.file import read_option_file
     from basicsr_effsr.options.problem import adopt
-    from basicsr_effsr.utils.distributed import from_rank_0
+    from basicsr_effsr.utils.distributed import from_all
 
     read = _of(file, read_option_file) if file is not None else {}  # the host takes the last of two equal keys
     if opt is None:
@@ -255,17 +255,20 @@ def _stop_on_problems(opt: dict[str, Any] | None, file: Path | None, is_train: b
             found += dry_step(opt, is_train)
             if is_train and not any(problem.fatal for problem in found):
                 found += take_folder(opt)
-    _report(from_rank_0(found), file, opt.get('rank', 0))
+    ranks = from_all(found)  # each of which may see other files
+    stopped = next((i for i, its in enumerate(ranks) if any(problem.fatal for problem in its)), 0)
+    _report(ranks[stopped], file, opt.get('rank', 0), stopped)
 
 
-def _report(found: list[Problem], file: Path | None, rank: int = 0) -> None:
-    """Ends the run if something is fatal, otherwise rank 0 prints the warnings."""
+def _report(found: list[Problem], file: Path | None, rank: int = 0, source: int = 0) -> None:
+    """Ends the run if something is fatal, which rank ``source`` has found, otherwise rank 0 prints the warnings."""
     from basicsr_effsr.options.file import with_lines
 
     found = found if file is None else with_lines(found, file)
     fatal = [problem for problem in found if problem.fatal]
     if fatal:
-        raise SystemExit('\n'.join(f'basicsr_effsr: {problem}' for problem in fatal))
+        which = f'rank {source}: ' * bool(source)
+        raise SystemExit('\n'.join(f'basicsr_effsr: {which}{problem}' for problem in fatal))
     for problem in found if rank == 0 else ():
         sys.stderr.write(f'basicsr_effsr: warning: {problem}\n')
 

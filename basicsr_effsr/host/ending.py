@@ -13,9 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from basicsr_effsr.utils.distributed import active, first, largest, lost_another, wait_for_all
+from basicsr_effsr.utils.distributed import first, largest, lost_another, wait_for_all
 from basicsr_effsr.utils.errors import one_line
 from basicsr_effsr.utils.files import WriteError, write_bytes
+
+ASKING = (signal.SIGINT, signal.SIGTERM)
 
 
 def end_in_a_sentence() -> None:
@@ -76,49 +78,66 @@ def stoppable(prefetcher: Any) -> Any:
     """
 
     class Stoppable(prefetcher):
-        def __init__(self, *arguments: Any) -> None:
+        def __init__(self, loader: Any, *arguments: Any) -> None:
             self.asked = _Asked()
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in ASKING:
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # others know what they do
                     with suppress(ValueError):  # only the main thread may
                         weakref.finalize(self, signal.signal, number, signal.signal(number, self.asked))
-            super().__init__(*arguments)  # starts the loader processes, which inherit this
+            super().__init__(_Leaving(loader), *arguments)
 
         def reset(self) -> None:
             self.begins = True
             super().reset()
 
         def next(self) -> Any:
-            loop = sys._getframe(1).f_locals
             if not self.begins:  # else the variables say the epoch that begins, and the iteration before it
-                self.asked.leave(loop)
-            try:
-                batch = super().next()
-            except RuntimeError:  # the signal has reached the loader processes, too
-                if not (self.begins or active()):
-                    self.asked.leave(loop)
-                raise
+                self.asked.leave(sys._getframe(1).f_locals)
             self.begins = False
-            return batch
+            return super().next()
 
     return Stoppable
+
+
+class _Leaving:
+    """A loader whose processes leave it to this one what a signal to all of them means: they may be waited for.
+
+    Until they know they are deaf, as this process is while it starts them.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        loader.worker_init_fn = partial(_as_worker, loader.worker_init_fn)
+        self.loader = loader
+
+    def __iter__(self) -> Any:
+        if not hasattr(signal, 'pthread_sigmask'):  # Windows
+            return iter(self.loader)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+        try:
+            return iter(self.loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _as_worker(then: Any, worker: int) -> None:
+    """Start of a loader process; a second SIGTERM ends it, such as torch sends to what does not end by itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+    if hasattr(signal, 'pthread_sigmask'):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+    if then is not None:
+        then(worker)
 
 
 class _Asked:
     """The signal that has asked the run to end; a second one ends it at once, whatever it waits for."""
 
-    def __init__(self) -> None:
-        self.number, self.owner = 0, os.getpid()
+    number = 0
 
     def __call__(self, number: int, _: Any) -> None:
-        if os.getpid() != self.owner:  # a loader process, to which a terminal sends SIGINT, too
-            if number != signal.SIGINT:
-                signal.signal(number, signal.SIG_DFL)
-                signal.raise_signal(number)
-            return
         self.number = number
-        for other in (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGCHLD', number)):
-            signal.signal(other, signal.SIG_DFL)  # torch raises an error when a loader process has ended
+        for other in ASKING:
+            signal.signal(other, signal.SIG_DFL)
         if first():
             os.write(2, b'\nbasicsr_effsr: ending after this iteration; the same signal again ends at once\n')
 

@@ -18,6 +18,7 @@ import os
 import platform
 import re
 import weakref
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ from basicsr_effsr._registration import derives_from_ours, lookup
 from basicsr_effsr.data.course import StagePlan, enlarge_ratio_for, epoch_at, iterations_that_run
 from basicsr_effsr.data.sampler import PlannedBatches, ResumableSampler, make_loader
 from basicsr_effsr.host.ending import stoppable
-from basicsr_effsr.models.run_state import RunState, read_side_file, recipe, side_file
+from basicsr_effsr.models.run_state import RunState, leaves, read_side_file, recipe, side_file
 from basicsr_effsr.options.problem import Problem
-from basicsr_effsr.utils.distributed import first
+from basicsr_effsr.utils.distributed import active, first, from_all
 from basicsr_effsr.utils.files import sweep_parts
 from basicsr_effsr.weights.checkpoint import CheckpointError, read_state_dict
 
@@ -192,6 +193,28 @@ def _settle(run: RunState, sampling: Options, plan: StagePlan, samples: int) -> 
     return anchor
 
 
+def _same_on_all_ranks(opt: Options, phase: str, dataset: Any) -> None:
+    """Compares options, state and images, which machines may have each its own of.
+
+    Raises:
+        ValueError: on another rank one is different.
+    """
+    if not active():
+        return
+    names = getattr(dataset, 'paths', None) or getattr(dataset, 'pairs', None)
+    facts = dict(leaves({**recipe(opt), 'train': opt.get('train') or {}}))
+    facts['path.resume_state: iteration'] = (opt['run_state'].resumed or {}).get('iter')
+    facts[f'datasets.{phase}: number of images'] = len(dataset)
+    facts[f'datasets.{phase}: checksum of their names'] = zlib.crc32(repr(names).encode(errors='replace'))
+    ranks = from_all(facts)
+    for rank, found in enumerate(ranks):
+        for what in {**ranks[0], **found}:
+            here, there = ranks[0].get(what), found.get(what)
+            if here != there:
+                words = f'{what} is {here} on rank 0 and {there} on rank {rank}'
+                raise ValueError(f'{words}; all need the same option file, images and experiments/')
+
+
 def replacements(opt: Options) -> dict[str, Any]:
     """Name in ``basicsr.train`` -> what to put there, for a run with these options.
 
@@ -218,6 +241,7 @@ def replacements(opt: Options) -> dict[str, Any]:
 
     def loader(dataset: Any, dataset_opt: Options, num_gpu: int = 1, dist: bool = False, **others: Any) -> Any:
         phase, ours = dataset_opt['phase'], derives_from_ours(type(dataset))
+        _same_on_all_ranks(opt, phase, dataset)
         if dataset_opt.get('uint8') and lookup('MODEL', opt['model_type'])[0].__module__.startswith('basicsr.'):
             words = f'{opt["model_type"]} of BasicSR cannot take bytes; use EffSRModel, or take uint8 out'
             raise ValueError(f'datasets.{phase}.uint8: {words}')

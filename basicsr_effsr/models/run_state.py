@@ -90,7 +90,7 @@ class RunState:
         Raises:
             UserError: a setting differs with which the run cannot go on.
         """
-        before, after = dict(_leaves(self.made_with)), dict(_leaves(now))
+        before, after = dict(leaves(self.made_with)), dict(leaves(now))
         places = sorted(before.keys() | after.keys()) if before else []
         changed = [(p, before.get(p, ABSENT), after.get(p, ABSENT)) for p in places if before.get(p) != after.get(p)]
         refused = [f'{p} was {was} and is now {now_is}' for p, was, now_is in changed if REFUSED.fullmatch(p)]
@@ -176,11 +176,11 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str) or value is None else str(value)
 
 
-def _leaves(section: Mapping[str, Any], place: str = '') -> Iterator[tuple[str, Any]]:
+def leaves(section: Mapping[str, Any], place: str = '') -> Iterator[tuple[str, Any]]:
     """(place in the option file, value) of everything that is no section."""
     for key, value in section.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f'{place}{key}.')
+            yield from leaves(value, f'{place}{key}.')
         else:
             yield f'{place}{key}', value
 

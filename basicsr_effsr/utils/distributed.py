@@ -99,6 +99,14 @@ def from_rank_0(value: Any) -> Any:
     return box[0]
 
 
+def from_all(value: Any) -> list[Any]:
+    """What each rank holds, by rank, all of which must call it; ``value`` alone outside a group."""
+    values = [value] * (dist.get_world_size() if active() else 1)
+    if active():
+        dist.all_gather_object(values, value)
+    return values
+
+
 def largest(value: int) -> int:
     """The largest of the values of all ranks, which all must call it."""
     if not active():

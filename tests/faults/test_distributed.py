@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import shutil
 import socket
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,29 +29,71 @@ class NaNOnRankOne(nn.Module):
 """
 
 
-@pytest.fixture
-def opt(photos):
+ASKING = """
+import os, signal, time
+from pathlib import Path
+from basicsr.utils.registry import DATASET_REGISTRY
+from torch.utils.data import get_worker_info
+from basicsr_effsr.data.paired_dataset import EffSRPairedDataset
+
+@DATASET_REGISTRY.register()
+class Asking(EffSRPairedDataset):
+    def __getitem__(self, index):
+        if get_worker_info() and index.position == 12 and not Path('asked').exists():
+            Path('asked').touch()
+            os.killpg(0, signal.SIGTERM)  # this loader process, and the one that will wait for it
+            time.sleep(1)
+        return super().__getitem__(index)
+"""
+
+
+BY_NAME = 'import os, sys; sys.path.insert(0, os.getcwd()); import asking\n'  # loader processes find it there, too
+
+
+def options(photos: Path) -> dict:
     opt = short_run(photos, TINY_HASN, scale=2, iters=6)
     opt['datasets']['train'] |= {'gt_size': 32, 'dataset_enlarge_ratio': 4}
     opt['logger'] |= {'save_checkpoint_freq': 2, 'use_tb_logger': False}
+    opt['val'] |= {'val_freq': 3, 'save_img': True}  # the images are shared in turns
     return opt
 
 
-def both(opt: dict, folder: Path, name: str = '', action: str = 'pass'):
-    """Two ranks of a run, how each ended; ``action`` is done by the one that has written file ``name``."""
+@pytest.fixture
+def opt(photos):
+    return options(photos)
+
+
+@pytest.fixture(scope='module')
+def straight(photos, tmp_path_factory) -> Path:
+    """Where two ranks ran that nothing disturbed."""
+    folder = tmp_path_factory.mktemp('straight')
+    assert all(done.returncode == 0 for done in both(options(photos), folder))
+    return folder
+
+
+def saved(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.glob('experiments/short/[mt]*/*.*')}
+
+
+def both(opt: dict, folder: Path, name: str = '', action: str = 'pass', code: str = RANK, other: Any = None):
+    """Two ranks of a run, how each ended; ``action`` is done by the one that has written file ``name``.
+
+    ``other`` are options and folder of the second, if they are not those of the first.
+    """
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
     place = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
-    argv = ('-opt', write(opt, folder / 'short.yml'), '--launcher', 'pytorch', '--auto_resume')
-    code = RANK + training_that_meets(name, action, *argv)
+    code += training_that_meets(name, action, '-opt', 'short.yml', '--launcher', 'pytorch', '--auto_resume')
     with ExitStack() as running:
-        ranks = [
-            running.enter_context(Command('-c', code, cwd=folder, RANK=rank, LOCAL_RANK=rank, **place)) for rank in '01'
-        ]
+        ranks = []
+        for rank, (own, cwd) in enumerate(((opt, folder), other or (opt, folder))):
+            write(own, cwd / 'short.yml')
+            where = {'RANK': str(rank), 'LOCAL_RANK': str(rank), **place}
+            ranks.append(running.enter_context(Command('-c', code, cwd=cwd, **where)))
         first = ranks[1 if 'rank1' in name else 0].wait()
-        other = ranks[0 if 'rank1' in name else 1].wait(MINUTE)
-    return (other, first) if 'rank1' in name else (first, other)
+        second = ranks[0 if 'rank1' in name else 1].wait(MINUTE)
+    return (second, first) if 'rank1' in name else (first, second)
 
 
 def sentence(done) -> str:
@@ -66,9 +111,8 @@ def test_one_is_killed(opt, tmp_path, rank):
 
 
 @pytest.mark.parametrize('rank', [0, 1])
-def test_one_is_asked_to_end(opt, tmp_path, rank):
+def test_one_is_asked_to_end(opt, straight, tmp_path, rank):
     """Both end after the same iteration; the run goes on from there bit for bit."""
-    opt['val'] |= {'val_freq': 3, 'save_img': True}  # the images are shared in turns
     run = tmp_path / 'experiments/short'
     for done in both(opt, tmp_path, f'{rank}_3.png', 'os.kill(os.getpid(), signal.SIGTERM)'):
         assert done.returncode == 143, done.stderr[-3000:]
@@ -76,10 +120,47 @@ def test_one_is_asked_to_end(opt, tmp_path, rank):
     assert {'3.state', '3.effsr', '3.rank1.effsr'} <= set(os.listdir(run / 'training_states'))
     assert not list(run.rglob('4.*'))
     assert all(done.returncode == 0 for done in both(opt, tmp_path))
-    (tmp_path / 'straight').mkdir()
-    assert all(done.returncode == 0 for done in both(opt, tmp_path / 'straight'))
-    for file in (tmp_path / 'straight/experiments/short').glob('[mt]*/*.*'):
-        assert (run / file.parent.name / file.name).read_bytes() == file.read_bytes(), file.name
+    expected, found = saved(straight), saved(tmp_path)
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_one_is_asked_to_end_while_it_waits_for_a_loader_process_that_is_asked_too(opt, straight, tmp_path):
+    """As torchrun and Slurm do, which signal every process."""
+    opt['datasets']['train'] |= {'type': 'Asking', 'num_worker_per_gpu': 1}
+    (tmp_path / 'asking.py').write_text(ASKING)
+    for done in both(opt, tmp_path, code=BY_NAME):
+        assert done.returncode == 143, done.stderr[-3000:]
+        assert 'Traceback' not in done.stderr
+    assert (tmp_path / 'asked').exists()
+    assert all(done.returncode == 0 for done in both(opt, tmp_path, code=BY_NAME))
+    expected, found = saved(straight), saved(tmp_path)
+    assert not [n for n in expected if not n.endswith('.effsr') and found[n] != expected[n]]
+
+
+UNEQUAL = {  # -> what both ranks name
+    'fewer images': 'datasets.train: number of images is 3 on rank 0 and 2 on rank 1',
+    'other images': 'datasets.val: checksum of their names',
+    'no images': 'datasets.train.meta_info_file',
+    'no state': 'path.resume_state: iteration is 6 on rank 0 and None on rank 1',
+}
+
+
+@pytest.mark.parametrize('what', UNEQUAL)
+def test_one_sees_other_data(opt, straight, tmp_path, what):
+    """As two machines with folders of their own do."""
+    other, there = copy.deepcopy(opt), tmp_path / 'other'
+    there.mkdir()
+    for folder, names in ((tmp_path, '012'), (there, {'fewer images': '01', 'other images': '013'}.get(what, '012'))):
+        (folder / 'names.txt').write_text(''.join(f'{name}.png (192,192,3)\n' for name in names))
+    if what == 'no state':
+        shutil.copytree(straight / 'experiments', tmp_path / 'experiments')
+    else:
+        for each in (opt, other):
+            each['datasets']['val' if what == 'other images' else 'train']['meta_info_file'] = 'names.txt'
+    if what == 'no images':
+        (there / 'names.txt').unlink()
+    for done in both(opt, tmp_path, other=(other, there)):
+        assert UNEQUAL[what] in sentence(done)
 
 
 def test_one_has_nan(opt, tmp_path):
