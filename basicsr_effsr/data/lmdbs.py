@@ -103,7 +103,7 @@ def _tree_is_whole(stream: BinaryIO, page_size: int, last: int, kind: int, depth
         for number in level.tolist():
             stream.seek(number * page_size)
             page = np.frombuffer(stream.read(page_size), np.uint8)
-            its, _, leaf, end, begin = _PAGE.unpack_from(page)
+            its, _, leaf, end, begin = _PAGE.unpack_from(page.data)
             count = (end - _PAGE.size) // 2
             if (its, leaf) != (number, 1 + (height == 1)) or count < 1 + (height > 1) or not end <= begin <= page_size:
                 return False

@@ -6,8 +6,10 @@ import logging
 import os
 import signal
 import sys
+import threading
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +33,7 @@ def end_in_a_sentence() -> None:
     from basicsr.models import sr_model
 
     sr_model.imwrite = _write_image
+    threading.excepthook = partial(_end_of_a_thread, threading.excepthook)
     logging.FileHandler.handleError = _stop  # type: ignore[method-assign, assignment]
 
 
@@ -60,6 +63,36 @@ def _end(otherwise: Any, kind: type[BaseException], error: BaseException, trace:
         _say(words)
     else:
         otherwise(kind, error, trace)
+
+
+def _end_of_a_thread(otherwise: Any, ended: Any) -> None:
+    """In place of ``threading.excepthook``; TensorBoard raises what its thread met again where it is called next."""
+    if not type(ended.thread).__module__.startswith('tensorboard.'):
+        otherwise(ended)
+
+
+def event_logger(log_dir: str) -> Any:
+    """BasicSR's ``init_tb_logger``, whose errors name the folder."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    class Events(SummaryWriter):
+        def add_scalar(self, *arguments: Any, **options: Any) -> None:
+            with _naming(Path(log_dir)):
+                super().add_scalar(*arguments, **options)
+
+        def close(self) -> None:
+            with _naming(Path(log_dir)):
+                super().close()
+
+    return Events(log_dir)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WriteError.of(path, error) from error
 
 
 def _say(words: str) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from basicsr.archs import build_network
 from host import Command, logged, run, stopped_while_writing
-from runs import TINY_HASN, short_run, training_that_meets, write
+from runs import TINY_HASN, short_run, training_that_meets, twin_of, write
+from test_disk import mounted, remount
 
 pytestmark = pytest.mark.slow
 TRAIN = ('-m', 'basicsr.train', '-opt')
@@ -76,6 +78,29 @@ def test_what_cannot_be_written_ends_the_run_and_leaves_the_checkpoint_before(op
         other.mkdir()
         logged(*TRAIN, file, cwd=other)
         assert files(folder) == files(other / 'experiments' / 'short')
+
+
+def test_a_disk_without_room_for_tensorboard(opt, tmp_path):
+    opt['logger']['use_tb_logger'] = True
+    full = "[(os.remove(f), os.symlink('/dev/full', f)) for f in __import__('glob').glob('tb_logger/short/*')]"
+    in_a_sentence(run(*after('2.state', full, write(opt, tmp_path / 'short.yml')), cwd=tmp_path), 'tb_logger', 'space')
+
+
+def test_a_read_only_disk(opt, tmp_path):
+    file = write(opt, tmp_path / 'short.yml')
+    with mounted(tmp_path / 'disk', 2**24):
+        remount(tmp_path / 'disk', 'ro')
+        in_a_sentence(run(*TRAIN, file, cwd=tmp_path / 'disk'), str(tmp_path / 'disk'), 'Read-only')
+        assert not list((tmp_path / 'disk').iterdir())
+
+
+def test_images_of_a_test_on_a_full_disk(opt, tmp_path):
+    torch.save({'params': build_network(dict(opt['network_g'])).state_dict()}, tmp_path / 'net.pth')
+    file = write(twin_of(opt, tmp_path / 'net.pth'), tmp_path / 'test.yml')
+    code = training_that_meets('', 'pass', '-opt', file).replace('basicsr.train', 'basicsr.test')
+    done = run('-c', f'import resource\n{LIMIT.format(size=30_000)}\n{code}', cwd=tmp_path)
+    in_a_sentence(done, str(tmp_path / 'results'), '.png')
+    assert not list(tmp_path.rglob('*.png')) + list(tmp_path.rglob('*.part'))
 
 
 def test_a_folder_has_one_writer(opt, tmp_path):
