@@ -137,8 +137,9 @@ def call(words: Sequence[str], cwd: Path, before: Callable[[], None] = lambda: N
                 done = CliRunner().invoke(app, list(words))
                 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)  # that of ``before`` is over
                 Path(told.name).write_text(json.dumps([done.exit_code, done.output]))
-            finally:
                 os._exit(0)
+            finally:
+                os._exit(1)
         end = time.monotonic() + HANGS
         while time.monotonic() < end:
             gone, status = os.waitpid(pid, os.WNOHANG)

@@ -6,71 +6,79 @@ Rows of ``COMMANDS`` are commands that write below a folder; every test runs all
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from host import run
+from commands import call
 
 from basicsr_effsr.imaging.bicubic import imresize
 from basicsr_effsr.utils.download import fetch
 from basicsr_effsr.utils.files import WriteError, write_bytes
 from datasets_prep.files import write_png
 
-# name -> the module, and its words for a folder of inputs and a folder of outputs
-COMMANDS: dict[str, tuple[str, Callable[[Path, Path], list[object]]]] = {
-    'lr': ('datasets_prep', lambda inp, out: ['lr', inp / 'HR', out / 'LR', '--hr-out', out / 'GT', '-j', 1]),
-    'subimages': (
-        'datasets_prep',
-        lambda inp, out: ['subimages', inp / 'HR', out, '--crop', 96, '--step', 96, '-j', 0],
-    ),
-    'meta-info': ('datasets_prep', lambda inp, out: ['meta-info', inp / 'HR', out / 'meta.txt']),
-    'lmdb': ('datasets_prep', lambda inp, out: ['lmdb', inp / 'HR', out / 'HR.lmdb', '-j', 0]),
-    'pack': ('datasets_prep', lambda inp, out: ['pack', inp / 'HR', out / 'HR.pack', '-j', 0]),
-    'verify': ('datasets_prep', lambda inp, out: ['verify', inp / 'HR', '--report', out / 'report.json', '-j', 0]),
-    'download': (
-        'datasets_prep',
-        lambda inp, out: ['download', 'Mini', '--root', out, '--sources', inp / 't.json', '--archives', inp / 'zips'],
-    ),
+# name -> the words for a folder of inputs and a folder of outputs
+COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
+    'lr': lambda inp, out: ['lr', inp / 'HR', out / 'LR', '--hr-out', out / 'GT', '-j', 1],
+    'subimages': lambda inp, out: ['subimages', inp / 'HR', out, '--crop', 96, '--step', 96, '-j', 0],
+    'meta-info': lambda inp, out: ['meta-info', inp / 'HR', out / 'meta.txt'],
+    'lmdb': lambda inp, out: ['lmdb', inp / 'HR', out / 'HR.lmdb', '-j', 0],
+    'pack': lambda inp, out: ['pack', inp / 'HR', out / 'HR.pack', '-j', 0],
+    'verify': lambda inp, out: ['verify', inp / 'HR', '--report', out / 'report.json', '-j', 0],
+    'download': lambda inp, out: [
+        'download',
+        'Mini',
+        '--root',
+        out,
+        '--sources',
+        inp / 't.json',
+        '--archives',
+        inp / 'zips',
+    ],
 }
 every_command = pytest.mark.parametrize('name', COMMANDS)
 pytestmark = pytest.mark.slow
 
-LIMITED = """
-import resource
-resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))
-"""
-REMOVED = """
-import os, shutil
-replace, calls = os.replace, []
 
-def removed(source, target, **options):
-    calls.append(target)
-    if len(calls) == {number}:
-        shutil.rmtree({out!r})
-    replace(source, target, **options)
+def limited(most: int) -> None:
+    """No file may be larger from now on."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
-os.replace = removed
-"""
-GOES_ON = """
-import runpy, sys
-sys.argv = {argv!r}
-runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)
-"""
+
+def removing(out: Path, number: int) -> None:
+    """From now on the folder ``out`` is removed before the file of that number gets its name."""
+    replace, calls = os.replace, []
+
+    def removed(source: Path, target: Path, **options: Any) -> None:
+        calls.append(target)
+        if len(calls) == number:
+            shutil.rmtree(out)
+        replace(source, target, **options)
+
+    os.replace = removed
 
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below ``folder`` with its bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+
+
+class Ended(NamedTuple):
+    """How a command has ended."""
+
+    returncode: int | None
+    said: str
 
 
 @pytest.fixture(scope='module')
@@ -100,16 +108,14 @@ def expected(inputs, tmp_path_factory) -> Callable[[str], dict[str, bytes]]:
     return of
 
 
-def start(name: str, inputs: Path, out: Path, before: str = '') -> subprocess.CompletedProcess[str]:
-    """Runs a command, after some lines of Python."""
-    module, words = COMMANDS[name]
-    argv = [module, *map(str, words(inputs, out))]
-    return run('-c', before + GOES_ON.format(argv=argv), cwd=inputs)
+def start(name: str, inputs: Path, out: Path, before: Callable[[], None] = lambda: None) -> Ended:
+    """Runs a command, after ``before``."""
+    return Ended(*call(['prepare', *map(str, COMMANDS[name](inputs, out))], inputs, before))
 
 
-def refused(done: subprocess.CompletedProcess[str], out: Path) -> None:
+def refused(done: Ended, out: Path) -> None:
     """Asserts that a command ended with a sentence that names a file of ``out``, and has left no half of a file."""
-    said = done.stdout + done.stderr
+    said = done.said
     assert done.returncode in (1, 2), said
     assert 'Traceback' not in said
     causes = ('cannot be written', 'are free')  # the second of archives, whose size is known before
@@ -123,7 +129,7 @@ def test_a_limit_on_the_size_of_files(name, most, inputs, expected, tmp_path):
     whole = expected(name)
     out = tmp_path / 'out'
     out.mkdir()
-    done = start(name, inputs, out, LIMITED.format(most=most))
+    done = start(name, inputs, out, partial(limited, most))
     if done.returncode != 0:
         refused(done, out)
         assert start(name, inputs, out).returncode == 0
@@ -181,8 +187,8 @@ def test_a_folder_that_is_a_file(name, inputs, expected, tmp_path):
     (tmp_path / 'out').write_text('mine')
     done = start(name, inputs, tmp_path / 'out')
     assert done.returncode == 2 or (name == 'download' and done.returncode == 1)
-    assert str(tmp_path / 'out') in done.stderr + done.stdout
-    assert 'Traceback' not in done.stderr
+    assert str(tmp_path / 'out') in done.said
+    assert 'Traceback' not in done.said
     assert tree(tmp_path) == {'out': b'mine'}
 
 
@@ -190,8 +196,8 @@ def test_a_folder_that_is_a_file(name, inputs, expected, tmp_path):
 def test_a_folder_that_vanishes(name, inputs, expected, tmp_path):
     out = tmp_path / 'out'
     out.mkdir()
-    done = start(name, inputs, out, REMOVED.format(number=1 if len(expected(name)) == 1 else 3, out=str(out)))
-    said = done.stdout + done.stderr
+    done = start(name, inputs, out, partial(removing, out, 1 if len(expected(name)) == 1 else 3))
+    said = done.said
     assert 'Traceback' not in said
     if done.returncode != 0:
         assert done.returncode in (1, 2)
