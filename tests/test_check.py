@@ -24,7 +24,7 @@ from basicsr_effsr.host.dry_run import dry_step
 from basicsr_effsr.host.loop import replacements
 from basicsr_effsr.options import data_rules, spec
 from basicsr_effsr.options import forecast as forecasts
-from basicsr_effsr.options.check import inspected, problems
+from basicsr_effsr.options.check import inspected
 from basicsr_effsr.options.forecast import course_of
 from basicsr_effsr.options.problem import Context
 from basicsr_effsr.options.schema import option_schema
@@ -346,7 +346,7 @@ class TestForeignModels:
         opt['model_type'] = 'StyleGAN2Model'
         opt['network_g'] = {'type': 'StyleGAN2Generator', 'out_size': 32, 'num_style_feat': 64, 'num_mlp': 2}
         opt['datasets'] = {'train': {'name': 'F', 'type': 'FFHQDataset', 'batch_size_per_gpu': 4}}
-        assert 'scale' not in [problem.where for problem in problems(opt, True)]
+        assert 'scale' not in [problem.where for problem in inspected(opt, True).found]
 
 
 def test_of_a_test_file_val_and_its_suffix_are_asked_for(opt):
@@ -543,7 +543,7 @@ def test_every_header_is_read_of_validation_and_of_training_when_asked_for(opt, 
     assert places(opt) == ['datasets.val']
     opt['datasets'].pop('val')
     assert not places(opt)
-    assert any('x02.png' in str(p) for p in problems(opt, True, every_image=True))
+    assert any('x02.png' in str(p) for p in inspected(opt, True, every_image=True).found)
 
 
 def list_lmdb(folder, text: str) -> None:
@@ -577,7 +577,7 @@ class TestChannels:
         return opt
 
     def test_luma_for_a_network_of_one_channel_is_fine(self, luma):
-        assert problems(luma, True) == []
+        assert inspected(luma, True).found == []
 
     def test_a_network_of_one_channel_cannot_see_rgb(self, luma):
         del luma['datasets']['val']['color']
@@ -646,8 +646,8 @@ def test_what_basicsr_cannot_load_is_converted(opt, tmp_path):
 def test_more_gpus_than_there_are_stop_a_run_and_warn_elsewhere(opt):
     put(opt, 'num_gpu', 64)
     put(opt, 'datasets.train.dataset_enlarge_ratio', 640)
-    assert not [p for p in problems(opt, True) if p.fatal]
-    assert [p.where for p in problems({**opt, 'rank': 0}, True) if p.fatal] == ['num_gpu']
+    assert not [p for p in inspected(opt, True).found if p.fatal]
+    assert [p.where for p in inspected({**opt, 'rank': 0}, True).found if p.fatal] == ['num_gpu']
 
 
 def test_forecast_counts_what_will_happen(opt):
@@ -847,7 +847,7 @@ def test_schema_accepts_our_files_and_refuses_misspellings(opt, validator):
 
 def both(validator, opt):
     """Whether the schema underlines something, and the errors of the check."""
-    return bool(list(validator.iter_errors(opt))), [p.where for p in problems(opt, True) if p.fatal]
+    return bool(list(validator.iter_errors(opt))), [p.where for p in inspected(opt, True).found if p.fatal]
 
 
 @pytest.fixture(scope='module')
@@ -970,14 +970,14 @@ def test_a_turned_photograph_is_measured_as_it_is_loaded(opt, data):
     for phase in ('train', 'val'):
         roots = {'dataroot_gt': str(data / 'turned' / 'HR'), 'dataroot_lq': str(data / 'turned' / 'LR')}
         opt['datasets'][phase] |= roots
-    assert not [p for p in problems(opt, True) if p.where.endswith('dataroot_lq')]
+    assert not [p for p in inspected(opt, True).found if p.where.endswith('dataroot_lq')]
 
 
 def test_keys_that_a_model_of_the_host_reads_are_known():
     opt = yaml.safe_load((ROOT / 'options' / 'train' / 'hasn_x4_realworld.yml').read_text())
-    assert not {problem.where for problem in problems(opt, True)} & {'gt_usm', 'jpeg_range', 'queue_size'}
+    assert not {problem.where for problem in inspected(opt, True).found} & {'gt_usm', 'jpeg_range', 'queue_size'}
     opt['jpeg_rang'] = opt.pop('jpeg_range')
-    assert 'jpeg_rang' in {problem.where for problem in problems(opt, True) if problem.fatal}
+    assert 'jpeg_rang' in {problem.where for problem in inspected(opt, True).found if problem.fatal}
 
 
 class TestForce:

@@ -14,7 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from nets import CASES
 
 from basicsr_effsr._registration import lookup
-from basicsr_effsr.options.check import problems
+from basicsr_effsr.options.check import inspected
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / 'options').rglob('*.yml'))
@@ -47,7 +47,7 @@ def names_are_registered_and_options_are_known(opt: dict) -> None:
 
 def nothing_but_data_and_weights_is_missing(opt: dict, file: Path) -> None:
     """The check finds no other fault; paths are the user's to fill."""
-    found = [problem for problem in problems(opt, file.parent.name == 'train') if problem.fatal]
+    found = [problem for problem in inspected(opt, file.parent.name == 'train').found if problem.fatal]
     assert not [p for p in found if not re.search(r'\.dataroot_|^path\.pretrain_network_', p.where)]
 
 

@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from basicsr_effsr.cli import app
-from basicsr_effsr.options.check import problems
+from basicsr_effsr.options.check import inspected
 from basicsr_effsr.tools.recipe import recipes
 
 NAMES = [(name, kind) for kind in ('train', 'test') for name in recipes(kind)]
@@ -51,7 +51,7 @@ def test_a_recipe_from_packs_lacks_nothing_but_data_and_weights(name):
     opt = yaml.safe_load(said(name, '--data', 'sets', '--pack'))
     assert opt['datasets']['train']['type'] == 'PackedPairedImageDataset'
     assert all(root.endswith('.pack') for root in dataroots(opt)[:2])
-    found = [problem for problem in problems(opt, True) if problem.fatal]
+    found = [problem for problem in inspected(opt, True).found if problem.fatal]
     assert not [p for p in found if not re.search(r'\.dataroot_|^path\.pretrain_network_', p.where)]
 
 

@@ -334,8 +334,6 @@ class _Step:
             log = {'epoch': 0, 'iter': number, 'lrs': model.get_current_learning_rate(), 'time': 0.0, 'data_time': 0.0}
             quiet = {**opt, 'logger': {**opt['logger'], 'use_tb_logger': False}}
             MessageLogger(quiet, number)({**log, **model.get_current_log()})
-            for key in ('print_freq', 'save_checkpoint_freq'):
-                number % opt['logger'][key]
         if number < int(opt['train']['total_iter']):
             with self.at('train.warmup_iter'):
                 model.update_learning_rate(number + 1, warmup_iter=warmup)

@@ -14,7 +14,7 @@ from typing import Any
 
 from basicsr_effsr.options import data_rules, spec
 from basicsr_effsr.options.forecast import course_of
-from basicsr_effsr.options.problem import Context, Problem, adopt, copied, plain, quiet, warning
+from basicsr_effsr.options.problem import Context, Problem, adopt, copied, plain, warning
 from basicsr_effsr.options.signatures import find, read_by
 from basicsr_effsr.options.validate import validate, validate_typed
 from basicsr_effsr.utils.errors import near
@@ -57,7 +57,7 @@ def _without_memory(cls: Any, option: dict[str, Any]) -> Any:
     from basicsr_effsr.weights.build import bounded
 
     try:
-        with quiet(), torch.device('meta'), bounded():
+        with torch.device('meta'), bounded():
             return cls(**{key: value for key, value in option.items() if key != 'type'})
     except Exception:  # a foreign one may need memory; what is at fault the dry step says
         return None
@@ -291,7 +291,7 @@ AFTER_TRAINING = (distillation, iterations)
 
 
 def inspected(opt: Mapping[str, Any], is_train: bool, *, every_image: bool = False) -> Context:
-    """What is wrong with the options and what was learnt; ``opt`` is not changed and nothing is written.
+    """What is wrong with the options, worst first, and what was learnt; ``opt`` is not changed and nothing is written.
 
     Reads names of files, headers of images to train on, and decodes images of validation; fetches zoo://NAME.
 
@@ -304,11 +304,6 @@ def inspected(opt: Mapping[str, Any], is_train: bool, *, every_image: bool = Fal
     _apply(context, (*SECTIONS, *TRAINING * is_train, *AFTER, *AFTER_TRAINING * is_train))
     context.found = sorted(dict.fromkeys(context.found), key=lambda problem: not problem.fatal)
     return context
-
-
-def problems(opt: Mapping[str, Any], is_train: bool, *, every_image: bool = False) -> list[Problem]:
-    """What is wrong with the options, worst first; see :func:`inspected`."""
-    return inspected(opt, is_train, every_image=every_image).found
 
 
 def refuse(opt: dict[str, Any], model: type, *, net: Any = None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basicsr_effsr.data.course import StagePlan, enlarge_ratio_for, epoch_at, iterations_that_run
-from basicsr_effsr.options.problem import Context, quiet
+from basicsr_effsr.options.problem import Context
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,7 +80,7 @@ def _network_facts(context: Context, key: str, net: nn.Module) -> dict[str, Any]
     from basicsr_effsr.utils.complexity import count_macs, count_params, lr_size_of_720p
 
     facts: dict[str, Any] = {key: type(net).__name__, f'{key}, parameters': count_params(net)}
-    with suppress(Exception), quiet():  # a foreign network that cannot be counted; no scale
+    with suppress(Exception):  # a foreign network that cannot be counted; no scale
         height, width = lr_size_of_720p(context.scale or 0)
         macs = count_macs(net, (height, width), num_in_ch=context.opt[key].get('num_in_ch', 3)).total
         facts[f'{key}, multiply-adds at {width}x{height}'] = macs
@@ -105,7 +105,7 @@ def _training_facts(context: Context) -> dict[str, Any]:
         }.items():
             if context.section(section).get(key):
                 facts[what] = course.runs // context.section(section)[key]
-    with suppress(Exception), quiet():  # a network that computes with values, an option that is missing
+    with suppress(Exception):  # a network that computes with values, an option that is missing
         facts['estimated memory per GPU, MiB'] = round(_training_memory(context) / 2**20)
     return facts
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,19 +63,6 @@ class Context:
 
         number = torch.cuda.device_count() if self.opt.get('num_gpu') == 'auto' else self.opt.get('num_gpu')
         return 1 if self.opt.get('dist') else max(number or 1, 1)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps back what torch writes about networks that cannot do without memory."""
-    logger = logging.getLogger('torch._subclasses.fake_tensor')
-    before, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logger.disabled = before
 
 
 def plain(value: Any) -> str:
