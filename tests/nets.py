@@ -276,7 +276,6 @@ ABLATIONS = {
             'effb': (True, False),
             'cc': (True, False),
             'cc_mode': ('two', 'four_single_bottleneck'),
-            'grouped_bias': (True, False),
             'cnn_dc': (True, False),
             'trans_dc': (True, False),
             'qk_scale': (None, 1.0),

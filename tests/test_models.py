@@ -255,7 +255,7 @@ class TestExtras:
         assert model.get_current_log() == pytest.approx(expected)
 
     def test_unknown_optimizer_names_the_near_ones(self, opt):
-        with pytest.raises(ValueError, match=r"optim_g: .*'AdmW'.*'AdamW'"):
+        with pytest.raises(ValueError, match=r"optim_g\.type: .*'AdmW'.*'AdamW'"):
             trained(change(opt, optim_g={'type': 'AdmW', 'lr': 0.01}), [])
 
     def test_every_optimizer_of_torch_runs_or_is_refused_in_a_sentence(self, opt):
@@ -268,7 +268,7 @@ class TestExtras:
                 except (ValueError, RuntimeError) as error:
                     refused[kind] = str(error)
         for unfit in ('LBFGS', 'Optimizer', 'SparseAdam'):  # which needs a closure, is none, needs sparse gradients
-            assert refused.pop(unfit).startswith('train.optim_g: ')
+            assert refused.pop(unfit).startswith('train.optim_g.type: ')
         assert set(refused) <= {'Muon'}, 'which is for matrices alone'
 
     def test_a_partial_load_says_what_differs(self, opt, tmp_path, warned):

@@ -9,7 +9,6 @@ Differences:  as efrdn_arch.py, which must lie beside this file; a switch that i
 from __future__ import annotations
 
 import inspect
-import math
 from typing import Any, Dict, Iterator, Literal, Mapping, Optional, Sequence
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .effsr_blocks import ESARFDN, IMDB, check_options, count_numbers, register_in, std_and_mean
-from .efrdn_arch import CC, EFFB, EFRDN, SelfCalibration, Transformer
+from .efrdn_arch import CC, EFRDN, Transformer
 
 __all__ = ['EFRDNAblation']
 
@@ -71,14 +70,6 @@ class OverlappingTransformer(Transformer):
         return F.fold(tokens.transpose(1, 2), size, 3, padding=1)
 
 
-def give_biases(block: nn.Module) -> None:
-    """Gives the convolutions right in a block, which have no bias, one initialised as torch does."""
-    for conv in block.children():
-        if isinstance(conv, nn.Conv2d):
-            bound = 1 / math.sqrt(conv.weight[0].numel())
-            conv.bias = nn.Parameter(torch.empty_like(conv.weight[:, 0, 0, 0]).uniform_(-bound, bound))
-
-
 @register_in(ARCH_REGISTRY)
 class EFRDNAblation(EFRDN):
     """EFRDN and what its paper compares it with; input and output as there.
@@ -96,7 +87,6 @@ class EFRDNAblation(EFRDN):
         cc: keep the combination coefficients (Table 4); they are 1 otherwise.
         cc_mode: combination coefficients of an FFLB: 'two' (each serves both butterflies), 'four', or
             'four_single_bottleneck' (mean and deviation go through the same layers; as many parameters as 'two').
-        grouped_bias: give the 3x3 of EFFB, SCSA and SCCA a bias.
         cnn_dc: dense connections among the blocks (Eq. 2, Table 5).
         trans_dc: dense connections among the transformers (Eq. 5 and 7, Table 5).
         qk_scale: factor on the products of queries and keys; None is Eq. 30, ESRT's code has 1/6.
@@ -132,7 +122,6 @@ class EFRDNAblation(EFRDN):
         effb: bool = True,
         cc: bool = True,
         cc_mode: Literal['two', 'four', 'four_single_bottleneck'] = 'two',
-        grouped_bias: bool = False,
         cnn_dc: bool = True,
         trans_dc: bool = True,
         qk_scale: Optional[float] = None,
@@ -175,9 +164,6 @@ class EFRDNAblation(EFRDN):
                 acdm.fflbs = nn.ModuleList(nn.Identity() for _ in range(3))
             if not mscc:
                 acdm.mscc = nn.Sequential()
-            for block_of_3x3 in acdm.modules() if grouped_bias else ():
-                if isinstance(block_of_3x3, (EFFB, SelfCalibration)):
-                    give_biases(block_of_3x3)
             return acdm
 
         self.body = nn.ModuleList(ablated(acdm) for acdm in self.body)
@@ -203,7 +189,6 @@ class EFRDNAblation(EFRDN):
             switches['fflb'] = has('fflbs.')
             switches['mscc'] = has('mscc.')
             switches['acrb'] = 'acrb' if has('acrbs.0.conv.') else 'conv3' if has('acrbs.') else 'none'
-            switches['grouped_bias'] = any(name.endswith('left1.bias') for name in inner)
         if has('fflbs.'):
             count = count_numbers(inner, r'fflbs\.0\.coefficients\.(\d+)\.')
             single = not has('fflbs.0.coefficients.0.std.')

@@ -131,8 +131,7 @@ class EffSRModel(SRModel):
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer, known = find('OPTIMIZER', optim_type)
         if optimizer is None:
-            words = f'there is no {optim_type!r} that needs one backward pass per step and no more'
-            raise ValueError(f'train.optim_g: {words}; {near(optim_type, known)}')
+            raise ValueError(f'train.optim_g.type: there is no {optim_type!r} to use here; {near(optim_type, known)}')
         return optimizer(params, lr=lr, **kwargs)
 
     def feed_data(self, data: dict[str, Any]) -> None:

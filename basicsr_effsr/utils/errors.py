@@ -24,9 +24,8 @@ def one_line(error: BaseException | str) -> str:
         text = error.args[0]  # its own text has quotes
     elif isinstance(error, OSError) and error.filename is not None:
         text = f'{error.filename}: {error.strerror or "cannot be used"}'
-    words = (
-        [str(text)] if isinstance(error, ValueError | OSError) else str(text).split()
-    )  # line ends in names are shown
+    shown = isinstance(error, ValueError | OSError)  # line ends, which may be of names
+    words = [str(text)] if shown else str(text).split()
     return ' '.join(map(printable, words)) or type(error).__name__
 
 
