@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import needs_programs
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -267,23 +266,6 @@ def test_switched_off_attentions_shrink_the_smallest_image():
         net.min_size = 1
         with pytest.raises(RuntimeError):  # the limit is not stricter than need be
             net(torch.rand(1, 3, side - 1, side - 1))
-
-
-@needs_programs
-@pytest.mark.slow
-@pytest.mark.parametrize('tlc', [16, 0])
-def test_exports_to_onnx_with_dynamic_height_and_width(tmp_path, tlc):
-    runtime = pytest.importorskip('onnxruntime')
-    pytest.importorskip('onnxscript')
-    net = AGDN(**TINY, tlc=tlc).eval()
-    sizes = {2: torch.export.Dim('height', min=17), 3: torch.export.Dim('width', min=17)}
-    file = str(tmp_path / 'agdn.onnx')
-    torch.onnx.export(net, (torch.rand(1, 3, 37, 43),), file, dynamo=True, dynamic_shapes=(sizes,), verbose=False)
-    session = runtime.InferenceSession(file, providers=['CPUExecutionProvider'])
-    for shape in ((37, 43), (17, 61), (50, 33)):
-        x = torch.rand(1, 3, *shape)
-        out = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
-        torch.testing.assert_close(out, net(x), rtol=1e-4, atol=1e-5)
 
 
 def test_gains_start_as_in_the_official_code():

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conventions import thop_macs
-from nets import needs_programs
 from torch import nn
 from torch.nn import functional as F
 
@@ -224,25 +223,6 @@ def test_the_papers_tiles_differ_from_the_whole_image():
 def test_neither_sharing_nor_splits_without_distillation():
     with pytest.raises(ValueError, match=r'ASID: .*information_distillation'):
         ASID(information_distillation=False)
-
-
-@needs_programs
-@pytest.mark.slow
-def test_onnx_with_dynamic_height_and_width(tmp_path):
-    """Sizes that need padding on both axes, on one and on none."""
-    onnxruntime = pytest.importorskip('onnxruntime', reason='needs the extra: export')
-    pytest.importorskip('onnxscript', reason='needs the extra: export')
-    net = ASID(**TINY).eval()
-    dims = {2: torch.export.Dim('height', min=24), 3: torch.export.Dim('width', min=24)}
-    program = torch.export.export(
-        net, (torch.rand(1, 3, 37, 43),), dynamic_shapes=(dims,), prefer_deferred_runtime_asserts_over_guards=True
-    )
-    torch.onnx.export(program, dynamo=True, verbose=False).save(tmp_path / 'asid.onnx')
-    session = onnxruntime.InferenceSession(str(tmp_path / 'asid.onnx'))
-    for shape in ((37, 43), (24, 61), (40, 48)):
-        x = torch.rand(1, 3, *shape)
-        (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        torch.testing.assert_close(torch.from_numpy(out), net(x), rtol=0, atol=1e-5)
 
 
 def test_half_precision_survives_a_channel_of_zeros():

@@ -8,7 +8,6 @@ import io
 import numpy as np
 import pytest
 import torch
-from nets import needs_programs
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -404,19 +403,3 @@ def test_convolutional_form_states_an_exact_halo():
         assert (short - net(x)).abs().max() > 1e-9
     assert DPARN(branches=('spa', 'spa')).halo == 15
     assert DPARN().halo is None
-
-
-@needs_programs
-@pytest.mark.slow
-def test_onnx_of_the_fused_form_takes_any_size(tmp_path):
-    pytest.importorskip('onnxscript')
-    onnxruntime = pytest.importorskip('onnxruntime')
-    net = DPARN(**TINY).fuse().eval()
-    dims = {2: torch.export.Dim('height', min=16), 3: torch.export.Dim('width', min=16)}
-    path = str(tmp_path / 'dparn.onnx')
-    torch.onnx.export(net, (torch.rand(1, 3, 20, 24),), path, dynamo=True, dynamic_shapes=(dims,), verbose=False)
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    for shape in ((20, 24), (17, 31)):
-        x = torch.rand(1, 3, *shape)
-        out = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
-        np.testing.assert_allclose(out, net(x).detach().numpy(), rtol=0, atol=2e-5)

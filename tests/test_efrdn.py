@@ -6,12 +6,11 @@ import copy
 import io
 import math
 
-import numpy as np
 import pytest
 import torch
 from basicsr.models import build_model
 from conventions import torchsummaryx_macs
-from nets import CASES, needs_programs
+from nets import CASES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -616,20 +615,3 @@ def test_statistics_of_batch_norms_follow_in_the_average(tmp_path):
     twin.load_state_dict(stored)
     x = torch.rand(1, 3, 16, 16)
     torch.testing.assert_close(fused(x), twin(x), rtol=1e-4, atol=1e-5)
-
-
-@needs_programs
-@pytest.mark.slow
-def test_onnx_of_the_fused_form_takes_any_size(tmp_path):
-    """Also sizes whose pixels do not divide by the strips; there attention is no longer fused."""
-    pytest.importorskip('onnxscript')
-    onnxruntime = pytest.importorskip('onnxruntime')
-    net = EFRDN(**TINY, upscale=2).fuse().eval()
-    dims = {2: torch.export.Dim('height', min=16), 3: torch.export.Dim('width', min=16)}
-    path = str(tmp_path / 'efrdn.onnx')
-    torch.onnx.export(net, (torch.rand(1, 3, 20, 24),), path, dynamo=True, dynamic_shapes=(dims,), verbose=False)
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    for shape in ((20, 24), (17, 31)):
-        x = torch.rand(1, 3, *shape)
-        out = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
-        np.testing.assert_allclose(out, net(x).detach().numpy(), rtol=0, atol=2e-5)
