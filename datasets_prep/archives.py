@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -81,7 +82,7 @@ def extract(archive: Path, into: Path, *, first: int | None = None) -> tuple[int
     except (ArchiveError, WriteError):
         raise
     except _DAMAGE as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a place before the start
             raise
         why = str(error).partition('\n')[0].rstrip(':')  # tarfile adds what each kind of compression says
         raise ArchiveError(f'{archive}: is damaged or no archive ({why}); remove it and download it again') from None

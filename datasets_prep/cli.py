@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from importlib import import_module
 from inspect import Parameter, Signature, getdoc, signature
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
@@ -74,10 +74,10 @@ class _Prepare(Commands):
         def command(**options: Any) -> None:
             _run(function, options)
 
-        hints, shown = get_type_hints(function, include_extras=True), []
-        for parameter in signature(function).parameters.values():
-            if get_origin(hint := hints[parameter.name]) is Annotated:
-                kind, how = get_args(hint)
+        shown = []
+        for parameter in signature(function, eval_str=True).parameters.values():
+            if get_origin(parameter.annotation) is Annotated:
+                kind, how = get_args(parameter.annotation)
                 if kind == tuple[int, ...]:  # which typer does not know
                     kind, parameter = str, parameter.replace(default=','.join(map(str, parameter.default)))
                 shown.append(parameter.replace(annotation=Annotated[kind, how]))

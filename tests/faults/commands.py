@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import resource
@@ -103,7 +104,8 @@ def commands() -> Iterator[tuple[tuple[str, ...], Callable]]:
 def parameters(function: Callable) -> dict[str, str]:
     """Parameter that takes a path -> its option with dashes, or '' for an argument, in order."""
     found = {}
-    for name, hint in typing.get_type_hints(function, include_extras=True).items():
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        hint = parameter.annotation
         if 'Path' not in str(hint) and name != 'inputs':
             continue
         (how,) = (each for each in typing.get_args(hint) if hasattr(each, 'param_decls'))
