@@ -295,6 +295,7 @@ def test_command_names_operators_that_engines_may_lack(weights):
     assert 'ncnn: not converted whole by pnnx: torch.std_mean' in result.stdout
 
 
+@needs_programs
 def test_command_refuses_in_one_sentence_and_writes_nothing(weights):
     class Bomb:
         def __reduce__(self):
@@ -326,6 +327,7 @@ def test_command_refuses_in_one_sentence_and_writes_nothing(weights):
     assert left(weights.parent) == ['bomb.pth', 'cut.pth', 'net.pth']
 
 
+@needs_programs
 @pytest.mark.slow
 def test_equal_exports_of_two_processes_are_equal_bytes(weights):
     """Two processes, because TorchScript numbers the classes that one process has traced."""
