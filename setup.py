@@ -69,7 +69,7 @@ setup(
             'ruff',
             'safetensors',
             'selenium',
-            'setuptools',
+            'setuptools>=68',
             'spandrel',
             'types-PyYAML',
         ],

@@ -183,6 +183,10 @@ def test_tlc_keeps_the_gradient_of_its_definition():
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('train', [True, False])
 def test_half_precision_stays_finite_on_a_black_image(dtype, train):
+    try:
+        torch.nn.functional.pad(torch.zeros(1, 1, 4, 4, dtype=dtype), (1, 1, 1, 1), mode='reflect')
+    except RuntimeError:
+        pytest.skip(f'torch {torch.__version__} cannot reflect {dtype} on a CPU')
     net = AGDN(**TINY, tlc=16).to(dtype).train(train)
     with torch.no_grad():
         torch.nn.init.zeros_(net.get_submodule('B1.ea.restormer_attn').qkv.weight)  # zero length q and k

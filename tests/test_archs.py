@@ -202,6 +202,7 @@ def test_channels_last_computes_the_same(case):
     torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-11)
 
 
+@needs_programs
 @every_own_net
 @pytest.mark.slow
 def test_exports_with_dynamic_height_and_width(case):
