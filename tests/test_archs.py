@@ -9,7 +9,7 @@ import io
 import pytest
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
-from nets import ABLATIONS, CASES, Case
+from nets import ABLATIONS, CASES, Case, needs_programs
 from torch import Tensor, nn
 
 from basicsr_effsr.imaging.tiling import tiled_forward
