@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from basicsr_effsr.host.watch import progress_line
 from basicsr_effsr.utils.distributed import first, largest, lost_another, wait_for_all
 from basicsr_effsr.utils.errors import one_line
 from basicsr_effsr.utils.files import WriteError, write_bytes
@@ -106,13 +107,13 @@ def _say(words: str) -> None:
 def stoppable(prefetcher: Any) -> Any:
     """BasicSR's class of that name, which ends a run between two iterations once SIGINT or SIGTERM has asked for it.
 
-    There all that the iteration saves and validates is done, and the model saves once more. BasicSR's loop takes its
-    batches from here, in a function whose variables say what is trained and how far.
+    There all that the iteration saves and validates is done, and the model saves once more; there a terminal is told
+    how far the run is. BasicSR's loop takes its batches from here, in a function whose variables say what is trained.
     """
 
     class Stoppable(prefetcher):
         def __init__(self, loader: Any, *arguments: Any) -> None:
-            self.asked = _Asked()
+            self.asked, self.line = _Asked(), progress_line()
             for number in ASKING:
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # others know what they do
                     with suppress(ValueError):  # only the main thread may
@@ -125,7 +126,10 @@ def stoppable(prefetcher: Any) -> Any:
 
         def next(self) -> Any:
             if not self.begins:  # else the variables say the epoch that begins, and the iteration before it
-                self.asked.leave(sys._getframe(1).f_locals)
+                loop = sys._getframe(1).f_locals
+                self.asked.leave(loop)
+                if self.line is not None:
+                    self.line(loop)
             self.begins = False
             return super().next()
 

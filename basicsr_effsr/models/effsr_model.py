@@ -48,7 +48,7 @@ class EffSRModel(SRModel):
         'total_iter warmup_iter ema_decay optim_g scheduler pixel_opt perceptual_opt losses amp channels_last compile '
         'grad_clip accumulate max_nonfinite progressive'.split()
     )
-    val_keys = frozenset('val_freq save_img suffix pbar metrics self_ensemble tile fuse'.split())
+    val_keys = frozenset('val_freq save_img suffix pbar metrics self_ensemble tile fuse log_images'.split())
 
     needs_losses = True
     reserved_terms: frozenset[str] = frozenset({'l_style'})  # log names that the class itself gives
@@ -58,6 +58,7 @@ class EffSRModel(SRModel):
         self._saved = -1
         self._fused: nn.Module | None = None
         self._sharing = False
+        self._to_show: tuple[int, Any, str, int] | None = None
         self._terms: dict[str, Tensor] = {}
         refuse(opt, type(self))
         self.run = RunState.of(opt)
@@ -198,6 +199,9 @@ class EffSRModel(SRModel):
     def validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False) -> None:
         net = getattr(self, 'net_g_ema', None) or self.get_bare_model(self.net_g)
         states = random_states()
+        wanted = self.opt['val'].get('log_images', 0) if tb_logger else 0
+        self._to_show = wanted, tb_logger, f'images/{dataloader.dataset.opt["name"]}', current_iter
+        self._seen = 0
         try:
             if self.opt['val'].get('fuse', True) and can_be_fused(net):
                 was_training = net.training
@@ -205,7 +209,7 @@ class EffSRModel(SRModel):
                 net.train(was_training)
             super().validation(dataloader, current_iter, tb_logger, save_img)
         finally:
-            self._fused = None
+            self._fused, self._to_show = None, None
             restore_random_states(states)  # loaders and new layers draw; a run resumed after this validation does not
         if self.is_train and self._saved == current_iter:
             self._save_run_state(current_iter)  # with the scores of this validation
@@ -223,6 +227,18 @@ class EffSRModel(SRModel):
         with torch.no_grad():
             self.output = self_ensemble(forward, self.lq) if val.get('self_ensemble') else forward(self.lq)
         net.train(was_training)
+
+    def get_current_visuals(self) -> dict[str, Tensor]:
+        """Of the first images of a validation, tensorboard gets LR enlarged, SR and HR, side by side."""
+        visuals = super().get_current_visuals()
+        if self._to_show is not None and self._seen < self._to_show[0]:
+            _, tb_logger, name, iteration = self._to_show
+            size = visuals['result'].shape[-2:]
+            lq = torch.nn.functional.interpolate(visuals['lq'], size=size, mode='nearest')
+            row = [lq, visuals['result'], *([visuals['gt']] if 'gt' in visuals else [])]
+            tb_logger.add_image(f'{name}/{self._seen}', torch.cat(row, dim=3)[0].clamp(0, 1), iteration)
+            self._seen += 1
+        return visuals
 
     def dist_validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool) -> None:
         """Every rank takes its share of the images; scores are averaged over all of them."""

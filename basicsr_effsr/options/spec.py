@@ -200,6 +200,7 @@ class Val(Section):
     metrics: dict[Any, Any] | None = key('Metrics by name.')
     self_ensemble: bool | None = key('Average over the eight flips and rotations.')
     tile: Tile | None = key('Validate in tiles.')
+    log_images: Count = key('Images per set and validation that tensorboard gets: LR enlarged, SR, HR (0).', ge=0)
     fuse: bool | None = key('Validate the fused form of networks that have one (on unless false).')
 
 

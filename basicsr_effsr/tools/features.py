@@ -197,10 +197,11 @@ def lam(
     axes[1].add_patch(rectangle(patch[:2], *patch[2:], fill=False, edgecolor='red', linewidth=0.8))
     panel(
         axes[2],
-        1 - lq.mean(axis=2) * 0.4,
+        0.6 + lq.mean(axis=2) * 0.4,
         f'LAM of {type(net).__name__}, diffusion index {index:.2f}',
         cmap='gray',
         vmin=0,
+        vmax=1,
     )
     red = np.zeros((*strength.shape, 4))
     red[..., 0], red[..., 3] = 1, np.sqrt(strength / strength.max())  # the eye sees weak contributions, too
