@@ -42,7 +42,8 @@ class Prefetcher:
 
 def train(total_iters, log):
     """The host's loop, by its variables."""
-    prefetcher, current_iter, epoch, tb_logger = stoppable(Prefetcher)(range(total_iters)), 0, 0, None
+    batches = torch.utils.data.DataLoader(range(total_iters), batch_size=None)
+    prefetcher, current_iter, epoch, tb_logger = stoppable(Prefetcher)(batches), 0, 0, None
     model = SimpleNamespace(log_dict={'l_pix': 0.25})
     prefetcher.reset()
     batch = prefetcher.next()
