@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -153,7 +155,18 @@ class _Leaving:
         try:
             return iter(self.loader)
         finally:
+            atexit.unregister(_end_workers)
+            atexit.register(_end_workers)  # behind multiprocessing's own, and so run before it
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_workers() -> None:
+    """Ends the loader processes that are left: they would not obey the one SIGTERM that multiprocessing sends them."""
+    if hasattr(signal, 'SIGCHLD'):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler calls their end an error
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _as_worker(then: Any, worker: int) -> None:
