@@ -37,7 +37,9 @@ def make_room(folder: Path) -> Path:
     """``folder`` with two small networks, an option file of the first, and a set of one image."""
     for name, side in (('GTmod12', 96), ('LRbicx4', 24)):
         (folder / 'Set5' / name).mkdir(parents=True)
-        Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(folder / 'Set5' / name / '0.png')
+        pixels = np.zeros((side, side, 3), np.uint8)
+        pixels[side // 2 :, side // 2 :] = 255  # edges, of which lam has something to say
+        Image.fromarray(pixels).save(folder / 'Set5' / name / '0.png')
     for seed, name in enumerate(('net.pth', 'other.pth')):
         torch.manual_seed(seed)
         torch.save({'params': HASN(**TINY).state_dict()}, folder / name)
