@@ -41,7 +41,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 
 
 def choose_net(monkeypatch, net) -> None:
-    chosen = networks.Chosen(net, {'type': 'Net'}, Path('net.pth'), net.upscale, {}, torch.device('cpu'))
+    chosen = networks.Chosen(net, {'type': 'Net'}, Path('net.pth'), net.upscale, {}, torch.device('cpu'), 'Net')
     monkeypatch.setattr(networks, 'choose', lambda *_, **__: chosen)
 
 
