@@ -31,7 +31,7 @@ from basicsr_effsr.imaging.enlarge_files import Enlargement, Format, plan
 from basicsr_effsr.imaging.enlarger import Blend, Enlarger, spread_colours
 from basicsr_effsr.imaging.picture import Picture
 from basicsr_effsr.imaging.tiling import self_ensemble, tiled_forward
-from basicsr_effsr.tools import networks
+from basicsr_effsr.tools import infer, networks
 from basicsr_effsr.utils.console import INTERNAL
 from basicsr_effsr.utils.errors import UserError
 
@@ -42,6 +42,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 
 def choose_net(monkeypatch, net) -> None:
     chosen = networks.Chosen(net, {'type': 'Net'}, Path('net.pth'), net.upscale, {}, torch.device('cpu'), 'Net')
+    assert infer  # has read the options of the function that is replaced
     monkeypatch.setattr(networks, 'choose', lambda *_, **__: chosen)
 
 
