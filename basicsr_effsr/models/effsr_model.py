@@ -199,8 +199,8 @@ class EffSRModel(SRModel):
     def validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False) -> None:
         net = getattr(self, 'net_g_ema', None) or self.get_bare_model(self.net_g)
         states = random_states()
-        wanted = (self.opt['val'].get('log_images') or 0) if tb_logger else 0
-        self._to_show = wanted, tb_logger, f'images/{dataloader.dataset.opt["name"]}', current_iter
+        if tb_logger and (wanted := self.opt['val'].get('log_images')):
+            self._to_show = wanted, tb_logger, f'images/{dataloader.dataset.opt["name"]}', current_iter
         self._seen = 0
         try:
             if self.opt['val'].get('fuse', True) and can_be_fused(net):
