@@ -106,7 +106,7 @@ def test_it_is_known_by_its_weights_everywhere(weights, tmp_path):
     sets = ['--data', tmp_path / 'data', '--out', tmp_path / 'evaluate', '--device', 'cpu', '--show', '0']
     assert run('evaluate', *common, *sets)['network'] == 'Toy'
     counted = run('benchmark', *common, '--no-latency', '--size', '16x16', '--device', 'cpu')
-    assert counted['costs'][0]['model'] == 'Toy'
+    assert counted['costs'][0]['model'] == 'Toy-L'  # by its variant
 
 
 def test_it_is_known_under_the_names_of_another_program(weights, tmp_path):
