@@ -83,6 +83,10 @@ def event_logger(log_dir: str) -> Any:
             with _naming(Path(log_dir)):
                 super().add_scalar(*arguments, **options)
 
+        def add_image(self, *arguments: Any, **options: Any) -> None:
+            with _naming(Path(log_dir)):
+                super().add_image(*arguments, **options)
+
         def close(self) -> None:
             with _naming(Path(log_dir)):
                 super().close()
