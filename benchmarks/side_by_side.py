@@ -1,58 +1,119 @@
-"""Forms of one computation measured side by side: in turns within one process, as medians and ratios."""
+"""Forms of one computation measured side by side, in turns within one process, and the rows that come of it."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
 
 import torch
-from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
+
+from basicsr_effsr.utils.latency import environment
 
 Step = Callable[[], object]
+NETS: dict[str, dict[str, Any]] = {  # a network, and options that make it tiny
+    'HASN': {'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'squeeze_factor': 2},
+    'AGDN': {'num_feat': 12, 'num_block': 1, 'tlc': 12},
+    'ASID': {'num_feat': 8, 'num_block': 2},
+    'EFRDN': {'num_feat': 16, 'share': (0,), 'distill': 4, 'conv4_out': 8, 'num_heads': 2, 'mlp_hidden': 8},
+    'DPARN': {'num_feat': 8, 'num_block': 1, 'esa_channels': 4},
+}
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Milliseconds of every counted call, and the peak of memory of one in MiB."""
+class Row:
+    """What the plain form costs and what ours does: ms and MiB, of which less is better, or images/s."""
 
-    times: list[float]
-    mib: float
+    case: str
+    what: str
+    plain: float
+    ours: float
+    unit: str = 'ms'
+    target: float | None = None
+    note: str = ''
 
     @property
-    def ms(self) -> float:
-        """Median."""
-        return statistics.median(self.times)
+    def ratio(self) -> float:
+        """How many times better ours is."""
+        return self.ours / self.plain if self.unit == 'images/s' else self.plain / self.ours
 
     @property
-    def spread(self) -> str:
-        """Fastest and slowest."""
-        return f'{min(self.times):.1f} .. {max(self.times):.1f}'
+    def verdict(self) -> str:
+        return '' if self.target is None else 'reached' if self.ratio >= self.target else 'short'
 
 
-def inference_step(net: nn.Module, lq: Tensor) -> Step:
+@dataclass(frozen=True)
+class Settings:
+    """What a run measures; ``quick`` is tiny networks and images, to see that everything runs."""
+
+    nets: Sequence[str] = tuple(NETS)
+    quick: bool = False
+    device: str = 'cpu'
+    seconds: float = 20.0  # about how long the forms of one comparison take turns
+    frame: tuple[int, int] = field(default=(90, 160))  # LR rows and columns of an image
+    patch: int = 48  # LR side of a training patch
+    batch: int = 4
+
+    def build(self, name: str, **options: Any) -> nn.Module:
+        """The network with initial weights, the same for the same name and options."""
+        from basicsr.utils.registry import ARCH_REGISTRY
+
+        torch.manual_seed(0)
+        return ARCH_REGISTRY.get(name)(**(NETS[name] if self.quick else {}), **options).to(self.device)
+
+
+Case = Callable[[Settings], Iterator[Row]]
+
+
+def inference_step(net: nn.Module, lq: torch.Tensor) -> Step:
     """One image (N, C, H, W) through the net in eval mode."""
     net.eval()
     return torch.inference_mode()(lambda: net(lq))
 
 
 def timed(step: Step, device: str) -> float:
-    """Milliseconds of one call."""
+    """Milliseconds of one call: of the processor, as other work shares it; on a GPU by the clock."""
+    clock = time.process_time if device == 'cpu' else time.perf_counter
     if device == 'cuda':
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     step()
     if device == 'cuda':
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) * 1e3
+    return (clock() - start) * 1e3
 
 
-def peak_memory(step: Step, device: str) -> float:
+def measure(
+    steps: Mapping[str, Step], device: str = 'cpu', seconds: float = 20.0, least: int = 3, most: int = 15
+) -> dict[str, float]:
+    """Median milliseconds of every form; they take turns until ``seconds`` are over, after a round that is not counted.
+
+    Args:
+        steps: by name.
+        least, most: rounds that count.
+    """
+    times: dict[str, list[float]] = {form: [] for form in steps}
+    for step in steps.values():
+        timed(step, device)
+    start = time.perf_counter()
+    for done in range(most):
+        if done >= least and time.perf_counter() - start > seconds:
+            break
+        for form, step in steps.items():
+            times[form].append(timed(step, device))
+    return {form: statistics.median(found) for form, found in times.items()}
+
+
+def peak_memory(step: Step, device: str = 'cpu') -> float:
     """MiB of tensors that one call holds at most beyond those that are there before it.
 
     Scratch space inside the libraries is not in it.
@@ -69,32 +130,43 @@ def peak_memory(step: Step, device: str) -> float:
     return max(itertools.accumulate(event.nbytes() for event in changes)) / 2**20
 
 
-def measure(steps: Mapping[str, Step], device: str, warmup: int, repeats: int) -> dict[str, Measured]:
-    """Every form ``repeats`` times, in turns, after ``warmup`` rounds that do not count."""
-    times: dict[str, list[float]] = {form: [] for form in steps}
-    for repeat in range(warmup + repeats):
-        for form, step in steps.items():
-            elapsed = timed(step, device)
-            if repeat >= warmup:
-                times[form].append(elapsed)
-    return {form: Measured(times[form], peak_memory(step, device)) for form, step in steps.items()}
+def profile(step: Step, device: str = 'cpu', count: int = 6) -> str:
+    """Where the time of one call goes: its most expensive operators and their shares."""
+    kind = torch.profiler.ProfilerActivity.CUDA if device == 'cuda' else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[kind]) as found:
+        step()
+    where = f'self_{"device" if device == "cuda" else "cpu"}_time_total'
+    spent = {event.key: getattr(event, where) for event in found.key_averages()}
+    first = sorted(spent, key=lambda key: -spent[key])[:count]
+    total = sum(spent.values()) or 1
+    return ', '.join(f'{key.removeprefix("aten::")} {100 * spent[key] / total:.0f} %' for key in first)
 
 
-def machine(what: str, device: str, threads: int, repeats: int) -> str:
-    """What the figures depend on, in one line."""
-    where = torch.cuda.get_device_name() if device == 'cuda' else f'{os.cpu_count()} CPU cores'
-    return (
-        f'{what}, float32, {where}, {threads} thread(s), Python {platform.python_version()}, '
-        f'torch {torch.__version__}, median of {repeats}'
-    )
+def facts(device: str) -> dict[str, Any]:
+    """What the figures depend on."""
+    found = environment(torch.device(device))
+    return {'date': datetime.now(timezone.utc).date().isoformat(), **found, 'Python': platform.python_version()}
 
 
-def table(title: str, measured: Mapping[str, Measured]) -> Table:
-    """Medians, spread, memory, and ratios to the first form."""
-    out = Table(title=title)
-    for head in ('form', 'ms', 'spread', 'ratio', 'peak MiB', 'ratio'):
-        out.add_column(head, justify='left' if head == 'form' else 'right')
-    base = next(iter(measured.values()))
-    for form, m in measured.items():
-        out.add_row(form, f'{m.ms:.1f}', m.spread, f'{m.ms / base.ms:.2f}', f'{m.mib:.1f}', f'{m.mib / base.mib:.2f}')
-    return out
+def write(rows: Sequence[Row], about: Mapping[str, Any], command: str, out: Path) -> None:
+    """The rows as Markdown and JSON, ``out`` with both endings."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stored = [{**asdict(row), 'ratio': round(row.ratio, 3), 'verdict': row.verdict} for row in rows]
+    out.with_suffix('.json').write_text(json.dumps({'command': command, **about, 'rows': stored}, indent=1) + '\n')
+    lines = [f'# `{command}`', '', ', '.join(f'{name} {value}' for name, value in about.items()) + '.', '']
+    for case in dict.fromkeys(row.case for row in rows):
+        lines += [f'## {case}', '', '| | plain | ours | | ratio | at least | |']
+        lines += ['| --- | --: | --: | --- | --: | --: | --- |']
+        group = [row for row in rows if row.case == case]
+        for row in group:
+            target = '' if row.target is None else f'{row.target:g}'
+            cells = (row.what, f'{row.plain:.1f}', f'{row.ours:.1f}', row.unit, f'{row.ratio:.2f}', target, row.verdict)
+            lines.append(f'| {" | ".join(cells)} |')
+        lines += ['', *(f'* {row.what}: {row.note}' for row in group if row.note), '']
+    out.with_suffix('.md').write_text('\n'.join(lines).rstrip() + '\n')
+
+
+def threads(count: int = 1) -> None:
+    """One thread, as figures of several vary with whatever else runs."""
+    os.environ.setdefault('OMP_NUM_THREADS', str(count))
+    torch.set_num_threads(count)

@@ -1,0 +1,50 @@
+"""The speed of the package on a CPU: every network against the plain form of its authors' structure, with targets.
+
+The forms take turns within one process on one thread; a figure is the median of the processor's time, a ratio says how
+many times better ours is. Prints the table, writes it as Markdown and JSON, exits 0 whether targets are reached or not.
+
+Run: python -m benchmarks.run [training inference ...] [--net HASN ...] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks import speed
+from benchmarks.side_by_side import NETS, Case, Row, Settings, facts, threads, write
+
+CASES: dict[str, Case] = {  # a case yields the rows that it has measured
+    'training': speed.training,
+    'inference': speed.inference,
+    'windows': speed.windows,
+}
+
+
+def main(argv: list[str] | None = None) -> list[Row]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('case', nargs='*', default=list(CASES), help=f'of {", ".join(CASES)}; default: all')
+    parser.add_argument('--net', nargs='+', choices=NETS, default=list(NETS))
+    parser.add_argument('--quick', action='store_true', help='tiny networks and images, to see that it runs')
+    parser.add_argument('--out', type=Path, default=Path('benchmarks/results/cpu'), help='without its ending')
+    args = parser.parse_args(argv)
+    if unknown := set(args.case) - set(CASES):
+        parser.error(f'there is no case {" ".join(sorted(unknown))}; there are {", ".join(CASES)}')
+    threads(1)
+    settings = Settings(tuple(args.net), args.quick)
+    if args.quick:
+        settings = Settings(tuple(args.net), True, seconds=0, frame=(20, 26), patch=18, batch=1)
+    about = facts('cpu')
+    rows: list[Row] = []
+    for case in args.case:
+        for row in CASES[case](settings):
+            rows.append(row)
+            target = '' if row.target is None else f'(at least {row.target:g}: {row.verdict})'
+            figures = f'{row.plain:9.1f} {row.ours:9.1f} {row.unit:8} {row.ratio:5.2f} {target}'
+            print(f'{row.case:24} {row.what:24} {figures}', flush=True)
+    write(rows, about, 'python -m benchmarks.run', args.out)
+    return rows
+
+
+if __name__ == '__main__':
+    main()
