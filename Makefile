@@ -38,16 +38,19 @@ lint: $(VENV)/.installed-dev
 matrix:
 	$(PYTHON) -m venv --clear $(VENV)-matrix
 	$(VENV)-matrix/bin/python -m pip install -e '.[dev]' $(PINS)
+	$(VENV)-matrix/bin/effsr host install
 	$(VENV)-matrix/bin/python -m pytest -n 2 --dist worksteal
 
 $(VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -e '.[host]'
+	$(BIN)/python -m pip install -e .
+	$(BIN)/effsr host install
 	touch $@
 
 $(VENV)/.installed-dev: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -e '.[dev]'
+	$(BIN)/effsr host install
 	touch $@ $(VENV)/.installed
 
 clean:

@@ -4,8 +4,8 @@ from runpy import run_path
 
 from setuptools import find_packages, setup
 
-# No hard dependency: which BasicSR somebody has, a release or the clone of a fork, is theirs to say.
-HOST = ['basicsr>=1.4.2; python_version < "3.13"']  # later Pythons cannot build its releases
+# BasicSR is no dependency: which one somebody has, a release or the clone of a fork, is theirs to say, and from Python
+# 3.13 on pip cannot build its releases. `effsr host install` can.
 # The option files go into the package, where effsr recipe finds them without a checkout.
 RECIPES = {f'basicsr_effsr.recipes.{kind}': f'options/{kind}' for kind in ('train', 'test')}
 
@@ -43,7 +43,7 @@ setup(
         'rich>=13',
         'scikit-image',
         'scipy>=1.10',
-        'setuptools; python_version >= "3.12"',
+        'setuptools>=70.1',  # effsr host install builds with it
         'tifffile>=2024.5.22',
         'torch>=2.4',
         'torchvision',
@@ -51,11 +51,9 @@ setup(
     ],
     extras_require={
         'export': ['onnx', 'onnxruntime', 'onnxscript', 'safetensors'],
-        'host': HOST,
         'plots': ['matplotlib'],
         'spandrel': ['spandrel'],
         'dev': [
-            *HOST,
             'build',
             'fvcore',
             'jsonschema',

@@ -17,6 +17,7 @@ from basicsr_effsr.utils.errors import one_line
 # name -> (module, attribute, line in the overview). The attribute is a function for typer, or a Typer app.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     'doctor': ('basicsr_effsr.tools.doctor', 'command', 'Say which BasicSR is used and whether it finds this package.'),
+    'host': ('basicsr_effsr.tools.host', 'app', 'Install BasicSR, on any Python.'),
     'check': ('basicsr_effsr.tools.check', 'command', 'Check an option file and say what it will do.'),
     'recipe': ('basicsr_effsr.tools.recipe', 'command', 'Option files of every network, with your data filled in.'),
     'evaluate': ('basicsr_effsr.tools.evaluate', 'command', 'Score a network on the benchmark sets.'),

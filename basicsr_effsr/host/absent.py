@@ -12,10 +12,7 @@ from typing import Any
 from basicsr_effsr.host import REGISTRY
 from basicsr_effsr.utils.errors import UserError, one_line
 
-HOW_TO_GET_IT = (
-    "pip install 'basicsr>=1.4.2' (its releases build on Python below 3.13), or stand in a clone of BasicSR or of a "
-    'fork, in the folder that holds basicsr/'
-)
+HOW_TO_GET_IT = 'effsr host install, or stand in a clone of BasicSR or of a fork, in the folder that holds basicsr/'
 
 
 def look_here() -> None:
