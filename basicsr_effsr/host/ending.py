@@ -69,8 +69,14 @@ def _end(otherwise: Any, kind: type[BaseException], error: BaseException, trace:
 
 
 def _end_of_a_thread(otherwise: Any, ended: Any) -> None:
-    """In place of ``threading.excepthook``; TensorBoard raises what its thread met again where it is called next."""
-    if not type(ended.thread).__module__.startswith('tensorboard.'):
+    """In place of ``threading.excepthook``.
+
+    TensorBoard raises what its thread met again where it is called next. The host would wait for ever for a batch of
+    a loader's thread that has ended: it gets the error in its place.
+    """
+    if type(ended.thread).__name__ == 'PrefetchGenerator':
+        ended.thread.queue.put(ended.exc_value)
+    elif not type(ended.thread).__module__.startswith('tensorboard.'):
         otherwise(ended)
 
 
@@ -137,7 +143,10 @@ def stoppable(prefetcher: Any) -> Any:
                 if self.line is not None:
                     self.line(loop)
             self.begins = False
-            return super().next()
+            batch = super().next()
+            if isinstance(batch, BaseException):  # of a loader's thread
+                raise batch
+            return batch
 
     return Stoppable
 

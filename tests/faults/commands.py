@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import inspect
 import json
 import os
@@ -135,7 +136,9 @@ def call(words: Sequence[str], cwd: Path, before: Callable[[], None] = lambda: N
             try:
                 os.chdir(cwd)
                 os.environ['EFFSR_CACHE'] = str(cwd / 'cache')
+                os.dup2(told.fileno(), 2)
                 pages = int(Path('/proc/self/statm').read_text().split()[0])
+                faulthandler.enable(told)
                 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE,) * 2)
                 before()
                 done = CliRunner().invoke(app, list(words))
@@ -155,4 +158,4 @@ def call(words: Sequence[str], cwd: Path, before: Callable[[], None] = lambda: N
             os.waitpid(pid, 0)
             return None, ''
         code = os.waitstatus_to_exitcode(status)
-        return json.load(told) if code == 0 else (code, 'ended by a signal')
+        return json.load(told) if code == 0 else (code, told.read())

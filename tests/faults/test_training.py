@@ -80,6 +80,15 @@ def test_what_cannot_be_written_ends_the_run_and_leaves_the_checkpoint_before(op
         assert files(folder) == files(other / 'experiments' / 'short')
 
 
+def test_an_image_that_a_thread_of_the_host_cannot_read(opt, tmp_path):
+    opt['datasets']['train'] |= {'type': 'PairedImageDataset', 'prefetch_mode': 'cpu', 'num_prefetch_queue': 1}
+    refuse = "lambda *_, **__: (_ for _ in ()).throw(OSError('0.png: is gone'))"
+    action = (
+        f"setattr(__import__('basicsr.data.paired_image_dataset').data.paired_image_dataset, 'imfrombytes', {refuse})"
+    )
+    in_a_sentence(run(*after('2.state', action, write(opt, tmp_path / 'short.yml')), cwd=tmp_path), '0.png: is gone')
+
+
 def test_a_disk_without_room_for_tensorboard(opt, tmp_path):
     opt['logger']['use_tb_logger'] = True
     full = "[(os.remove(f), os.symlink('/dev/full', f)) for f in __import__('glob').glob('tb_logger/short/*')]"
