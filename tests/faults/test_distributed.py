@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import secrets
 import shutil
 import socket
-from contextlib import ExitStack
+import subprocess
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +77,21 @@ def saved(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.glob('experiments/short/[mt]*/*.*')}
 
 
+def free_port() -> int:
+    """A port that no connection of this machine is given by chance before the run takes it."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(('127.0.0.1', port))
+            return port
+
+
 def both(opt: dict, folder: Path, name: str = '', action: str = 'pass', code: str = RANK, other: Any = None):
     """Two ranks of a run, how each ended; ``action`` is done by the one that has written file ``name``.
 
     ``other`` are options and folder of the second, if they are not those of the first.
     """
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
-    place = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    place = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())}
     code += training_that_meets(name, action, '-opt', 'short.yml', '--launcher', 'pytorch', '--auto_resume')
     with ExitStack() as running:
         ranks = []
@@ -92,7 +100,10 @@ def both(opt: dict, folder: Path, name: str = '', action: str = 'pass', code: st
             where = {'RANK': str(rank), 'LOCAL_RANK': str(rank), **place}
             ranks.append(running.enter_context(Command('-c', code, cwd=cwd, **where)))
         first = ranks[1 if 'rank1' in name else 0].wait()
-        second = ranks[0 if 'rank1' in name else 1].wait(MINUTE)
+        try:
+            second = ranks[0 if 'rank1' in name else 1].wait(MINUTE)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f'one still runs a minute after the other has ended with {first.returncode}: {first.stderr}')
     return (second, first) if 'rank1' in name else (first, second)
 
 
