@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import inspect
 import json
 import os
@@ -134,6 +135,7 @@ def call(words: Sequence[str], cwd: Path, before: Callable[[], None] = lambda: N
         pid = os.fork()
         if pid == 0:
             try:
+                gc.freeze()  # what this process has not cleared, such as sessions with threads, is not the fork's to clear
                 os.chdir(cwd)
                 os.environ['EFFSR_CACHE'] = str(cwd / 'cache')
                 os.dup2(told.fileno(), 2)
