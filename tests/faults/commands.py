@@ -135,7 +135,7 @@ def call(words: Sequence[str], cwd: Path, before: Callable[[], None] = lambda: N
         pid = os.fork()
         if pid == 0:
             try:
-                gc.freeze()  # what this process has not cleared, such as sessions with threads, is not the fork's to clear
+                gc.freeze()  # what was left to clear, such as sessions with threads, is not the fork's
                 os.chdir(cwd)
                 os.environ['EFFSR_CACHE'] = str(cwd / 'cache')
                 os.dup2(told.fileno(), 2)
