@@ -289,6 +289,9 @@ def campaign(count: int, seed: int, folder: Path) -> tuple[Counter, list[str]]:
         counts[outcome] += 1
         if outcome == 'disagreed':
             wrong.append(f'{seed}.{i} ({"; ".join(faults)}): {why}')
+            print(wrong[-1], flush=True)
+        if (i + 1) % 100 == 0:
+            print(f'{i + 1} of {count}: {dict(counts)}', flush=True)
     return counts, wrong
 
 
@@ -301,7 +304,6 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         counts, wrong = campaign(arguments.count, arguments.seed, Path(folder))
-    print('\n'.join(wrong))
     print(f'run {counts.total()}, refused {counts["refused"]}, ran to the end {counts["ran"]}, disagreed {len(wrong)}')
     sys.exit(1 if wrong else 0)
 
