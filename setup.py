@@ -51,6 +51,7 @@ setup(
     ],
     extras_require={
         'export': ['onnx', 'onnxruntime', 'onnxscript', 'safetensors'],
+        'openvino': ['onnx', 'onnxscript', 'openvino'],
         'plots': ['matplotlib'],
         'spandrel': ['spandrel'],
         'dev': [

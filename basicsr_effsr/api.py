@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
@@ -66,6 +67,7 @@ def upscale(
     tile: int | None = None,
     self_ensemble: bool = False,
     device: Any = None,
+    engine: Literal['auto', 'torch', 'compile', 'onnxruntime', 'openvino'] = 'torch',
 ) -> Image:
     """An image through a network, as large as its scale makes it and of the type it has.
 
@@ -76,6 +78,7 @@ def upscale(
         tile: side of the tiles in LR pixels, 0 for whole images; None: tiles of 512 above 512 x 512.
         self_ensemble: mean over the eight flips and rotations.
         device: where it is computed; None: where the network is, or for a name a GPU if there is one.
+        engine: what computes it; ``auto``: for much work the fastest that agrees, exported once into the cache.
 
     Returns:
         The enlarged image; integers are rounded and clipped, floats are clipped to [0, 1]. A tensor is on the device
@@ -91,12 +94,20 @@ def upscale(
     from basicsr_effsr.imaging.enlarger import Enlarger
     from basicsr_effsr.imaging.picture import Picture
     from basicsr_effsr.utils.errors import UserError
+    from basicsr_effsr.weights.engines import engine_for
 
     if isinstance(model, str | Path):
         device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
         model = load_model(model)
     device = device or next(model.parameters()).device
-    enlarge = Enlarger(model, device=device, tile=tile, self_ensemble=self_ensemble)
+    given: Any = image
+    if engine == 'torch':
+        computer = None
+    else:
+        size = given.shape[-2:] if isinstance(given, torch.Tensor) else np.shape(given)[:2]
+        views = 8 if self_ensemble else 1
+        computer = engine_for(model, engine, pixels=views * math.prod(size), device=device)
+    enlarge = Enlarger(model, engine=computer, device=device, tile=tile, self_ensemble=self_ensemble)
 
     def floats(batch: torch.Tensor) -> torch.Tensor:
         if batch.shape[1] not in (1, 3) or not batch.dtype.is_floating_point or not batch.numel():
@@ -107,7 +118,6 @@ def upscale(
         side = enlarge.tile_for(*batch.shape[2:])
         return torch.stack([torch.cat(list(enlarge.image_bands(lq, side)), dim=1) for lq in batch.float().cpu()])
 
-    given: Any = image
     if isinstance(given, torch.Tensor):
         if given.ndim not in (3, 4):
             raise UserError(f'a tensor must be (C, H, W) or (N, C, H, W), got {tuple(given.shape)}')
@@ -152,6 +162,7 @@ def evaluate(
     overlap: int | None = None,
     blend: Literal['mean', 'feather', 'halo'] | None = None,
     device: str | None = None,
+    engine: Literal['auto', 'torch', 'compile', 'onnxruntime', 'openvino'] | None = None,
     out: str | Path | None = None,
     show: int = 6,
 ) -> Evaluation:
@@ -165,6 +176,7 @@ def evaluate(
         protocol: as the paper measured, or plainly; None: the paper's for one network of which a paper has scores.
         self_ensemble, tile, overlap, blend: before the protocol; None: as it says.
         device: where it is computed; None: a GPU if there is one.
+        engine: what computes it; None: PyTorch.
         out: folder for the report; None: none is written.
         show: images on its page.
 
@@ -190,6 +202,7 @@ def evaluate(
         tile=tile,
         overlap=overlap,
         blend=blend,
+        engine=engine,
         out=None if out is None else Path(out),
         show=show,
     )

@@ -516,6 +516,26 @@ class TestInference:
         with torch.no_grad():
             assert torch.equal(model.output, self_ensemble(tiled, model.lq))
 
+    def test_what_val_engine_names_computes_a_validation(self, opt, monkeypatch):
+        from basicsr_effsr.models import effsr_model
+        from basicsr_effsr.weights.engines import Computer
+
+        asked = []
+
+        def engine_for(net, name, **how):
+            asked.append((name, net.training, how['keep']))
+            return Computer(name, lambda lq: lq.new_full((1, 3, 2, 2), 0.25))
+
+        model = self.model(opt, engine='onnxruntime')
+        monkeypatch.setattr(effsr_model, 'engine_for', engine_for)
+        monkeypatch.setattr(type(model).__mro__[1], 'validation', lambda self, *_: self.test())
+        model.validation(None, 1, None)
+        assert asked == [('onnxruntime', False, False)]
+        assert (model.output == 0.25).all()
+        model.opt['val']['engine'] = 'auto'  # while training each validation has new weights
+        model.validation(None, 1, None)
+        assert model.output.unique().numel() > 1
+
     def test_validation_runs_the_fused_network_and_the_checkpoint_stays_in_training_form(self, opt, monkeypatch):
         opt['network_g'] = {'type': 'DPARN', 'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
         seen = []

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import glob
 import os
+import threading
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from basicsr_effsr.imaging.enlarger import Alpha, Enlarger
-from basicsr_effsr.imaging.header import SUFFIXES, UnfitError, check_memory
-from basicsr_effsr.imaging.picture import DEEP, ENDINGS, check_size, encode, fitting, read
+from basicsr_effsr.imaging.header import SUFFIXES, Header, UnfitError, check_memory, read_header
+from basicsr_effsr.imaging.picture import DEEP, ENDINGS, Picture, check_size, encode, fitting, read
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.utils.files import write_bytes
+from basicsr_effsr.utils.files import WriteError, sweep_parts, write_bytes
+from basicsr_effsr.utils.memory import out_of_memory
 
 if TYPE_CHECKING:
     from basicsr_effsr.imaging.tiling import Progress
 
 LONGEST_NAME = 255  # bytes, of the usual file systems
+MOST = 2**26  # bytes of the images that are read ahead or wait to be written
+AHEAD = 32  # images
+WRITERS = 2  # threads that compress and wait for the disk
 
 
 class Format(str, Enum):
@@ -131,6 +140,16 @@ def plan(
     return jobs
 
 
+def lr_pixels(jobs: Iterable[Enlargement]) -> int:
+    """Pixels of all images together, as their files announce them; those that cannot be read count for nothing."""
+    total = 0
+    for job in jobs:
+        with suppress(OSError, ValueError):
+            header = read_header(job.source)
+            total += header.height * header.width
+    return total
+
+
 def _identity(file: Path) -> tuple[int, int] | None:
     with suppress(OSError):
         status = file.stat()
@@ -157,37 +176,155 @@ def _check_targets(jobs: list[Enlargement]) -> None:
             raise UserError(f'the name of {job.target} is longer than {LONGEST_NAME} bytes; give another --suffix')
 
 
-def enlarge_file(enlarge: Enlarger, job: Enlargement, quality: int, progress: Progress | None = None) -> Done:
-    """One image from file to file; the result appears under its name only when it is complete.
+class _Held:
+    """How much of the images between file and file is in memory: at most ``MOST`` bytes, or one image."""
 
-    Raises:
-        UserError: the image cannot be read, the network fails on it, or its result cannot be held by the format or
-            the memory.
-        WriteError: the result cannot be written.
-    """
-    picture = read(job.source)
-    height, width, channels = picture.pixels.shape
-    size = (enlarge.scale * height, enlarge.scale * width)
+    def __init__(self) -> None:
+        self.changed, self.bytes, self.stopped = threading.Condition(), 0, False
+
+    def add(self, amount: int) -> None:
+        """Waits until there is room; a negative amount makes it."""
+        with self.changed:
+            if amount > 0:
+                self.changed.wait_for(lambda: self.stopped or not self.bytes or self.bytes + amount <= MOST)
+            self.bytes += amount
+            self.changed.notify_all()
+
+    def stop(self) -> None:
+        """Nobody waits any more."""
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
+
+
+@dataclass
+class _Loaded:
+    """An image that has been read, and what it holds of the memory until its result is written."""
+
+    job: Enlargement
+    picture: Picture
+    size: tuple[int, int]  # of the result
+    held: int
+
+
+def _load(enlarge: Enlarger, job: Enlargement, held: _Held) -> _Loaded:
     try:
-        check_size(job.kind, *size)
-        if job.kind == 'jpeg' and picture.alpha is not None and enlarge.alpha is not Alpha.drop:
-            raise UserError('it is transparent, which jpeg cannot be; give --alpha drop or another --format')
-        wanted = 12 * height * width + 2 * size[0] * size[1] * channels * picture.bits // 8
-        check_memory(wanted, f'the result of {size[1]}x{size[0]} pixels')
-        start = time.perf_counter()
-        result, tile = enlarge(picture, deep=job.kind in DEEP, progress=progress)
-        seconds = time.perf_counter() - start
-    except (UserError, UnfitError) as error:
-        raise UserError(f'{job.source} failed: {error}') from error
-    write_bytes(job.target, encode(result, job.kind, quality), sync=True)
+        header = read_header(job.source)
+    except (OSError, ValueError):  # said in the words of the reader below
+        header = Header('', 0, 0)
+    amount = (2 + enlarge.scale**2) * 4 * header.height * header.width * header.bits // 8
+    held.add(amount)
+    try:
+        picture = read(job.source)
+        height, width, channels = picture.pixels.shape
+        size = (enlarge.scale * height, enlarge.scale * width)
+        try:
+            check_size(job.kind, *size)
+            if job.kind == 'jpeg' and picture.alpha is not None and enlarge.alpha is not Alpha.drop:
+                raise UserError('it is transparent, which jpeg cannot be; give --alpha drop or another --format')
+            wanted = 12 * height * width + 2 * size[0] * size[1] * channels * picture.bits // 8
+            check_memory(wanted, f'the result of {size[1]}x{size[0]} pixels')
+        except (UserError, UnfitError) as error:
+            raise UserError(f'{job.source} failed: {error}') from error
+        return _Loaded(job, picture, size, amount)
+    except BaseException:
+        held.add(-amount)
+        raise
+
+
+def _store(loaded: _Loaded, made: tuple[Picture, int], seconds: float, quality: int, held: _Held) -> Done:
+    job, (result, tile) = loaded.job, made
+    try:
+        write_bytes(job.target, encode(result, job.kind, quality), sync=True)
+    finally:
+        held.add(-loaded.held)
+    height, width = loaded.picture.pixels.shape[:2]
     return Done(
         str(job.source),
         str(job.target),
         'written',
         input_size=(height, width),
-        output_size=size,
+        output_size=loaded.size,
         bits=result.bits,
         tile=tile,
         seconds=round(seconds, 4),
         lost=fitting(result, job.kind).lost,
     )
+
+
+def _finished(job: Enlargement, result: Callable[[], Any]) -> Any:
+    """``result``, or a failed :class:`Done` where only this image is at fault."""
+    try:
+        return result()
+    except Exception as error:
+        full = out_of_memory(error)
+        if isinstance(error, WriteError) or not (full or isinstance(error, OSError | ValueError)):
+            raise
+        reason = f'{job.source} failed: the memory is too small for the image and its result'
+        return Done(str(job.source), str(job.target), 'failed', error=reason if full else str(error))
+
+
+def enlarge_files(
+    enlarge: Enlarger, jobs: list[Enlargement], *, quality: int, overwrite: bool, progress: Progress | None = None
+) -> Generator[Done, None, None]:
+    """Works through the jobs; a result that is there is left, an image that fails does not stop the others.
+
+    Images are read in one thread and written in others while the network works in this one; what waits for either is
+    bounded, so that large images go one by one. A result appears under its name only when it is complete.
+
+    Yields:
+        what became of each image, in the order of the jobs.
+
+    Raises:
+        WriteError: a result cannot be written, so that it is of no use to compute the others.
+    """
+    for folder in {job.target.parent for job in jobs}:
+        sweep_parts(folder, '')  # of killed runs
+    held, reader, writers = _Held(), ThreadPoolExecutor(1), ThreadPoolExecutor(WRITERS)
+    results: deque[tuple[Enlargement, Future[Done] | Done]] = deque()
+    coming = iter(jobs)
+    ahead: deque[tuple[Enlargement, Future[_Loaded] | Done]] = deque()
+
+    def look_ahead() -> None:
+        for job in islice(coming, AHEAD - len(ahead)):
+            there = job.target.exists() and not overwrite
+            skipped = Done(str(job.source), str(job.target), 'skipped')
+            ahead.append((job, skipped if there else reader.submit(_load, enlarge, job, held)))
+
+    def ready(most: int) -> Iterator[Done]:
+        while results and (len(results) > most or not isinstance(results[0][1], Future) or results[0][1].done()):
+            job, result = results.popleft()
+            yield _finished(job, result.result) if isinstance(result, Future) else result
+
+    try:
+        look_ahead()
+        while ahead:
+            job, read_ = ahead.popleft()
+            look_ahead()
+            loaded = _finished(job, read_.result) if isinstance(read_, Future) else read_
+            yield from ready(AHEAD)
+            result: Future[Done] | Done = loaded
+            if isinstance(loaded, _Loaded):
+                start = time.perf_counter()
+                made = _finished(job, partial(_enlarged, enlarge, loaded, progress))
+                seconds = time.perf_counter() - start
+                if isinstance(made, Done):
+                    held.add(-loaded.held)
+                    result = made
+                else:
+                    result = writers.submit(_store, loaded, made, seconds, quality, held)
+            results.append((job, result))
+            del loaded
+            yield from ready(AHEAD)
+        yield from ready(0)
+    finally:  # what is being written is finished, nothing else is begun
+        held.stop()
+        reader.shutdown(wait=False, cancel_futures=True)
+        writers.shutdown(cancel_futures=True)
+
+
+def _enlarged(enlarge: Enlarger, loaded: _Loaded, progress: Progress | None) -> tuple[Picture, int]:
+    try:
+        return enlarge(loaded.picture, deep=loaded.job.kind in DEEP, progress=progress)
+    except (UserError, UnfitError) as error:
+        raise UserError(f'{loaded.job.source} failed: {error}') from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -79,6 +79,7 @@ class Enlarger:
 
     Args:
         net: in eval mode, of 1 or 3 channels in and as many out.
+        engine: what computes it, (N, C, H, W) -> (N, C, rH, rW); None: the network itself.
         device: where it runs; images and results stay on the CPU.
         dtype: of its weights and maps.
         tile: side of the tiles in LR pixels, 0 for whole images, None for the rule of ``auto``.
@@ -95,6 +96,7 @@ class Enlarger:
         self,
         net: nn.Module,
         *,
+        engine: Callable[[Tensor], Tensor] | None = None,
         device: Any = 'cpu',
         dtype: Any = None,
         tile: int | None = None,
@@ -135,6 +137,7 @@ class Enlarger:
         if overlap < 0 or (tile is None and overlap >= LEAST_TILE and blend is not Blend.halo):
             raise UserError(f'--overlap must be from 0 to {LEAST_TILE - 1}, or below --tile, got {overlap}')
         self.net = net.to(self.device, self.dtype)
+        self.engine = engine or self.net
         self.tile, self.overlap, self.blend = tile, overlap, blend
         self.self_ensemble, self.alpha = self_ensemble, alpha
 
@@ -157,7 +160,7 @@ class Enlarger:
         height, width = lq.shape[-2:]
         batch = at_least(lq.to(self.device, self.dtype), self.least)
         with torch.no_grad():
-            out = self_ensemble(self.net, batch) if self.self_ensemble else self.net(batch)
+            out = self_ensemble(self.engine, batch) if self.self_ensemble else self.engine(batch)
         out = out[..., : self.scale * height, : self.scale * width]
         out = out.to('cpu', torch.promote_types(out.dtype, torch.float32))
         if not out.isfinite().all():

@@ -28,6 +28,7 @@ from basicsr_effsr.utils import distributed
 from basicsr_effsr.utils.errors import UserError, near
 from basicsr_effsr.utils.training import all_finite, random_states, restore_random_states, to_float, update_average
 from basicsr_effsr.weights.checkpoint import can_be_fused, fused, load_into, mismatch
+from basicsr_effsr.weights.engines import engine_for
 
 __all__ = ['EffSRModel']
 
@@ -48,7 +49,7 @@ class EffSRModel(SRModel):
         'total_iter warmup_iter ema_decay optim_g scheduler pixel_opt perceptual_opt losses amp channels_last compile '
         'grad_clip accumulate max_nonfinite progressive'.split()
     )
-    val_keys = frozenset('val_freq save_img suffix pbar metrics self_ensemble tile fuse log_images'.split())
+    val_keys = frozenset('val_freq save_img suffix pbar metrics self_ensemble tile fuse engine log_images'.split())
 
     needs_losses = True
     reserved_terms: frozenset[str] = frozenset({'l_style'})  # log names that the class itself gives
@@ -57,6 +58,7 @@ class EffSRModel(SRModel):
         self.iteration = 0
         self._saved = -1
         self._fused: nn.Module | None = None
+        self._engine: Callable[[Tensor], Tensor] | None = None
         self._sharing = False
         self._to_show: tuple[int, Any, str, int] | None = None
         self._terms: dict[str, Tensor] = {}
@@ -207,17 +209,31 @@ class EffSRModel(SRModel):
                 was_training = net.training
                 self._fused = fused(net)
                 net.train(was_training)
+            self._engine = self._computer(self._fused or net)
             super().validation(dataloader, current_iter, tb_logger, save_img)
         finally:
-            self._fused, self._to_show = None, None
+            self._fused, self._engine, self._to_show = None, None, None
             restore_random_states(states)  # loaders and new layers draw; a run resumed after this validation does not
         if self.is_train and self._saved == current_iter:
             self._save_run_state(current_iter)  # with the scores of this validation
 
+    def _computer(self, net: nn.Module) -> Callable[[Tensor], Tensor] | None:
+        """What ``val.engine`` says, for a network as it is now; None is PyTorch."""
+        engine = self.opt['val'].get('engine') or 'torch'
+        if engine == 'torch' or (engine == 'auto' and self.is_train):  # in a training each validation has new weights
+            return None
+        was_training = net.training
+        found = engine_for(net.eval(), engine, device=self.device, keep=not self.is_train)
+        net.train(was_training)
+        if words := found.words():
+            get_root_logger().info(f'{type(net).__name__}: {words}')
+        return found
+
     def test(self) -> None:
         net = self._fused or getattr(self, 'net_g_ema', None) or self.get_bare_model(self.net_g)
         val, tile = self.opt['val'], self.opt['val'].get('tile')
-        forward: Callable[[Tensor], Tensor] = net.forward  # not a compiled call: every image has another size
+        # not a compiled call of a training: every image has another size
+        forward: Callable[[Tensor], Tensor] = self._engine or net.forward
         if tile:
             overlap, blend = tile.get('overlap', 0), tile.get('blend', 'mean')
             sizes = {'upscale': self.opt['scale'], 'tile': tile['size'], 'overlap': overlap, 'blend': blend}

@@ -202,6 +202,9 @@ class Val(Section):
     tile: Tile | None = key('Validate in tiles.')
     log_images: Count = key('Images per set and validation that tensorboard gets: LR enlarged, SR, HR (0).', ge=0)
     fuse: bool | None = key('Validate the fused form of networks that have one (on unless false).')
+    engine: Literal['auto', 'torch', 'compile', 'onnxruntime', 'openvino'] | None = key(
+        'What computes the network (torch); auto: the fastest that agrees, and torch while training.'
+    )
 
 
 class Metric(Section):

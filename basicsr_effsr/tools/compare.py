@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from basicsr_effsr.data.benchmark_sets import SetImage
 from basicsr_effsr.data.pairs import BICUBIC, is_lmdb, is_packed, list_pairs
+from basicsr_effsr.imaging.header import read_header
 from basicsr_effsr.imaging.metrics import to_y
 from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.scoring import ImageScore, forward_function, measure, protocol_of
@@ -21,6 +23,7 @@ from basicsr_effsr.utils.errors import UserError, needs, printable
 from basicsr_effsr.utils.files import atomic_path
 from basicsr_effsr.utils.report import PAGE, strict_json, write_figure
 from basicsr_effsr.weights.checkpoint import fused
+from basicsr_effsr.weights.engines import Engine
 
 GAP, LINES, SMALLEST = 0.06, 0.3, 0.8  # inches: between panels, two lines of text, a panel
 MARGIN, CAPTION, CROP, PANEL = 12, 26, 48, 288  # pixels; CROP is the side of the enlarged detail in HR pixels
@@ -147,7 +150,13 @@ def frame_of(crop: str, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
 
 
 def compare_models(
-    models: list[str], pair: SetImage, crop: str | None, device: str | None, self_ensemble: bool, tile: int | None
+    models: list[str],
+    pair: SetImage,
+    crop: str | None,
+    device: str | None,
+    self_ensemble: bool,
+    tile: int | None,
+    engine: str = 'torch',
 ) -> tuple[list[tuple[str, ImageScore]], str, str, Any]:
     """Every network on one image.
 
@@ -155,7 +164,7 @@ def compare_models(
         models: names of the zoo, or checkpoints; ``LABEL=`` before one is what the figure calls it.
         pair: HR image, and LR image or None.
         crop: ``x,y,w,h``; None: where the networks differ most (one network: from bicubic).
-        device, self_ensemble, tile: as for ``effsr evaluate``.
+        device, self_ensemble, tile, engine: as for ``effsr evaluate``.
 
     Returns:
         (name, scores) of each network; the protocol; the crop as ``x,y,w,h``; the figure.
@@ -168,7 +177,8 @@ def compare_models(
     made: list[np.ndarray] = []
     for chosen in networks.choose_several(model=models, device=device):
         name = printable(chosen.name)
-        run, protocol, _ = forward_function(fused(chosen.net), chosen.scale, chosen.device, how)
+        work = math.prod(read_header(pair.gt).size) / chosen.scale**2
+        run, protocol, _ = forward_function(fused(chosen.net), chosen.scale, chosen.device, how, engine, work)
         score, panels = measure(name, pair, chosen.scale, run)
         found.append((name, score))
         made.append(panels['net'])
@@ -195,7 +205,7 @@ def of_option_file(opt: Path, out: Path, device: str | None, as_json: bool) -> N
     chosen = networks.choose(opt, device=device)
     how = protocol_of(chosen.options['val'])
     net, scale = fused(chosen.net) if how.fuse else chosen.net, chosen.scale
-    run, protocol, _ = forward_function(net, scale, chosen.device, how)
+    run, protocol, _ = forward_function(net, scale, chosen.device, how, chosen.options['val'].get('engine') or 'torch')
     scores, shown = [], []
     for phase, data in chosen.options['datasets'].items():
         if not isinstance(data, dict):
@@ -253,6 +263,7 @@ def command(
         int | None, typer.Option(min=0, help='Side of the tiles in LR pixels, for --model; default: whole images.')
     ] = None,
     device: networks.Device = None,
+    engine: networks.Computed = Engine.torch,
     out: Annotated[
         Path, typer.Option('--out', '-o', help='Picture to write: PNG; with --model also PDF or SVG.')
     ] = Path('results/compare.png'),
@@ -273,7 +284,7 @@ def command(
     networks.check_file(out, '.png', '.pdf', '.svg')
     needs('matplotlib', 'plots')
     pair = SetImage(image.stem, image, lr)
-    found, protocol, where, page = compare_models(model, pair, crop, device, self_ensemble, tile)
+    found, protocol, where, page = compare_models(model, pair, crop, device, self_ensemble, tile, engine)
     write_figure(page, out)
     base = found[0][1]
     scores = {'bicubic': (base.bicubic_psnr, base.bicubic_ssim)} | {n: (s.psnr, s.ssim) for n, s in found}

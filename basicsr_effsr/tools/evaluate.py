@@ -27,6 +27,7 @@ from basicsr_effsr.utils.console import Console, progress, say
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.report import strict_json, write_texts
 from basicsr_effsr.weights.checkpoint import fused
+from basicsr_effsr.weights.engines import Engine
 
 
 class Measured(str, Enum):
@@ -47,6 +48,7 @@ def evaluate(
     tile: int | None = None,
     overlap: int | None = None,
     blend: str | None = None,
+    engine: str | None = None,
     out: Path | None = None,
     show: int = 6,
 ) -> Evaluation:
@@ -59,6 +61,7 @@ def evaluate(
         make_lr: make missing LR images with MATLAB's bicubic.
         protocol: None: what the section val says, for the rest the paper of a single network that has one.
         self_ensemble, tile, overlap, blend: before the protocol; None: as it says.
+        engine: what computes the networks; None: what the section val says, else PyTorch.
         out: folder of the report; None writes none.
         show: images on its page.
 
@@ -79,7 +82,7 @@ def evaluate(
         usual = own if len(chosen) == 1 else {}  # several are to be measured alike
         how = protocol_of(stated[protocol] if protocol else {**usual, **val}, self_ensemble, tile, overlap, blend)
         net = fused(one.net) if how.fuse else one.net
-        run, words, machine = forward_function(net, one.scale, one.device, how)
+        run, words, machine = forward_function(net, one.scale, one.device, how, engine or val.get('engine') or 'torch')
         parameters, weights = sum(p.numel() for p in net.parameters()), str(one.weights) if one.weights else None
         facts = (type(net).__name__, parameters, one.scale, weights, words, machine)
         reports.append(EvaluationReport(*facts, paper=paper, name=one.name))
@@ -138,13 +141,16 @@ def command(
         ),
     ] = 6,
     device: networks.Device = None,
+    engine: Annotated[
+        Engine | None, typer.Option(help='What computes the networks. Default: the section val, or torch.')
+    ] = None,
     json_out: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
 ) -> None:
     """Score networks on Set5, Set14, B100, Urban100, Manga109 beside each other and their papers; an HTML page."""
     networks.check_folder(out)
     how = {'self_ensemble': self_ensemble, 'tile': tile, 'overlap': overlap, 'blend': blend}
     asked = {'sets': sets, 'make_lr': make_lr, 'protocol': protocol, 'out': out, 'show': show}
-    report = evaluate(choose(device=device), data, **asked, **how)  # type: ignore[arg-type]
+    report = evaluate(choose(device=device), data, engine=engine, **asked, **how)  # type: ignore[arg-type]
     if json_out:
         typer.echo(strict_json(report.as_dict()))
         return

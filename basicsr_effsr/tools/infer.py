@@ -4,61 +4,38 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import MofNCompleteColumn
 
-from basicsr_effsr.imaging.enlarge_files import Done, Enlargement, Format, enlarge_file, plan
+from basicsr_effsr.imaging.enlarge_files import Done, Enlargement, Format, enlarge_files, lr_pixels, plan
 from basicsr_effsr.imaging.enlarger import Alpha, Blend, Enlarger
 from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.console import progress, say, sigterm_interrupts
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.utils.files import WriteError, sweep_parts
-from basicsr_effsr.utils.memory import out_of_memory
+from basicsr_effsr.utils.files import WriteError
 from basicsr_effsr.utils.report import strict_json
 from basicsr_effsr.utils.training import DTYPES
 from basicsr_effsr.weights.checkpoint import fused
+from basicsr_effsr.weights.engines import Engine, engine_for
 
 
-def run(enlarge: Enlarger, jobs: list[Enlargement], *, quality: int, overwrite: bool) -> Iterator[Done]:
-    """Works through the jobs; a result that is there is left, an image that fails does not stop the others.
-
-    Temporary files that a killed run left beside the results are removed first.
-
-    Yields:
-        what became of each image.
-
-    Raises:
-        WriteError: a result cannot be written, so that it is of no use to compute the others.
-    """
-    for folder in {job.target.parent for job in jobs}:
-        sweep_parts(folder, '')
+@contextmanager
+def run(enlarge: Enlarger, jobs: list[Enlargement], **how: Any) -> Iterator[Iterable[Done]]:
+    """What :func:`enlarge_files` yields, with bars on a terminal; nothing goes on behind the block."""
     with progress(MofNCompleteColumn(), shown=sys.stderr.isatty(), transient=True) as bars:
-        whole = bars.add_task('images', total=len(jobs))
         tiles = bars.add_task('tiles', visible=False)
 
         def advance(done: int, total: int) -> None:
-            bars.update(tiles, completed=done, total=total, visible=True)
+            bars.update(tiles, completed=done, total=total, visible=done < total)
 
-        for job in jobs:
-            if job.target.exists() and not overwrite:
-                done = Done(str(job.source), str(job.target), 'skipped')
-            else:
-                try:
-                    done = enlarge_file(enlarge, job, quality, advance)
-                except Exception as error:
-                    full = out_of_memory(error)
-                    if isinstance(error, WriteError) or not (full or isinstance(error, OSError | ValueError)):
-                        raise
-                    reason = f'{job.source} failed: the memory is too small for the image and its result'
-                    done = Done(str(job.source), str(job.target), 'failed', error=reason if full else str(error))
-                bars.update(tiles, visible=False)
-            yield done
-            bars.advance(whole)
+        with closing(enlarge_files(enlarge, jobs, progress=advance, **how)) as images:
+            yield bars.track(images, total=len(jobs), description='images')
 
 
 def in_words(done: Done) -> str:
@@ -94,6 +71,7 @@ def command(
     ] = False,
     overwrite: Annotated[bool, typer.Option('--overwrite', help='Overwrite results that exist.')] = False,
     device: networks.Device = None,
+    engine: networks.Computed = Engine.auto,
     as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
     rank: Annotated[int, typer.Option(envvar='RANK', min=0, hidden=True)] = 0,
     world: Annotated[int, typer.Option(envvar='WORLD_SIZE', hidden=True)] = 1,
@@ -113,8 +91,17 @@ def command(
     chosen = choose(device=device)
     if dtype != 'fp32' and not getattr(chosen.net, 'supports_half', True):
         say(f'effsr infer: {chosen.network["type"]} shows errors on text, hatching and dither in {dtype}', err=True)
+    ending = f'_x{chosen.scale}' if suffix is None else suffix
+    jobs = plan(inputs, out, suffix=ending, kind=kind, recursive=recursive)
+    net = fused(chosen.net)
+    # of all images, also those that are there: a run that goes on computes as it began
+    pixels = lr_pixels(jobs) * (8 if self_ensemble else 1) if engine is Engine.auto else 0
+    computer = engine_for(net, engine, pixels=pixels, device=chosen.device, dtype=DTYPES[dtype])
+    if words := computer.words():
+        say(f'effsr infer: {words}', err=True)
     enlarge = Enlarger(
-        fused(chosen.net),
+        net,
+        engine=computer,
         device=chosen.device,
         dtype=DTYPES[dtype],
         tile=None if tile == 'auto' else int(tile),
@@ -123,14 +110,12 @@ def command(
         self_ensemble=self_ensemble,
         alpha=alpha,
     )
-    ending = f'_x{enlarge.scale}' if suffix is None else suffix
-    jobs = plan(inputs, out, suffix=ending, kind=kind, recursive=recursive)
 
     images: list[Done] = []
     mine = jobs[rank::world]
     try:
-        with sigterm_interrupts():
-            for done in run(enlarge, mine, quality=quality, overwrite=overwrite):
+        with sigterm_interrupts(), run(enlarge, mine, quality=quality, overwrite=overwrite) as found:
+            for done in found:
                 images.append(done)
                 if done.status == 'failed':
                     say(f'effsr infer: {done.error}', err=True)
@@ -149,6 +134,7 @@ def command(
             'weights': str(chosen.weights),
             'dtype': dtype,
             'device': str(enlarge.device),
+            'engine': computer.name,
             'blend': enlarge.blend.value,
             'overlap': enlarge.overlap,
             'self_ensemble': self_ensemble,

@@ -19,6 +19,7 @@ from basicsr_effsr.options.file import read_option_file
 from basicsr_effsr.utils.console import say
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.weights.build import build, scale_of
+from basicsr_effsr.weights.engines import Engine
 from basicsr_effsr.weights.zoo import model_file
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ Settings = Annotated[list[str] | None, typer.Option('--set', help='Network optio
 ParamKey = Annotated[str | None, typer.Option(help='Entry of the checkpoint: params, params_ema; default: the best.')]
 REPEATABLE = ('opt', 'arch', 'weights', 'model')
 Device = Annotated[str | None, typer.Option(help='cpu, cuda, cuda:1 ...; default: a GPU, if any.')]
+Computed = Annotated[Engine, typer.Option('--engine', help='What computes the network; auto: the fastest that agrees.')]
 
 
 def read_options(file: Path) -> dict[str, Any]:

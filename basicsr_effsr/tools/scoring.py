@@ -17,6 +17,7 @@ from basicsr_effsr.imaging.metrics import score_y
 from basicsr_effsr.imaging.picture import read_rgb
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.memory import enough_memory
+from basicsr_effsr.weights.engines import engine_for
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,8 +115,10 @@ def protocol_of(
     )
 
 
-def forward_function(net: nn.Module, scale: int, device: Any, protocol: Protocol) -> tuple[Run, str, str]:
-    """How images are enlarged.
+def forward_function(
+    net: nn.Module, scale: int, device: Any, protocol: Protocol, engine: str = 'torch', pixels: float = math.inf
+) -> tuple[Run, str, str]:
+    """How images are enlarged; ``engine`` and ``pixels`` as for ``engine_for``.
 
     Returns:
         A function (H, W, 3) uint8 -> ((rH, rW, 3) uint8, seconds), rounded as BasicSR rounds; the protocol and the
@@ -126,13 +129,14 @@ def forward_function(net: nn.Module, scale: int, device: Any, protocol: Protocol
     from basicsr_effsr.imaging.tiling import self_ensemble as ensemble
     from basicsr_effsr.imaging.tiling import tiled_forward
 
+    computer = engine_for(net, engine, pixels=pixels * (8 if protocol.self_ensemble else 1), device=device)
     net = net.to(device)
 
     def once(batch: torch.Tensor) -> torch.Tensor:
         if protocol.tile is None:
-            return net(batch)
+            return computer(batch)
         options: dict[str, Any] = {'tile': protocol.tile, 'overlap': protocol.overlap, 'blend': protocol.blend}
-        return tiled_forward(net, batch, upscale=scale, **options)
+        return tiled_forward(computer, batch, upscale=scale, **options)
 
     def run(lq: np.ndarray) -> tuple[np.ndarray, float]:
         batch = torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1))).to(device)[None].float() / 255
@@ -147,7 +151,8 @@ def forward_function(net: nn.Module, scale: int, device: Any, protocol: Protocol
         return image, seconds
 
     machine = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
-    return run, protocol.words(scale), f'{machine}, torch {torch.__version__}'
+    how = [machine, f'torch {torch.__version__}', *filter(None, [computer.words()])]
+    return run, protocol.words(scale), ', '.join(how)
 
 
 def measure(

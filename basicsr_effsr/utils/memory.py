@@ -15,6 +15,7 @@ SIGNS = (
     "DefaultCPUAllocator: can't allocate memory",
     'DefaultCPUAllocator: not enough memory',
     'std::bad_alloc',
+    'Failed to allocate memory for requested buffer',  # ONNX Runtime
     'CUDNN_STATUS_ALLOC_FAILED',
     'CUBLAS_STATUS_ALLOC_FAILED',
     'CUDA error: out of memory',

@@ -101,7 +101,7 @@ class ExportError(ValueError):
 
 
 @contextmanager
-def _or_refuse(what: str) -> Iterator[None]:
+def or_refuse(what: str) -> Iterator[None]:
     """Says ``what`` of anything that torch or an engine raises, each by types of its own; hushes their warnings."""
     logger = logging.getLogger('torch.onnx')
     level = logger.level
@@ -188,7 +188,7 @@ def compare(
         image, place = sample(net, size, channels, kind), f'at {size[0]}x{size[1]}'
         with torch.no_grad():
             expected = net(image)
-            with _or_refuse(f'the exported network does not run {place}'):
+            with or_refuse(f'the exported network does not run {place}'):
                 given = exported(image)
         if given.shape != expected.shape:
             shapes = f'{tuple(given.shape)} {place}, PyTorch {tuple(expected.shape)}'
@@ -211,7 +211,7 @@ def _exported_program(net: nn.Module, channels: int, *, guarded: bool = False) -
     attempts: list[tuple[dict[str, Any], dict[str, bool]]] = [({}, {}), (later, oblivious), (later, {})]
     for option, settings in attempts:
         try:
-            with config.patch(settings), _or_refuse(f'{type(net).__name__} cannot be exported at any height and width'):
+            with config.patch(settings), or_refuse(f'{type(net).__name__} cannot be exported at any height and width'):
                 program = torch.export.export(net, image, dynamic_shapes=shapes, strict=False, **option)
                 if guarded:
                     program.module()(sample(net, sizes_for(net)[1], channels))
@@ -229,7 +229,7 @@ def write_onnx(net: nn.Module, channels: int, metadata: dict[str, str], half: bo
     onnx = needs('onnx')
     needs('onnxscript')
     program = _exported_program(net, channels)
-    with _or_refuse(f'{type(net).__name__} cannot be exported to ONNX'):
+    with or_refuse(f'{type(net).__name__} cannot be exported to ONNX'):
         exported: Any = torch.onnx.export(
             program,
             (sample(net, trace_size(net), channels),),
@@ -263,11 +263,11 @@ def _forget_origin(message: Any) -> None:
                 _forget_origin(part)
 
 
-def run_onnx(file: bytes) -> Callable[[Tensor], Tensor]:
-    """The ONNX file as a function, on one CPU thread."""
+def run_onnx(file: bytes, threads: int = 1) -> Callable[[Tensor], Tensor]:
+    """The ONNX file as a function, on the CPU."""
     runtime = needs('onnxruntime')
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     session = runtime.InferenceSession(file, options, providers=['CPUExecutionProvider'])
     half = session.get_inputs()[0].type == 'tensor(float16)'
@@ -311,7 +311,7 @@ def run_export(file: bytes) -> Callable[[Tensor], Tensor]:
 def write_torchscript(net: nn.Module, channels: int, metadata: dict[str, str], half: bool) -> bytes:
     """TorchScript by tracing; the comparison at a second size shows whether sizes were frozen into it."""
     file = io.BytesIO()
-    with torch.no_grad(), _or_refuse(f'{type(net).__name__} cannot be traced, use --form export or onnx'):
+    with torch.no_grad(), or_refuse(f'{type(net).__name__} cannot be traced, use --form export or onnx'):
         traced = torch.jit.trace(net, (sample(net, trace_size(net), channels),), check_trace=False)
         torch.jit.save(traced, file, _extra_files={'metadata.json': json.dumps(metadata)})
     return file.getvalue()

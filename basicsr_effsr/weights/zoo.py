@@ -73,11 +73,16 @@ def published() -> dict[str, Published]:
     return found
 
 
-def folder() -> Path:
-    """Where weights are kept: ``EFFSR_CACHE``, or the user's cache folder; not created."""
+def cache_folder(part: str) -> Path:
+    """A folder in ``EFFSR_CACHE``, or in the user's cache folder; not created."""
     from platformdirs import user_cache_path
 
-    return Path(os.environ.get('EFFSR_CACHE') or user_cache_path('basicsr_effsr')) / 'zoo'
+    return Path(os.environ.get('EFFSR_CACHE') or user_cache_path('basicsr_effsr')) / part
+
+
+def folder() -> Path:
+    """Where weights are kept."""
+    return cache_folder('zoo')
 
 
 def added() -> dict[str, Path]:
