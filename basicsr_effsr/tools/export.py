@@ -13,6 +13,7 @@ from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.console import say
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.report import strict_json
+from basicsr_effsr.weights import zoo
 from basicsr_effsr.weights.checkpoint import can_be_fused, fused
 from basicsr_effsr.weights.export import ENDINGS, TOLERANCE, ExportError, Form, export
 from basicsr_effsr.weights.recognise import metadata_of
@@ -26,7 +27,9 @@ def command(
     no_fuse: Annotated[bool, typer.Option('--no-fuse', help='Export the form that was trained.')] = False,
     random: Annotated[bool, typer.Option('--random', help='Without weights, for a look at the graph.')] = False,
     tolerance: Annotated[float | None, typer.Option(help='Largest difference; fp32 1e-4, fp16 2e-2.')] = None,
-    out: Annotated[Path | None, typer.Option('--out', '-o', help='File to write; default: after the weights.')] = None,
+    out: Annotated[
+        Path | None, typer.Option('--out', '-o', help='File to write; default: beside the weights, of a zoo name here.')
+    ] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
 ) -> None:
     """Export a network, load the file back, compare it with PyTorch at two sizes; exit code 1 if they differ."""
@@ -37,6 +40,8 @@ def command(
     if not no_fuse and can_be_fused(net):
         net, network = fused(net), {**network, 'deploy': True}
     stem = checkpoint.with_suffix('') if checkpoint is not None else Path(f'{network["type"]}_random'.lower())
+    if checkpoint is not None and checkpoint.parent == zoo.folder():
+        stem = Path(stem.name)  # the cache is no place for results
     halved = '_fp16' if dtype == 'fp16' else ''
     target = out or stem.with_name(f'{stem.name}{halved}{ENDINGS[form][0]}')
     if target.suffix not in ENDINGS[form]:
