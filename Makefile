@@ -1,11 +1,11 @@
-# For a newcomer: make quickstart, make test. While working: make core. Hours: make faults, make matrix. Each recipe is plain pip / python.
+# For a newcomer: make quickstart, make test. While working: make core, make docs. Hours: make faults, make matrix, make release.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Small patches gain little from more threads, lose much beside other work, and one thread gives the same bits anywhere.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart core test faults lint matrix clean
+.PHONY: quickstart core test faults lint matrix docs release clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/effsr doctor
@@ -41,6 +41,29 @@ matrix:
 	$(VENV)-matrix/bin/effsr host install
 	$(VENV)-matrix/bin/python -m pytest -n 2 --dist worksteal
 
+# The site, in site/; needs neither torch nor BasicSR.
+docs:
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install -q -r docs/requirements.txt
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --clean
+
+# dist/, checked, and the quick start from the wheel in a bare environment, away from here. TAG=v1.2.3: that it is this.
+VERSION = $(shell sed -n "s/^__version__ = '\(.*\)'/\1/p" basicsr_effsr/_version.py)
+AWAY = $(CURDIR)/$(VENV)-release/away
+release: $(VENV)/.installed-dev
+	test '$(or $(TAG),v$(VERSION))' = 'v$(VERSION)'
+	grep -q '^## $(VERSION)' CHANGELOG.md
+	rm -rf dist && $(BIN)/python -m build
+	$(BIN)/python -m pip install -q check-wheel-contents twine
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(PYTHON) -m venv --clear $(VENV)-release && mkdir $(AWAY)
+	$(VENV)-release/bin/python -m pip install dist/*.whl
+	cd $(AWAY) && PATH=$(CURDIR)/$(VENV)-release/bin:$$PATH && effsr host install && effsr doctor && effsr prepare sample --pack \
+	  && effsr recipe quickstart > train.yml && effsr recipe quickstart --test > test.yml \
+	  && python -m basicsr.train -opt train.yml && python -m basicsr.test -opt test.yml \
+	  && effsr compare -opt test.yml --out quickstart.png
+
 $(VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -e .
@@ -54,4 +77,4 @@ $(VENV)/.installed-dev: setup.py
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache

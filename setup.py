@@ -1,5 +1,6 @@
 """Metadata, dependencies and extras; computes nothing, writes nothing."""
 
+from pathlib import Path
 from runpy import run_path
 
 from setuptools import find_packages, setup
@@ -13,7 +14,7 @@ setup(
     name='basicsr_effsr',
     version=run_path('basicsr_effsr/_version.py')['__version__'],
     description='Efficient super-resolution networks, losses and training methods as a plugin for BasicSR',
-    long_description='See README.md.',
+    long_description=Path('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     license_files=['LICENSE'],
@@ -80,8 +81,10 @@ setup(
     classifiers=[
         'Development Status :: 4 - Beta',
         'Intended Audience :: Science/Research',
-        'Programming Language :: Python :: 3',
+        'Operating System :: OS Independent',
+        *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)),
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
         'Topic :: Scientific/Engineering :: Image Processing',
+        'Typing :: Typed',
     ],
 )

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 from nets import CASES
 
-from basicsr_effsr.cli import COMMANDS
+from basicsr_effsr.cli import COMMANDS, app
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -51,3 +52,30 @@ def test_sizes_of_published_networks_are_in_the_model_zoo():
 def test_pages_speak_of_the_project_alone():
     for page in PAGES:
         assert not re.search(r'/(?:work|root|tmp)/|\bissue \d', page.read_text(encoding='utf-8')), page
+
+
+def options_of(words: list[str]) -> set[str]:
+    """The options of a command line's command."""
+    context = typer.Context(typer.main.get_command(app), info_name='effsr')
+    command = context.command
+    while isinstance(command, typer.core.TyperGroup) and words and not words[0].startswith('-'):
+        _, command, words = command.resolve_command(context, words)
+    return {name for option in command.params for name in (*option.opts, *option.secondary_opts)} | {'--help'}
+
+
+@every_page
+def test_options_of_commands_in_its_blocks_exist(page):
+    blocks = re.findall(r'^```\w*\n(.*?)^```', page.read_text(encoding='utf-8'), re.S | re.M)
+    for line in (
+        line for block in blocks for line in re.findall(r'(?:^\$? ?|/|&& )effsr (\w+(?: [^\n]*)?)$', block, re.M)
+    ):
+        words = re.split(r'\s(?:&&|>|#|\|)', line)[0].split()
+        named = {word.partition('=')[0] for word in words if re.match(r'--?[a-z]', word)}
+        assert named <= options_of(words), line
+
+
+@every_page
+def test_python_in_its_blocks_compiles(page):
+    for block in re.findall(r'^```python\n(.*?)^```', page.read_text(encoding='utf-8'), re.S | re.M):
+        if not block.startswith('>>>'):  # a doctest, which is run
+            compile(block, str(page), 'exec')
