@@ -13,6 +13,7 @@ from nets import ABLATIONS, CASES, Case, needs_programs
 from torch import Tensor, nn
 
 from basicsr_effsr.imaging.tiling import tiled_forward
+from benchmarks.plain import PLAIN, plain
 
 ALL = CASES | ABLATIONS
 every_net = pytest.mark.parametrize('case', ALL.values(), ids=list(ALL))
@@ -92,6 +93,28 @@ def test_train_and_eval_agree(case):
         assert len(case.eval_differs) > 20, 'state the reason in the Case'
     else:
         torch.testing.assert_close(train, evaluated, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize('name', PLAIN)
+def test_every_faster_path_is_the_plain_form(name):
+    """Outputs and all gradients of a batch of patches, and the large image without gradients."""
+    net = build(CASES[name]).double()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    slow = plain(net)
+    x = image(2, (27, 31), dtype=torch.float64).requires_grad_()
+    for mode in (True, False):
+        expected = slow.train(mode)(x)
+        weight = torch.rand_like(expected)
+        theirs = torch.autograd.grad((expected * weight).sum(), [x, *slow.parameters()])
+        out = net.train(mode)(x)
+        torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-11)
+        ours = torch.autograd.grad((out * weight).sum(), [x, *net.parameters()])
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        large = image(1, (65, 66), dtype=torch.float64)
+        torch.testing.assert_close(net(large), slow(large), rtol=1e-9, atol=1e-11)
 
 
 @every_net

@@ -92,6 +92,19 @@ def check_input(net: nn.Module, x: Tensor, num_in_ch: int) -> None:
         )
 
 
+def eager_on_cpu(x: Tensor) -> bool:
+    """Whether ``x`` is computed now and on a CPU: no GPU, and no graph is being traced or compiled."""
+    return x.device.type == 'cpu' and not torch.jit.is_tracing() and not is_compiling()
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """``x`` with the channels of a pixel side by side, as CPUs like it; on other devices, and in graphs, as it is.
+
+    What is computed from it keeps the layout, so that a network asks once.
+    """
+    return x.contiguous(memory_format=torch.channels_last) if eager_on_cpu(x) else x
+
+
 def conv_like(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
     """A convolution with zero padding that leaves the size, of these values, and otherwise as ``conv``."""
     height, width = weight.shape[2:]
@@ -201,13 +214,17 @@ class ESA(nn.Module):
             self.add_module(name, nn.Conv2d(esa_channels, esa_channels, 3, padding=1))
         self.conv4 = nn.Conv2d(esa_channels, num_feat, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        reduced = self.conv1(x)
-        context = F.max_pool2d(self.conv2(reduced), kernel_size=7, stride=3)
+    def forward(self, x: Tensor, reduced: Tensor | None = None) -> Tensor:
+        """``reduced`` is given by who has ``conv1(x)`` at less cost."""
+        return x * torch.sigmoid(self.conv4(self.context(self.conv1(x) if reduced is None else reduced)))
+
+    def context(self, reduced: Tensor) -> Tensor:
+        """What the mask is made of at each pixel.  (N, esa_channels, H, W) -> same."""
+        pooled = F.max_pool2d(self.conv2(reduced), kernel_size=7, stride=3)
         for i, name in enumerate(self.inner):
-            context = self.get_submodule(name)(F.relu(context) if i else context)
-        context = F.interpolate(context, size=x.shape[-2:], mode='bilinear', align_corners=False)
-        return x * torch.sigmoid(self.conv4(context + self.conv_f(reduced)))
+            pooled = self.get_submodule(name)(F.relu(pooled) if i else pooled)
+        pooled = F.interpolate(pooled, size=reduced.shape[-2:], mode='bilinear', align_corners=False)
+        return pooled + self.conv_f(reduced)
 
 
 class ESARFDN(ESA):

@@ -12,8 +12,9 @@ Differences:  from the paper's text, the authors' code is followed: the depth-wi
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, Dict, Iterator, Literal, Mapping
+from typing import Any, Dict, Iterator, Literal, Mapping, Tuple
 
+import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,14 +25,19 @@ from .effsr_blocks import (
     LayerNorm2d,
     Network,
     bottleneck_gate,
+    channels_last,
     check_input,
     divisor,
+    eager_on_cpu,
     pixelshuffle_upsampler,
     register_in,
     usual_options,
 )
 
 __all__ = ['HASN']
+
+STRIP = 512  # pixels whose wide maps fit a core's cache
+LARGE = 4096  # pixels from which strips pay
 
 
 def _conv(*args, **kwargs) -> nn.Sequential:
@@ -92,11 +98,49 @@ class HASB(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.ln(self.dwconv(x))
-        mixed = F.relu6(self.f1(normed)) * self.f2(normed)
-        if self.esa is not None and self.f3 is not None:
-            mixed = mixed + self.esa(self.f3(normed))
-        out = self.dwconv2(self.g(mixed)) + x
+        if self.esa is None or self.f3 is None:
+            mixed = self.g(F.relu6(self.f1(normed)) * self.f2(normed))
+        elif eager_on_cpu(x) and not torch.is_grad_enabled() and x.shape[2] * x.shape[3] > LARGE:
+            mixed = self.mixed_in_strips(normed, self.f3, self.esa)
+        else:
+            gated = F.relu6(self.f1(normed)) * self.f2(normed)
+            # a traced graph keeps its parameters as they are
+            reduced = None if torch.jit.is_tracing() else _reduced(normed, self.f3, self.esa)
+            mixed = self.g(gated.add_(self.esa(self.f3(normed), reduced)))
+        out = self.dwconv2(mixed) + x
         return out if self.cab is None else self.cab(out)
+
+    def mixed_in_strips(self, normed: Tensor, f3: nn.Module, esa: ESA) -> Tensor:
+        """The same without gradients, in strips of pixels, so that the wide maps never leave the cache."""
+        context = esa.context(_reduced(normed, f3, esa))
+        layers = [_matrix(layer) for layer in (self.f1, self.f2, f3)]
+        weight, bias = (torch.cat(parts) for parts in zip(*layers))  # noqa: B905 (Python 3.8)
+        (mask, mask_bias), (merge, merge_bias) = _matrix(esa.conv4), _matrix(self.g)
+        pixels, around = (each.permute(0, 2, 3, 1).flatten(0, 2) for each in (normed, context))
+        out = torch.empty_like(pixels)
+        step = STRIP * torch.get_num_threads()
+        for at in range(0, len(pixels), step):
+            strip = slice(at, at + step)
+            one, two, three = F.linear(pixels[strip], weight, bias).chunk(3, dim=1)
+            gain = F.linear(around[strip], mask, mask_bias).sigmoid_()
+            gated = one.clamp_(0, 6).mul_(two).addcmul_(three, gain)
+            torch.addmm(merge_bias, gated, merge.t(), out=out[strip])
+        return out.unflatten(0, (normed.shape[0], *normed.shape[2:])).permute(0, 3, 1, 2)
+
+
+def _matrix(layer: nn.Module) -> Tuple[Tensor, Tensor]:
+    """Weight (out, in) and bias (out) of a 1 x 1 convolution."""
+    weight, bias = layer.parameters()
+    return weight.flatten(1), bias
+
+
+def _reduced(normed: Tensor, f3: nn.Module, esa: ESA) -> Tensor:
+    """ESA's first 1 x 1 after f3, both linear, as one that does without the wide map between them.
+
+    (N, C, H, W) -> (N, esa_channels, H, W).
+    """
+    (wide, wide_bias), (narrow, bias) = _matrix(f3), _matrix(esa.conv1)
+    return F.conv2d(normed, (narrow @ wide)[:, :, None, None], narrow @ wide_bias + bias)
 
 
 @register_in(ARCH_REGISTRY)
@@ -180,7 +224,7 @@ class HASN(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)
-        shallow = self.conv_1(x)
+        shallow = self.conv_1(channels_last(x))
         deep = shallow
         for i in range(1, self.num_block + 1):
             deep = self.get_submodule(f'block_{i}')(deep)
