@@ -38,6 +38,7 @@ _GRAY = ('1', 'L', 'LA', 'La', 'I;16', 'I;16B', 'I;16L', 'I', 'F')
 _PLANES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type of PNG -> channels
 # raw bytes that a byte of the file can stand for at most; None: any number
 _DEFLATE, _LZW, _HUFFMAN = 1032, 2731, 512  # a JPEG has at least a bit for every 8 x 8 pixels of a channel
+_VP8 = 2400  # a lossy WebP at least 3.4 for every 16 x 16 pixels: their modes, whose probabilities RFC 6386 fixes
 _SMALLEST = {
     'PNG': _DEFLATE,
     'JPEG': _HUFFMAN,
@@ -293,8 +294,10 @@ def _other(stream: BinaryIO, size: int) -> Header:
         layout = ppm_layout(head)
         bits = 8 if layout is None else layout[3]
         depth *= bits // 8
-    elif kind == 'WEBP' and int.from_bytes(head[4:8], 'little') + 8 > size:
-        raise UnfitError('it is cut off, the end of its WEBP is missing; replace it')
+    elif kind == 'WEBP':
+        if int.from_bytes(head[4:8], 'little') + 8 > size:
+            raise UnfitError('it is cut off, the end of its WEBP is missing; replace it')
+        ratio = _VP8 if b'VP8 ' in head and b'VP8L' not in head else None
     _check_claim(height * -(-width * depth // 8), size, ratio, height, width)
     return Header(kind, height, width, mode in _GRAY, alpha, bits, _valid(orientation))
 

@@ -137,7 +137,7 @@ def damaged(kind: str, image: np.ndarray) -> Iterator[tuple[str, bytes]]:
 
 
 def lying(kind: str, height: int, width: int) -> bytes:
-    """A small file whose header announces an image of any size; kinds: png, bmp, ppm, jpg, gif, tif."""
+    """A small file whose header announces an image of any size; kinds: png, bmp, ppm, jpg, gif, tif, webp."""
     if kind == 'png':
         header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
         return PNG + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(bytes(100))) + chunk(b'IEND', b'')
@@ -145,6 +145,13 @@ def lying(kind: str, height: int, width: int) -> bytes:
         return b'P6\n%d %d\n255\n' % (width, height) + bytes(24000)
     if kind == 'bmp':
         return b'BM' + struct.pack('<IIIIiiHHIIiiII', 24000, 0, 54, 40, width, height, 1, 24, *[0] * 6) + bytes(24000)
+    if kind == 'webp':
+        out = io.BytesIO()
+        Image.fromarray(picture(16, 16)).save(out, 'WEBP')
+        good = bytearray(out.getvalue())
+        at = good.index(b'\x9d\x01\x2a') + 3
+        good[at : at + 4] = struct.pack('<HH', min(width, 16383), min(height, 16383))
+        return bytes(good)
     good = bytearray(whole('jpg' if kind == 'jpg' else 'tif raw', picture(16, 16)) if kind != 'gif' else b'')
     if kind == 'jpg':
         at = good.index(b'\xff\xc0') + 5

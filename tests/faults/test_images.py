@@ -43,7 +43,7 @@ def test_damage_is_refused_by_every_reader_with_the_name_and_nothing_on_the_scre
     assert capfd.readouterr() == ('', '')
 
 
-@pytest.mark.parametrize('kind', ['png', 'bmp', 'ppm', 'jpg', 'gif', 'tif'])
+@pytest.mark.parametrize('kind', ['png', 'bmp', 'ppm', 'jpg', 'gif', 'tif', 'webp'])
 @pytest.mark.parametrize('size', [(3_000_000, 2_000_000), (60_000, 60_000)])
 def test_a_header_that_its_bytes_cannot_fill_asks_for_no_memory(tmp_path, kind, size):
     file = tmp_path / f'a.{kind}'
