@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
@@ -24,6 +25,12 @@ def is_ours(obj: Any) -> bool:
 def derives_from_ours(cls: Any) -> bool:
     """True for a class of this package and for what a user derives from one."""
     return any(is_ours(base) for base in getattr(cls, '__mro__', ()))
+
+
+def defaults_of(cls: Any) -> dict[str, Any]:
+    """Option -> default of what a constructor takes; options without a default are not among them."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
 def registry_of(kind: str) -> Any:

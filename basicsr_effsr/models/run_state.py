@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import inspect
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
+from basicsr_effsr._registration import defaults_of
 from basicsr_effsr.utils.errors import UserError, one_line
 from basicsr_effsr.utils.files import WriteError
 from basicsr_effsr.weights.checkpoint import CheckpointError, save_atomic
@@ -163,8 +163,7 @@ def _spelt_out(network: Mapping[str, Any]) -> dict[str, Any]:
     kind = network.get('type')
     if kind not in ARCH_REGISTRY:
         return dict(network)
-    parameters = inspect.signature(ARCH_REGISTRY.get(kind)).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(network)
+    return defaults_of(ARCH_REGISTRY.get(kind)) | dict(network)
 
 
 def _plain(value: Any) -> Any:

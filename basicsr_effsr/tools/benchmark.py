@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from basicsr_effsr._registration import defaults_of
 from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.ntire import GATE, images_of, ntire, other_than
 from basicsr_effsr.tools.papers import challenge_of
@@ -45,8 +45,9 @@ class BenchmarkReport:
 
 def channels_of(net: nn.Module, network: Mapping[str, Any]) -> tuple[int, int]:
     """Channels of input and output, as ``net``, its options or their defaults say; 3 where nothing does."""
-    defaults = {name: known.default for name, known in inspect.signature(type(net)).parameters.items()}
-    stated = {k: v for known in (defaults, network, vars(net)) for k, v in known.items() if isinstance(v, int)}
+    stated = {
+        k: v for known in (defaults_of(type(net)), network, vars(net)) for k, v in known.items() if isinstance(v, int)
+    }
     taken = next((stated[name] for name in ('num_in_ch', 'in_chans', 'in_channels') if name in stated), 3)
     return taken, next((stated[name] for name in ('num_out_ch', 'out_channels') if name in stated), taken)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basicsr_effsr._registration import lookup
+from basicsr_effsr._registration import defaults_of, lookup
 from basicsr_effsr.utils.errors import UserError, near
 
 if TYPE_CHECKING:
@@ -102,9 +101,8 @@ def scale_of(net: nn.Module, network: Mapping[str, Any], told: Any = None) -> in
         UserError: nothing says it.
     """
     found, _ = lookup('ARCH', network['type'])
-    parameters = inspect.signature(found).parameters
-    defaults = [parameters[key].default for key in ('upscale', 'scale') if key in parameters]
-    for value in (getattr(net, 'upscale', None), told, network.get('upscale'), network.get('scale'), *defaults):
+    usual, names = defaults_of(found), ('upscale', 'scale')
+    for value in (getattr(net, 'upscale', None), told, *map(network.get, names), *map(usual.get, names)):
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     raise UserError(f'{network["type"]} does not say its scale factor; give an option file with scale')

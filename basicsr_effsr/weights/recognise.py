@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import inspect
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -30,7 +29,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from basicsr_effsr._registration import lookup, register
+from basicsr_effsr._registration import defaults_of, lookup, register
 from basicsr_effsr._version import __version__
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.weights.build import MAX_PARTS, build, on_meta, scale_of
@@ -70,8 +69,7 @@ def known_networks() -> dict[str, Any]:
 
 def variant_of(cls: Any, options: Mapping[str, Any]) -> str | None:
     """The published variant that these options make; options that weights do not show are not looked at."""
-    usual = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
-    given, unseen = {**usual, **options}, getattr(cls, 'unseen', ())
+    given, unseen = {**defaults_of(cls), **options}, getattr(cls, 'unseen', ())
     for name, wanted in getattr(cls, 'variants', {}).items():
         if all(given.get(key) == value for key, value in wanted.items() if key not in unseen):
             return str(name)
@@ -83,7 +81,7 @@ def method_of(cls: Any, options: Mapping[str, Any]) -> str | None:
 
     None for a network of one's own making, as for classes that do not say how to tell their options.
     """
-    usual = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+    usual = defaults_of(cls)
     free = {'type', 'upscale', 'deploy', *getattr(cls, 'unseen', ())}
     plain = all(value == usual.get(key) for key, value in options.items() if key not in free)
     return variant_of(cls, options) or (cls.__name__ if plain and hasattr(cls, 'options_of') else None)
@@ -176,9 +174,9 @@ def _fitting(
     problem = mismatch(net, state)
     if not problem:
         net.load_state_dict(state, strict=True)
-        usual = inspect.signature(lookup('ARCH', network['type'])[0]).parameters
+        usual = defaults_of(lookup('ARCH', network['type'])[0])
         unseen = [name for name in getattr(net, 'unseen', ()) if name not in given]
-        assumed = {name: network.get(name, usual[name].default) for name in unseen}
+        assumed = {name: network.get(name, usual[name]) for name in unseen}
         return Recognised(state, renamed, dropped, entry, net=net, network=dict(network), assumed=assumed), ''
     if can_be_fused(net):
         found, _ = _fitting({**network, 'deploy': True}, given, stored, entry)

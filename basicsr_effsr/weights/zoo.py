@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from basicsr_effsr._registration import lookup
+from basicsr_effsr._registration import defaults_of, lookup
 from basicsr_effsr.utils.download import fetch
 from basicsr_effsr.utils.errors import UserError, near
 from basicsr_effsr.utils.files import atomic_path, read_regular, write_bytes
@@ -179,8 +178,9 @@ def content_of(state: Mapping[str, Any]) -> str:
 def _options(network: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a network that its weights show."""
     cls, _ = lookup('ARCH', network['type'])
-    usual = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
-    return {key: value for key, value in {**usual, **network}.items() if key not in getattr(cls, 'unseen', ())}
+    return {
+        key: value for key, value in {**defaults_of(cls), **network}.items() if key not in getattr(cls, 'unseen', ())
+    }
 
 
 def known_as(file: Path) -> tuple[str, str] | None:
