@@ -183,6 +183,14 @@ CASES = {
         live={'num_in_ch': (1, 3), 'num_out_ch': (1, 3), 'num_feat': (8, 16), 'num_block': (1, 2)},
         refused=({'num_feat': 6}, {'num_block': 0}),
     ),
+    'SPAN_effsr': Case(
+        'SPAN_effsr',
+        tiny={'num_feat': 8, 'num_block': 2},
+        params={2: 481_324, 3: 488_359, 4: 498_208},
+        live={'num_in_ch': (1, 3), 'num_out_ch': (1, 3), 'num_feat': (8, 12), 'num_block': (1, 2)},
+        refused=({'num_feat': 0}, {'num_block': 0}),
+        convolutional=({}, 9),
+    ),
     'ASID': Case(
         'ASID',
         tiny={'num_feat': 8, 'num_block': 2},

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from basicsr_effsr.tools.yardsticks import RLFN, SPAN
+from basicsr_effsr.tools.yardsticks import RLFN
 from basicsr_effsr.utils.complexity import count_macs, count_params, lr_size_of_720p, peak_memory
 
 
@@ -22,11 +22,6 @@ def test_rlfn_gives_the_four_numbers_that_the_challenge_published():
     assert round(macs.total / 1e9, 4) == 19.6581  # half of what torch's own counter prints
     assert round(macs.activations / 1e6, 2) == 80.05
     assert macs.convolutions == 39
-
-
-def test_span_has_the_size_of_its_paper():
-    assert count_params(SPAN()) == 498_208
-    assert SPAN()(torch.rand(1, 3, 5, 7)).shape == (1, 3, 20, 28)
 
 
 def test_hasn_agrees_with_the_independent_count_of_its_official_code():

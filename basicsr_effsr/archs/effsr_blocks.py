@@ -20,6 +20,8 @@ UPSAMPLER_NAMES = {'upsampler.up.': 'upsampler.', 'to_img.': 'upsampler.'}  # wh
 def register_in(registry):
     """Class decorator: registers a class with BasicSR as ``<name>_effsr`` and, where that is free, as ``<name>``.
 
+    A class that is itself called ``<name>_effsr`` takes that name alone.
+
     A registry refuses a name a second time. A fork that has a class of this name could then not be imported any more,
     whichever of both comes first; so whoever else registers the name has it. Works with every registry since 1.3.
     """
@@ -32,7 +34,7 @@ def register_in(registry):
                 del registry._obj_map[name]
             do_register(other, obj, *suffix)
 
-        for free in (name, name + '_effsr'):
+        for free in (name,) if name.endswith('_effsr') else (name, name + '_effsr'):
             if free not in registry:
                 do_register(free, cls)
                 registry._do_register = give_way

@@ -20,7 +20,7 @@ CROPPING = ['calculate_psnr', 'calculate_ssim', 'calculate_niqe']
 def ours(kind: str) -> dict[str, Any]:
     """The classes of this package in a registry of BasicSR, by name."""
     found = dict(iter(registry_of(kind)))
-    return {name: cls for name, cls in sorted(found.items()) if is_ours(cls) and not name.endswith('_effsr')}
+    return {name: cls for name, cls in sorted(found.items()) if is_ours(cls) and name == cls.__name__}
 
 
 def _or_null(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _inspect_names(report: DoctorReport) -> None:
     for kind in _registration.ROOMS:
         found = dict(iter(_registration.registry_of(kind)))
         for alias in sorted(name for name in found if name.endswith('_effsr')):
-            name = alias.removesuffix('_effsr')
+            name = found[alias].__name__
             owner = getattr(found[name], '__module__', '?')
             ours = owner.startswith(OURS)
             report.names[name] = {'kind': kind, 'owner': 'this package' if ours else owner, 'ours as': alias}

@@ -43,7 +43,7 @@ def near(name: Any, known: Iterable[str]) -> str:
     likely = nearest(name, names)
     if likely is not None:
         return f'did you mean {likely!r}?'
-    shown = sorted(n for n in names if not n.endswith('_effsr'))
+    shown = sorted(n for n in names if n.removesuffix('_effsr') not in {*names} - {n})
     return f'known are {", ".join(shown[:12])}{" ..." if len(shown) > 12 else ""}'
 
 
