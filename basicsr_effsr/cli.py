@@ -13,6 +13,7 @@ from basicsr_effsr._autoload import install
 from basicsr_effsr.host.absent import absent, look_here, stand_in
 from basicsr_effsr.utils.console import BAD_INPUT, Commands, Version, as_command
 from basicsr_effsr.utils.errors import one_line
+from basicsr_effsr.utils.memory import keep_freed_memory
 
 # name -> (module, attribute, line in the overview). The attribute is a function for typer, or a Typer app.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -75,6 +76,7 @@ def _root(version: Version = False) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    keep_freed_memory()
     app(prog_name='effsr')
 
 

@@ -12,12 +12,15 @@ import argparse
 from pathlib import Path
 
 from benchmarks import speed
-from benchmarks.side_by_side import NETS, Case, Row, Settings, facts, threads, write
+from benchmarks.side_by_side import NETS, Case, Row, Settings, facts, run, threads, write
 
 CASES: dict[str, Case] = {  # a case yields the rows that it has measured
     'training': speed.training,
     'inference': speed.inference,
     'windows': speed.windows,
+    'allocator': speed.allocator,
+    'model': speed.model,
+    'distillation': speed.distillation,
 }
 
 
@@ -35,13 +38,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     if args.quick:
         settings = Settings(tuple(args.net), True, seconds=0, frame=(20, 26), patch=18, batch=1)
     about = facts('cpu')
-    rows: list[Row] = []
-    for case in args.case:
-        for row in CASES[case](settings):
-            rows.append(row)
-            target = '' if row.target is None else f'(at least {row.target:g}: {row.verdict})'
-            figures = f'{row.plain:9.1f} {row.ours:9.1f} {row.unit:8} {row.ratio:5.2f} {target}'
-            print(f'{row.case:24} {row.what:24} {figures}', flush=True)
+    rows = list(run({name: CASES[name] for name in args.case}, settings))
     write(rows, about, 'python -m benchmarks.run', args.out)
     return rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import platform
 import statistics
@@ -31,24 +32,37 @@ NETS: dict[str, dict[str, Any]] = {  # a network, and options that make it tiny
 
 @dataclass(frozen=True)
 class Row:
-    """What the plain form costs and what ours does: ms and MiB, of which less is better, or images/s."""
+    """What the plain form costs and what ours does: ms and MiB, of which less is better, or images/s.
+
+    ``plain`` is None where there is nothing to compare with.
+    """
 
     case: str
     what: str
-    plain: float
+    plain: float | None
     ours: float
     unit: str = 'ms'
     target: float | None = None
     note: str = ''
 
     @property
-    def ratio(self) -> float:
+    def ratio(self) -> float | None:
         """How many times better ours is."""
+        if self.plain is None:
+            return None
         return self.ours / self.plain if self.unit == 'images/s' else self.plain / self.ours
 
     @property
     def verdict(self) -> str:
-        return '' if self.target is None else 'reached' if self.ratio >= self.target else 'short'
+        if self.target is None or self.ratio is None:
+            return ''
+        return 'reached' if self.ratio >= self.target else 'short'
+
+    def cells(self) -> list[str]:
+        """Everything but the case, in words."""
+        figures = ['' if value is None else f'{value:.2f}' for value in (self.plain, self.ours, self.ratio)]
+        target = '' if self.target is None else f'{self.target:g}'
+        return [self.what, *figures[:2], self.unit, figures[2], target, self.verdict]
 
 
 @dataclass(frozen=True)
@@ -151,19 +165,27 @@ def facts(device: str) -> dict[str, Any]:
 def write(rows: Sequence[Row], about: Mapping[str, Any], command: str, out: Path) -> None:
     """The rows as Markdown and JSON, ``out`` with both endings."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    stored = [{**asdict(row), 'ratio': round(row.ratio, 3), 'verdict': row.verdict} for row in rows]
+    stored = [{**asdict(row), 'ratio': row.ratio, 'verdict': row.verdict} for row in rows]
     out.with_suffix('.json').write_text(json.dumps({'command': command, **about, 'rows': stored}, indent=1) + '\n')
     lines = [f'# `{command}`', '', ', '.join(f'{name} {value}' for name, value in about.items()) + '.', '']
     for case in dict.fromkeys(row.case for row in rows):
         lines += [f'## {case}', '', '| | plain | ours | | ratio | at least | |']
         lines += ['| --- | --: | --: | --- | --: | --: | --- |']
         group = [row for row in rows if row.case == case]
-        for row in group:
-            target = '' if row.target is None else f'{row.target:g}'
-            cells = (row.what, f'{row.plain:.1f}', f'{row.ours:.1f}', row.unit, f'{row.ratio:.2f}', target, row.verdict)
-            lines.append(f'| {" | ".join(cells)} |')
+        lines += [f'| {" | ".join(row.cells())} |' for row in group]
         lines += ['', *(f'* {row.what}: {row.note}' for row in group if row.note), '']
     out.with_suffix('.md').write_text('\n'.join(lines).rstrip() + '\n')
+
+
+def run(cases: Mapping[str, Case], settings: Settings, until: float = math.inf) -> Iterator[Row]:
+    """The rows of the cases, printed as they come; what would begin after ``until`` (time.monotonic) is left out."""
+    for name, case in cases.items():
+        for row in case(settings):
+            print(f'{row.case:24}', ' | '.join(row.cells()), row.note, flush=True)
+            yield row
+            if time.monotonic() > until:
+                print(f'no time is left for the rest of {name} and what comes after it')
+                return
 
 
 def threads(count: int = 1) -> None:

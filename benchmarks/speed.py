@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from basicsr_effsr.utils.memory import keep_freed_memory
 from benchmarks.plain import plain
-from benchmarks.side_by_side import Row, Settings, Step, inference_step, measure, peak_memory, profile
+from benchmarks.side_by_side import NETS, Row, Settings, Step, inference_step, measure, peak_memory, profile, threads
 
 EAGER_STEP = {'HASN': 1.5, 'AGDN': 1.5, 'ASID': 1.3, 'EFRDN': 1.3, 'DPARN': 2.5}
 
@@ -69,6 +72,17 @@ def inference(settings: Settings) -> Iterator[Row]:
         yield row('inference, eager', what, ms['plain'], ms['ours'], 1.5, steps['ours'], settings)
 
 
+def allocator(settings: Settings) -> Iterator[Row]:
+    """Our network in a process that keeps freed memory, as ``effsr`` does, and in one that does not."""
+    for name in settings.nets:
+        words = [sys.executable, '-m', 'benchmarks.speed', name, *map(str, settings.frame), str(settings.quick)]
+        found: dict[str, list[float]] = {'keep': [], 'give': []}
+        for how, times in found.items():
+            done = subprocess.run([*words, how], capture_output=True, text=True, check=True)
+            times.append(float(done.stdout.split()[-1]))
+        yield Row('freed memory given back, kept', name, min(found['give']), min(found['keep']))
+
+
 def windows(settings: Settings) -> Iterator[Row]:
     """AGDN at 640x360 LR: memory of the test-time windows."""
     if 'AGDN' in settings.nets:
@@ -76,3 +90,81 @@ def windows(settings: Settings) -> Iterator[Row]:
         lq = torch.rand(1, 3, *((36, 64) if settings.quick else (360, 640)), device=settings.device)
         mib = [peak_memory(inference_step(form, lq), settings.device) for form in (plain(net), net)]
         yield Row('peak memory of an image', f'AGDN with TLC, {lq.shape[2]}x{lq.shape[3]}', *mib, 'MiB', 2.0)
+
+
+def options(settings: Settings, **train: Any) -> dict[str, Any]:
+    """Of a model that trains the first network, as the host has parsed them."""
+    name = settings.nets[0]
+    return {
+        'name': 'benchmark',
+        'model_type': 'EffSRModel',
+        'scale': 4,
+        'num_gpu': int(settings.device == 'cuda'),
+        'is_train': True,
+        'dist': False,
+        'rank': 0,
+        'world_size': 1,
+        'network_g': {'type': name, **(NETS[name] if settings.quick else {})},
+        'path': {},
+        'train': {
+            'total_iter': 10_000,
+            'optim_g': {'type': 'Adam', 'lr': 1e-4},
+            'scheduler': {'type': 'MultiStepLR', 'milestones': [9000]},
+            'pixel_opt': {'type': 'L1Loss'},
+            **train,
+        },
+    }
+
+
+def model(settings: Settings) -> Iterator[Row]:
+    """An iteration of EffSRModel with moving average, clipping, guard and log, against one with none of them."""
+    from basicsr.models import build_model
+
+    side = settings.patch
+    data = {'lq': torch.rand(settings.batch, 3, side, side), 'gt': torch.rand(settings.batch, 3, 4 * side, 4 * side)}
+
+    def iteration(**train: Any) -> Step:
+        trained = build_model(options(settings, **train))
+
+        def step() -> None:
+            trained.feed_data(data)
+            trained.optimize_parameters(1)
+            if 'grad_clip' in train:
+                trained.get_current_log()
+
+        return step
+
+    steps = {'bare': iteration(max_nonfinite=0), 'all': iteration(ema_decay=0.999, grad_clip=1.0)}
+    ms = measure(steps, settings.device, settings.seconds)
+    what = f'{settings.nets[0]}: average, clipping, log'
+    yield row('iteration of EffSRModel', what, ms['bare'], ms['all'], 0.97, steps['all'], settings)
+
+
+def distillation(settings: Settings) -> Iterator[Row]:
+    """Parts of a distillation step of DPARN: student, teacher's forward pass, four pairs of features."""
+    from basicsr.losses import build_loss
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    tiny = {'num_feat': 8, 'num_block': 1, 'num_heads': 2, 'window_size': 4, 'num_grow_ch': 4}
+    teacher = ARCH_REGISTRY.get('DPARNTeacher')(**(tiny if settings.quick else {})).to(settings.device)
+    size = settings.batch, settings.patch, settings.patch
+    lq = torch.rand(size[0], 3, *size[1:], device=settings.device)
+    fakd = build_loss({'type': 'FAKDLoss'})
+    student, known = (torch.rand(size[0], c, *size[1:], device=settings.device) for c in (52, 96))
+    steps = {
+        'student, whole step': training_step(settings.build('DPARN'), settings),
+        "teacher's forward pass": inference_step(teacher, lq),
+        'FAKD of one pair, with gradient': lambda: fakd(student.requires_grad_(), known).backward(),
+    }
+    for part, ms in measure(steps, settings.device, settings.seconds).items():
+        yield Row('parts of a distillation step', part, None, ms)
+
+
+if __name__ == '__main__':  # one network in a process of its own, for ``allocator``
+    name, rows, columns, quick, how = sys.argv[1:]
+    threads(1)
+    if how == 'keep':
+        keep_freed_memory()
+    settings = Settings(quick=quick == 'True', frame=(int(rows), int(columns)))
+    image = torch.rand(1, 3, *settings.frame)
+    print(measure({name: inference_step(settings.build(name), image)}, seconds=3)[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 from collections.abc import Iterator
@@ -62,3 +63,15 @@ def available_memory() -> int | None:
         cached = re.search(r'^file (\d+)', (group / 'memory.stat').read_text(), re.MULTILINE)
         found.append(limit - used + (int(cached[1]) if cached else 0))
     return min(found, default=None)
+
+
+def keep_freed_memory() -> None:
+    """Lets freed memory stay with the process, for the maps of the next layer; glibc on Linux, nothing elsewhere.
+
+    Otherwise the kernel takes large maps back and hands them out anew page by page, a third of an image's time on a
+    CPU (``python -m benchmarks.run allocator``). What a process holds stays at its peak.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL('libc.so.6').mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: no mappings of their own
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing is given back
