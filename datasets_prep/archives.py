@@ -99,12 +99,12 @@ class _Bounded(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         if size > MAX_HEADER or self._file.tell() > self._length:
-            raise ArchiveError(f'{self._archive}: is unreasonably large when unpacked; that is no set of photographs')
+            raise ArchiveError(f'{self._archive}: is unreasonably large when unpacked; not a set of photographs')
         return self._file.read(size if size >= 0 else MAX_HEADER)
 
     def seek(self, offset: int, whence: int = 0) -> int:
         if offset > self._length:
-            raise ArchiveError(f'{self._archive}: is unreasonably large when unpacked; that is no set of photographs')
+            raise ArchiveError(f'{self._archive}: is unreasonably large when unpacked; not a set of photographs')
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
@@ -138,7 +138,7 @@ def _opened(archive: Path) -> Iterator[tuple[list[_Member], Callable[[_Member], 
             members: list[_Member] = []
             for entry in t:
                 if len(members) == MAX_MEMBERS:
-                    raise ArchiveError(f'{archive}: holds more than {MAX_MEMBERS} files; that is no set of photographs')
+                    raise ArchiveError(f'{archive}: holds more than {MAX_MEMBERS} files; not a set of photographs')
                 if not (entry.isreg() or entry.isdir()) or entry.issparse():
                     raise _untrusted(archive, entry.name)
                 if entry.isreg():
@@ -149,7 +149,7 @@ def _opened(archive: Path) -> Iterator[tuple[list[_Member], Callable[[_Member], 
 
 
 def _untrusted(archive: Path, name: str) -> ArchiveError:
-    return ArchiveError(f'{archive}: {name!r} is a link, a device or full of holes; the archive is not to be trusted')
+    return ArchiveError(f'{archive}: {name!r} is a link, a device or a sparse file; refused as unsafe')
 
 
 def _judge(archive: Path, members: list[_Member], into: Path) -> None:
@@ -159,7 +159,7 @@ def _judge(archive: Path, members: list[_Member], into: Path) -> None:
         bad = path.is_absolute() or '..' in path.parts or '\\' in member.name or ':' in member.name or not path.parts
         odd = any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in member.name)
         if bad or odd or any(len(part.encode(errors='replace')) > 255 for part in path.parts):
-            raise ArchiveError(f'{archive}: {member.name!r} is no name of a file in {into}; it is not to be trusted')
+            raise ArchiveError(f'{archive}: {member.name!r} is not a file name inside {into}; refused as unsafe')
         folded = str(path).casefold()
         if folded in seen:
             raise ArchiveError(f'{archive}: {seen[folded]!r} and {member.name!r} are one file on some systems')
@@ -172,7 +172,7 @@ def _judge(archive: Path, members: list[_Member], into: Path) -> None:
         raise ArchiveError(f'{archive}: is empty')
     total, packed = sum(member.size for member in members), archive.stat().st_size
     if total > MAX_RATIO * packed + _SLACK:
-        raise ArchiveError(f'{archive}: {packed} bytes claim to hold {total}; that is no set of photographs')
+        raise ArchiveError(f'{archive}: {packed} bytes claim to hold {total}; not a set of photographs')
     into.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(into).free
     there = sum(member.size for member in members if (into / member.name).is_file())

@@ -637,7 +637,7 @@ class TestFiles:
             (['a.png', '--device', 'cuda:99'], "device 'cuda:99' cannot be used"),
             (['a.png', '--weights', 'none.pth'], 'none.pth does not exist'),
             (['a.png', '--weights', 'foreign.pth'], 'unrecognised architecture'),
-            (['broken.png'], 'broken.png cannot be read as an image: it is of no known kind'),
+            (['broken.png'], 'broken.png cannot be read as an image: '),
             (['clear.png', '--format', 'jpeg'], 'which jpeg cannot be; give --alpha drop'),
             (['moving.gif'], 'it has 2 frames; split it into images'),
         ],

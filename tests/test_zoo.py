@@ -146,8 +146,8 @@ def test_a_model_of_ones_own_has_a_name_and_a_card(author, tmp_path, net):
         assert run(*words, '--overwrite').exit_code == 2, 'no report of one network'
     rows = json.loads(run('zoo', '--json').stdout)
     assert [(row['name'], row['state']) for row in rows] == [
-        ('tiny_x2', 'fetched on demand'),
-        ('asid_x2', 'import by hand'),
+        ('tiny_x2', 'on demand'),
+        ('asid_x2', 'by hand'),
         ('mine_x2', 'here'),
     ]
 

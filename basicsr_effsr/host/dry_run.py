@@ -167,7 +167,7 @@ class _Step:
             named = NAMED.search(text) if ours else None
             place = named[1] if named else next(filter(None, map(self._place, reversed(frames))), where)
             if out_of_memory(error):
-                text = 'even one small step needs more memory than there is'
+                text = 'even one small step does not fit into memory'
             elif place.startswith('path.pretrain') and not (ours or isinstance(error, FileNotFoundError)):
                 text = f'BasicSR cannot load it ({type(error).__name__}: {text}); effsr convert writes what it reads'
             elif not (ours and isinstance(error, (ValueError, OSError))):

@@ -102,7 +102,7 @@ def reading(name: str) -> Iterator[None]:
     except UnfitError as error:
         raise ImageError(f'{name} cannot be read as an image: {error}') from error
     except UnidentifiedImageError as error:
-        raise ImageError(f'{name} cannot be read as an image: it is of no known kind; replace it') from error
+        raise ImageError(f'{name} cannot be read as an image: unknown format; replace it') from error
     except Exception as error:  # decoders raise what they like on damaged files, SyntaxError among them
         raise ImageError(f'{name} cannot be read as an image: it is damaged ({one_line(error)}); replace it') from error
 

@@ -121,7 +121,7 @@ def vgg_weights(network: str, weights_path: str | None = None, download: bool = 
         state = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a truncated or foreign file
         kind = type(error).__name__
-        raise ValueError(f'{wrong}, and is truncated or of another kind ({kind}); get {url} again') from error
+        raise ValueError(f'{wrong}, and is truncated or in another format ({kind}); get {url} again') from error
     if not isinstance(state, Mapping):
         raise ValueError(f'{wrong}, found a {type(state).__name__}')
     found = {key.removeprefix('features.'): value for key, value in state.items() if not key.startswith('classifier.')}

@@ -116,7 +116,7 @@ def train(context: Context) -> Iterator[Problem]:
             section.pop('progressive', None)
         net = context.nets.get('network_g')
         if section.get('amp') and not getattr(net, 'supports_half', True):
-            yield warning('train.amp', f'{type(net).__name__} gives visibly other images in half precision')
+            yield warning('train.amp', f'{type(net).__name__} gives visibly different images in half precision')
     elif context.fine('train'):
         yield Problem('train', 'is missing: it says how to train')
 

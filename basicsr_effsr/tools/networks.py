@@ -204,7 +204,7 @@ def choose_several(*, device: str | None = 'cpu', without: str | None = None, **
     count = max(map(len, lists.values()), default=1)
     if any(len(given) not in (1, count) for given in lists.values()):
         told = ', '.join(f'--{name} {len(given)}' for name, given in lists.items())
-        raise UserError(f'--model, --weights, --arch or -opt that are repeated must be equally many, got {told}')
+        raise UserError(f'--model, --weights, --arch or -opt must be given equally often, got {told}')
     one_each = ({name: given[i % len(given)] for name, given in lists.items()} for i in range(count))
     return _side_by_side([choose(**named, **one, device=device, without=without) for one in one_each])
 
@@ -247,7 +247,7 @@ def choose_from(models: Any, device: str | None = None) -> list[Chosen]:
 def _side_by_side(chosen: list[Chosen]) -> list[Chosen]:
     if len({one.scale for one in chosen}) > 1:
         told = ', '.join(f'{one.name} is x{one.scale}' for one in chosen)
-        raise UserError(f'networks that stand side by side must be of one scale; {told}')
+        raise UserError(f'networks that are compared must have the same scale; {told}')
     names = _apart([one.name for one in chosen], [one.weights.stem if one.weights else '' for one in chosen])
     names = _apart(names, [str(place) for place in range(1, len(chosen) + 1)])
     return [replace(one, name=name) for one, name in zip(chosen, names, strict=True)]

@@ -40,7 +40,7 @@ def listed() -> list[dict[str, Any]]:
                 'licence': model.licence,
                 'set5': model.scores.get('Set5'),
                 'paper_set5': ((paper or {}).get('scores') or {}).get('Set5'),
-                'state': 'here' if zoo.kept(name).is_file() else 'fetched on demand' if model.url else 'import by hand',
+                'state': 'here' if zoo.kept(name).is_file() else 'on demand' if model.url else 'by hand',
             }
         )
     for name, file in zoo.added().items():

@@ -142,11 +142,11 @@ class Commands(TyperGroup):
         if isinstance(error, OSError | ValueError | KeyError):
             return BAD_INPUT, one_line(error)
         if out_of_memory(error):
-            return BAD_INPUT, 'this needs more memory than there is'
+            return BAD_INPUT, 'out of memory'
         if os.environ.get('EFFSR_TRACEBACK'):
             traceback.print_exception(error)
         place = traceback.extract_tb(error.__traceback__)[-1]
         return INTERNAL, (
-            f'a fault of this program, {type(error).__name__}: {one_line(error)} ({os.path.basename(place.filename)}, '
+            f'internal error, {type(error).__name__}: {one_line(error)} ({os.path.basename(place.filename)}, '
             f'line {place.lineno}); please report it with what EFFSR_TRACEBACK=1 shows'
         )

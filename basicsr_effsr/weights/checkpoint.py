@@ -95,7 +95,7 @@ def load_stored(path: Path) -> Any:
             ) from error
         raise CheckpointError(
             f'checkpoint {path} cannot be read: it must be a file of torch.save holding tensors only, or safetensors, '
-            f'and is truncated or of another kind ({type(error).__name__}); copy or download it again'
+            f'and is truncated or in another format ({type(error).__name__}); copy or download it again'
         ) from error
 
 

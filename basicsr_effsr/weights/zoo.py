@@ -128,7 +128,7 @@ def located(source: str | Path, *, say: Callable[[str], None] | None = None) -> 
         return file
     if model.url is None:
         raise UserError(
-            f'zoo://{name}: there is no address that stays for these weights; get them from {model.repository} '
+            f'zoo://{name}: these weights have no stable address; get them from {model.repository} '
             f'({model.path}) and run effsr zoo import FOLDER'
         )
     if say is not None:
