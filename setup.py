@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 # BasicSR is no dependency: which one somebody has, a release or the clone of a fork, is theirs to say, and from Python
 # 3.13 on pip cannot build its releases. `effsr host install` can.
 # The option files go into the package, where effsr recipe finds them without a checkout.
-RECIPES = {f'basicsr_effsr.recipes.{kind}': f'options/{kind}' for kind in ('train', 'test')}
+RECIPES = {f'basicsr_effsr.recipes.{kind}': f'options/{kind}' for kind in ('train', 'test', 'papers')}
 
 setup(
     name='basicsr_effsr',

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     'host': ('basicsr_effsr.tools.host', 'app', 'Install BasicSR, on any Python.'),
     'check': ('basicsr_effsr.tools.check', 'command', 'Check an option file and say what it will do.'),
     'recipe': ('basicsr_effsr.tools.recipe', 'command', 'Option files of every network, with your data filled in.'),
+    'paper': ('basicsr_effsr.tools.paper', 'command', 'Every table of the papers: scores, cost, commands, results.'),
     'evaluate': ('basicsr_effsr.tools.evaluate', 'command', 'Score a network on the benchmark sets.'),
     'compare': ('basicsr_effsr.tools.compare', 'command', 'Networks and bicubic on images: a table and a picture.'),
     'benchmark': ('basicsr_effsr.tools.benchmark', 'command', 'Parameters, multiply-adds, memory and latency.'),

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import defaultdict
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from basicsr_effsr.cli import app
+from basicsr_effsr.options.check import inspected
+from basicsr_effsr.tools.paper import RTX_2080_TI, Training, paper_page, tables
 from basicsr_effsr.tools.papers import papers, row_of
 from basicsr_effsr.weights.build import build
 from basicsr_effsr.weights.recognise import identify
@@ -93,3 +99,75 @@ def paper_of(network: dict[str, Any]) -> str | None:
 )
 def test_a_paper_is_that_of_its_network_and_of_no_other_of_its_class(network, method):
     assert paper_of(network) == method
+
+
+PAPERS = ('hasn', 'agdn', 'asid', 'dparn', 'efrdn')
+PAGES = Path(__file__).parents[1] / 'docs' / 'papers'
+
+
+def trainings() -> list[Training]:
+    """Every training that a row of a paper asks for, once."""
+    rows = (row for paper in PAPERS for table in tables(paper).values() for row in table.rows)
+    return list({training.command(): training for row in rows for training in row.trainings}.values())
+
+
+@pytest.mark.parametrize('training', trainings(), ids=lambda training: training.name)
+def test_what_a_row_trains_is_an_option_file_without_a_fault(training):
+    found = [problem for problem in inspected(training.options(), True).found if problem.fatal]
+    assert not [p for p in found if not re.search(r'\.dataroot_|^path\.pretrain_network_', p.where)]
+
+
+def test_trainings_of_different_options_have_different_folders():
+    named = defaultdict(set)
+    for training in trainings():
+        named[training.name].add(training.command())
+    assert all(len(commands) == 1 for commands in named.values())
+
+
+@pytest.mark.parametrize('name', PAPERS)
+def test_a_row_begins_with_what_its_own_training_before_it_wrote(name):
+    for table in tables(name).values():
+        for row in table.rows:
+            before = ''
+            for training in row.trainings:
+                options = training.options()
+                begins = options['path']['pretrain_network_g'] or ''
+                if before and begins:
+                    assert begins.startswith(f'experiments/{before}/')
+                before = training.name if options['network_g']['type'] != 'DPARNTeacher' else before
+
+
+def without_cost(text: str) -> list[str]:
+    """The lines of a page but for the column GPU-hours, whose counting takes a minute."""
+    lines, place = [], None
+    for line in text.splitlines():
+        row = line.split(' | ')
+        place = row.index('GPU-hours') if 'GPU-hours' in row else place if line.startswith('|') else None
+        lines.append(' | '.join(row if place is None else row[:place] + row[place + 1 :]))
+    return lines
+
+
+@pytest.mark.parametrize('name', PAPERS)
+def test_the_page_of_a_paper_is_what_the_command_prints(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where nothing has been measured
+    written = (PAGES / f'{name}.md').read_text(encoding='utf-8')
+    written = written[written.index('### Table') :]
+    with_cost = name == 'hasn'
+    printed = paper_page(name, RTX_2080_TI if with_cost else None).splitlines()
+    assert printed == (written.splitlines() if with_cost else without_cost(written))
+
+
+def test_what_was_measured_stands_beside_what_is_printed(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    report = next(row for row in tables('hasn')['3'].rows if row.name == '6').report()
+    report.parent.mkdir(parents=True)
+    report.write_text('{"means": {"Set5": {"psnr": 31.987, "ssim": 0.89}}}')
+    result = CliRunner().invoke(app, ['paper', 'hasn', '--table', '3'], env={'COLUMNS': '200'})
+    assert result.exit_code == 0, result.output
+    assert [line for line in result.output.splitlines() if 'Set5 31.99 / 0.8900' in line and '435' in line]
+
+
+def test_a_table_that_a_paper_lacks_is_said():
+    result = CliRunner().invoke(app, ['paper', 'dparn', '--table', '9'])
+    assert result.exit_code == 2
+    assert 'dparn has no table 9' in result.output

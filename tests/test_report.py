@@ -111,4 +111,4 @@ def test_nothing_else_prints():
             r'rich\.(console|table|text|markdown)|\bprint\(|click\.echo|sys\.std(out|err)\.write', source
         ), file
         echoed = re.findall(r'typer\.echo\((\w+)', source)
-        assert set(echoed) <= {'strict_json', 'option_page', 'files', 'recipe'}, file
+        assert set(echoed) <= {'strict_json', 'option_page', 'paper_page', 'files', 'recipe'}, file
