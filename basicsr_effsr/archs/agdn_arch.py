@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from itertools import product
-from typing import Any, ClassVar, Dict, Iterator, Literal, Mapping, Optional
+from typing import Any, ClassVar, Dict, Iterator, Literal, Mapping, Optional, Tuple
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -125,8 +125,8 @@ class RCCA(nn.Module):
         return complement + self.cca(deep) + x
 
 
-def _pick_columns(x: Tensor, index: Tensor) -> Tensor:
-    """(..., W) -> (..., len(index)): the same as ``index_select``, which on a CPU takes nine times as long."""
+def _pick(x: Tensor, index: Tensor) -> Tensor:
+    """(..., P) -> (..., len(index)): the same as ``index_select``, which on a CPU takes nine times as long."""
     if is_compiling():  # a graph would hold the index at the size of the maps
         return x.index_select(-1, index)
     return x.gather(-1, index.expand(*x.shape[:-1], -1))
@@ -141,8 +141,8 @@ class _Axis:
     Attributes:
         side: window side, min(length, kernel).
         count: number of windows.
-        take: (count * side,) the pixel at each place of the windows laid end to end.
-        first, last: (length,) a place of each pixel in the first and the last window that holds it.
+        take: (count, side), the pixels of each window.
+        first, last: two (length,), the first and the last window that holds each pixel, and its place there.
     """
 
     def __init__(self, length: int, kernel: int, device: torch.device) -> None:
@@ -151,12 +151,11 @@ class _Axis:
         gaps: int = torch.sym_max(self.count - 1, 1)  # type: ignore[assignment]
         step = (length - self.side + gaps - 1) // gaps  # rounded up; never below 0, where ONNX divides another way
         starts = (torch.arange(self.count, device=device) * step).clamp(max=length - self.side)
-        self.take = (starts[:, None] + torch.arange(self.side, device=device)).flatten()
+        self.take = starts[:, None] + torch.arange(self.side, device=device)
         pixel = torch.arange(length, device=device)
         first = (starts + self.side <= pixel[:, None]).sum(1)
         last = (starts <= pixel[:, None]).sum(1) - 1
-        self.first = first * self.side + pixel - starts[first]
-        self.last = last * self.side + pixel - starts[last]
+        self.first, self.last = ((window, pixel - starts[window]) for window in (first, last))
 
 
 class SGSA(nn.Module):
@@ -175,34 +174,38 @@ class SGSA(nn.Module):
         self.qkv_dwconv = nn.Conv2d(3 * num_feat, 3 * num_feat, 3, padding=1, groups=3 * num_feat, bias=False)
         self.project_out = nn.Conv2d(num_feat, num_feat, 1, bias=False)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(N, heads, windows, C / heads, pixels) each -> same as ``v``."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
+        """(..., C / heads, pixels) each -> same as ``v``; ``temperature`` fits the dimensions before the last two."""
         similarity = normalize(q) @ normalize(k).transpose(-2, -1)
-        return F.relu(similarity * self.temperature[:, None]) @ v
+        return F.relu(similarity * temperature) @ v
 
     def attend_locally(self, qkv: Tensor, kernel: int) -> Tensor:
-        """(N, 3, heads, C / heads, H, W) -> (N, heads, C / heads, H, W)."""
-        rows, columns = (_Axis(length, kernel, qkv.device) for length in qkv.shape[-2:])
-        windows = _pick_columns(qkv.index_select(-2, rows.take), columns.take)
-        windows = windows.unflatten(-1, (columns.count, columns.side)).unflatten(-3, (rows.count, rows.side))
-        windows = windows.permute(0, 1, 2, 4, 6, 3, 5, 7)  # N, 3, heads, row and column of the window, C / heads, pixel
-        out = self.attend(*windows.flatten(-2).flatten(3, 4).unbind(1))
-        out = out.unflatten(2, (rows.count, columns.count)).unflatten(-1, (rows.side, columns.side))
-        out = out.permute(0, 1, 4, 2, 5, 3, 6).flatten(-2)
-        out = (_pick_columns(out, columns.first) + _pick_columns(out, columns.last)) / 2
-        out = out.flatten(-3, -2)
-        return (out.index_select(-2, rows.first) + out.index_select(-2, rows.last)) / 2
+        """(N, 3 C, H, W) -> (N, C, H, W); no map has more than five dimensions, which is what Core ML takes."""
+        (height, width), heads = qkv.shape[-2:], self.num_heads
+        rows, columns = (_Axis(length, kernel, qkv.device) for length in (height, width))
+        take = rows.take[:, None, :, None] * width + columns.take[:, None]
+        windows = _pick(qkv.flatten(2), take.flatten()).unflatten(2, (rows.count * columns.count, -1))
+        parts = (part.unflatten(1, (heads, -1)).flatten(0, 1).transpose(1, 2) for part in windows.chunk(3, dim=1))
+        out = self.attend(*parts, self.temperature.repeat(len(qkv), 1, 1)[:, None])
+        out = out.transpose(1, 2).flatten(2)  # (N x heads, C / heads, pixels of all windows)
+
+        def at(row: Tuple[Tensor, Tensor], column: Tuple[Tensor, Tensor]) -> Tensor:
+            window = row[0][:, None] * columns.count + column[0]
+            return _pick(out, ((window * rows.side + row[1][:, None]) * columns.side + column[1]).flatten())
+
+        upper, lower = (at(row, columns.first) + at(row, columns.last) for row in (rows.first, rows.last))
+        return ((upper / 2 + lower / 2) / 2).reshape(len(qkv), -1, height, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        qkv = self.qkv_dwconv(self.qkv(x)).unflatten(1, (3, self.num_heads, -1))
+        qkv = self.qkv_dwconv(self.qkv(x))
         # a graph with symbolic sizes must not branch on them: there one window per axis takes the general way
         symbolic = is_compiling()
-        if self.tlc and not self.training and (symbolic or max(height, width) > self.tlc):
+        if self.tlc and not self.training and (symbolic or max(x.shape[-2:]) > self.tlc):
             out = self.attend_locally(qkv, self.tlc)
         else:
-            out = self.attend(*qkv.flatten(-2).unsqueeze(3).unbind(1)).squeeze(2).unflatten(-1, (height, width))
-        return self.project_out(out.flatten(1, 2))
+            parts = (part.reshape(len(part), self.num_heads, -1, x[0, 0].numel()) for part in qkv.chunk(3, dim=1))
+            out = self.attend(*parts, self.temperature).reshape(x.shape)
+        return self.project_out(out)
 
 
 class EnhancedAttention(nn.Module):

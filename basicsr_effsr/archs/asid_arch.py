@@ -24,6 +24,7 @@ from .effsr_blocks import (
     LayerNorm2d,
     Network,
     check_input,
+    exporting,
     normalize,
     pixelshuffle_upsampler,
     position_index,
@@ -44,6 +45,8 @@ def tokens_of(x: Tensor, sides: Sides, blocks: bool) -> Tensor:
     A group is one of the ``blocks`` of b x d neighbours, or without them the a x c pixels at one place in every block.
     """
     n, c = x.shape[:2]
+    if exporting():
+        return _exported_tokens(x, sides, blocks)
     group, pixel = ((2, 4), (3, 5)) if blocks else ((3, 5), (2, 4))
     counts = [sides[i - 2] * sides[j - 2] for i, j in (group, pixel)]
     return x.reshape(n, c, *sides).permute(0, *group, *pixel, 1).reshape(n, *counts, c)
@@ -52,10 +55,33 @@ def tokens_of(x: Tensor, sides: Sides, blocks: bool) -> Tensor:
 def image_of(tokens: Tensor, sides: Sides, blocks: bool) -> Tensor:
     """Undoes ``tokens_of``."""
     a, b, c, d = sides
+    if exporting():
+        return _exported_image(tokens, sides, blocks)
     apart = (a, c, b, d) if blocks else (b, d, a, c)
     order = (0, 5, 1, 3, 2, 4) if blocks else (0, 5, 3, 1, 4, 2)
     x = tokens.reshape(tokens.shape[0], *apart, tokens.shape[-1]).permute(*order)
     return x.reshape(tokens.shape[0], tokens.shape[-1], a * b, c * d)
+
+
+def _exported_tokens(x: Tensor, sides: Sides, blocks: bool) -> Tensor:
+    """``tokens_of`` by maps of four dimensions at most, which is what ncnn has and more than enough for Core ML."""
+    (n, ch), (a, b, c, d) = x.shape[:2], sides
+    if blocks:
+        x = x.reshape(n, ch * a * b, c, d).transpose(1, 2).reshape(n, c * ch, a, b * d).transpose(1, 2)
+        return x.reshape(n, a * c, ch, b * d).transpose(2, 3)
+    x = x.reshape(n, ch * a, b, c * d).transpose(1, 2).reshape(n, b, ch * a * c, d).transpose(2, 3)
+    return x.reshape(n, b * d, ch, a * c).transpose(2, 3)
+
+
+def _exported_image(tokens: Tensor, sides: Sides, blocks: bool) -> Tensor:
+    """Undoes ``_exported_tokens``, step by step."""
+    (n, ch), (a, b, c, d) = (tokens.shape[0], tokens.shape[-1]), sides
+    x = tokens.transpose(2, 3)
+    if blocks:
+        x = x.reshape(n, a, c * ch, b * d).transpose(1, 2).reshape(n, c, ch * a * b, d).transpose(1, 2)
+    else:
+        x = x.reshape(n, b, d, ch * a * c).transpose(2, 3).reshape(n, b, ch * a, c * d).transpose(1, 2)
+    return x.reshape(n, ch, a * b, c * d)
 
 
 class SqueezeExcitation(nn.Module):

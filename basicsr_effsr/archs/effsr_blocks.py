@@ -73,6 +73,12 @@ def is_compiling() -> bool:
     return hasattr(torch, 'compiler') and hasattr(torch.compiler, 'is_compiling') and torch.compiler.is_compiling()
 
 
+def exporting() -> bool:
+    """Whether a graph is recorded for other engines, which have fewer operators and dimensions than PyTorch."""
+    told = hasattr(torch, 'compiler') and hasattr(torch.compiler, 'is_exporting')
+    return torch.jit.is_tracing() or (torch.compiler.is_exporting() if told else is_compiling())
+
+
 def check_input(net: nn.Module, x: Tensor, num_in_ch: int) -> None:
     """Refuses what is not an (N, num_in_ch, H, W) batch with H, W >= ``net.min_size``.
 
@@ -183,6 +189,9 @@ def std_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:
 
     The gradient on a constant channel is 0, not the NaN that the square root of a zero variance would give.
     """
+    if torch.jit.is_tracing():  # ncnn has the parts
+        mean = x.mean(dim=(2, 3), keepdim=True)
+        return (x - mean).square().mean(dim=(2, 3), keepdim=True).sqrt(), mean
     std, mean = torch.std_mean(at_least_float32(x), dim=(2, 3), correction=0, keepdim=True)
     return std.to(x.dtype), mean.to(x.dtype)
 
@@ -320,6 +329,8 @@ def normalize(x: Tensor) -> Tensor:
 
     In float16 the norm of a large map overflows; the bound of ``F.normalize``, 1e-12, is 0 and its gradient infinite.
     """
+    if torch.jit.is_tracing():  # ncnn has the parts
+        return x / x.square().sum(dim=-1, keepdim=True).sqrt().clamp(min=1e-12)
     return F.normalize(at_least_float32(x), dim=-1, eps=max(1e-12, torch.finfo(x.dtype).tiny)).to(x.dtype)
 
 

@@ -31,6 +31,7 @@ from .effsr_blocks import (
     conv_like,
     count_numbers,
     divisor,
+    exporting,
     fused_attention,
     register_in,
     std_and_mean,
@@ -293,8 +294,13 @@ class EMHA(nn.Module):
         return fused_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2)
 
 
+TAPS = torch.eye(9).view(9, 1, 3, 3)  # when exporting, fold and unfold are convolutions, which every engine has
+
+
 def unfold(x: Tensor) -> Tensor:
     """The zero-padded 3 x 3 neighbourhood of every pixel, row by row: (N, C, H, W) -> (N, H W, 9C)."""
+    if exporting():
+        return F.conv2d(x, TAPS.repeat(x.shape[1], 1, 1, 1), padding=1, groups=x.shape[1]).flatten(2).transpose(1, 2)
     return F.unfold(x, 3, padding=1).transpose(1, 2)
 
 
@@ -303,6 +309,11 @@ def fold(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
     (N, H W, 9C) -> (N, C, H, W) with H, W = ``size``; the divisor is 9, at edges 6, in corners 4.
     """
+    if exporting():
+        maps, taps = tokens.transpose(1, 2).unflatten(2, size), TAPS.view(1, 9, 3, 3).flip(1)
+        channels = maps.shape[1] // 9
+        count = F.conv2d(torch.ones_like(maps[:1, :1]), torch.ones_like(TAPS[:1]), padding=1)
+        return F.conv2d(maps, taps.repeat(channels, 1, 1, 1), padding=1, groups=channels) / count
     count = F.fold(F.unfold(tokens.new_ones(1, 1, *size), 3, padding=1), size, 3, padding=1)
     return F.fold(tokens.transpose(1, 2), size, 3, padding=1) / count
 

@@ -89,6 +89,7 @@ class ExportReport:
     operators: dict[str, int]
     ncnn: str
     tensorrt: list[str]
+    dimensions: int  # of the map that has most, in ONNX
 
     @property
     def largest(self) -> float:
@@ -295,6 +296,14 @@ def operators_of(file: bytes) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
+def dimensions_of(file: bytes) -> int:
+    """The most dimensions that a map of an ONNX file has, as ONNX infers them."""
+    onnx, inliner = needs('onnx'), needs('onnx.inliner')
+    model = onnx.shape_inference.infer_shapes(inliner.inline_local_functions(onnx.load_from_string(file)))
+    maps = (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    return max(len(each.type.tensor_type.shape.dim) for each in maps)
+
+
 def write_export(net: nn.Module, channels: int, metadata: dict[str, str], half: bool) -> bytes:
     """The program of ``torch.export`` with dynamic height and width."""
     file = io.BytesIO()
@@ -404,6 +413,7 @@ def export(
         operators,
         getattr(net, 'ncnn', 'not tried'),
         sorted(set(operators) - TENSORRT),
+        dimensions_of(file) if form is Form.onnx else 0,
     )
     worst = max(found, key=lambda compared: compared.difference)
     if worst.difference > limit:
