@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks import speed
+from benchmarks import deploy, speed
 from benchmarks.side_by_side import NETS, Case, Row, Settings, facts, run, threads, write
 
 CASES: dict[str, Case] = {  # a case yields the rows that it has measured
@@ -21,6 +21,9 @@ CASES: dict[str, Case] = {  # a case yields the rows that it has measured
     'allocator': speed.allocator,
     'model': speed.model,
     'distillation': speed.distillation,
+    'engines': deploy.engines,
+    'folder': deploy.folder,
+    'int8': deploy.int8,
 }
 
 

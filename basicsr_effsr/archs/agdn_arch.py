@@ -185,8 +185,8 @@ class SGSA(nn.Module):
         rows, columns = (_Axis(length, kernel, qkv.device) for length in (height, width))
         take = rows.take[:, None, :, None] * width + columns.take[:, None]
         windows = _pick(qkv.flatten(2), take.flatten()).unflatten(2, (rows.count * columns.count, -1))
-        parts = (part.unflatten(1, (heads, -1)).flatten(0, 1).transpose(1, 2) for part in windows.chunk(3, dim=1))
-        out = self.attend(*parts, self.temperature.repeat(len(qkv), 1, 1)[:, None])
+        q, k, v = (part.unflatten(1, (heads, -1)).flatten(0, 1).transpose(1, 2) for part in windows.chunk(3, dim=1))
+        out = self.attend(q, k, v, self.temperature.repeat(len(qkv), 1, 1)[:, None])
         out = out.transpose(1, 2).flatten(2)  # (N x heads, C / heads, pixels of all windows)
 
         def at(row: Tuple[Tensor, Tensor], column: Tuple[Tensor, Tensor]) -> Tensor:
@@ -203,8 +203,8 @@ class SGSA(nn.Module):
         if self.tlc and not self.training and (symbolic or max(x.shape[-2:]) > self.tlc):
             out = self.attend_locally(qkv, self.tlc)
         else:
-            parts = (part.reshape(len(part), self.num_heads, -1, x[0, 0].numel()) for part in qkv.chunk(3, dim=1))
-            out = self.attend(*parts, self.temperature).reshape(x.shape)
+            q, k, v = (part.reshape(len(part), self.num_heads, -1, x[0, 0].numel()) for part in qkv.chunk(3, dim=1))
+            out = self.attend(q, k, v, self.temperature).reshape(x.shape)
         return self.project_out(out)
 
 

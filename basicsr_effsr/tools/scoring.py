@@ -17,7 +17,7 @@ from basicsr_effsr.imaging.metrics import score_y
 from basicsr_effsr.imaging.picture import read_rgb
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.memory import enough_memory
-from basicsr_effsr.weights.engines import engine_for
+from basicsr_effsr.weights.engines import Computer, engine_for
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,7 +116,12 @@ def protocol_of(
 
 
 def forward_function(
-    net: nn.Module, scale: int, device: Any, protocol: Protocol, engine: str = 'torch', pixels: float = math.inf
+    net: nn.Module,
+    scale: int,
+    device: Any,
+    protocol: Protocol,
+    engine: str | Computer = 'torch',
+    pixels: float = math.inf,
 ) -> tuple[Run, str, str]:
     """How images are enlarged; ``engine`` and ``pixels`` as for ``engine_for``.
 
@@ -129,7 +134,8 @@ def forward_function(
     from basicsr_effsr.imaging.tiling import self_ensemble as ensemble
     from basicsr_effsr.imaging.tiling import tiled_forward
 
-    computer = engine_for(net, engine, pixels=pixels * (8 if protocol.self_ensemble else 1), device=device)
+    pixels *= 8 if protocol.self_ensemble else 1
+    computer = engine if isinstance(engine, Computer) else engine_for(net, engine, pixels=pixels, device=device)
     net = net.to(device)
 
     def once(batch: torch.Tensor) -> torch.Tensor:

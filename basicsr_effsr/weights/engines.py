@@ -103,10 +103,10 @@ def engine_for(
         return _compiled(net, compared=device.type == 'cpu' and dtype is torch.float32)
     if engine is Engine.auto:
         work = pixels * sum(parameter.numel() for parameter in net.parameters())
-        if device.type != 'cpu' or dtype is not torch.float32 or work < PAYS or not _installed('onnx', 'onnxscript'):
+        if device.type != 'cpu' or dtype is not torch.float32 or work < PAYS:
             return plain
         best = plain
-        for name in filter(_installed, EXTRAS):
+        for name in installed():
             with suppress(UserError):
                 found = _exported(net, name, dtype, keep)
                 if (found.difference or 0) <= TOLERANCE and (found.gain or 0) > max(GAIN, best.gain or 0):
@@ -120,8 +120,10 @@ def engine_for(
     return _exported(net, engine.value, dtype, keep)
 
 
-def _installed(*packages: str) -> bool:
-    return all(find_spec(package) is not None for package in packages)
+def installed() -> list[str]:
+    """The runtimes of exported files that can be had here."""
+    exports = all(map(find_spec, ('onnx', 'onnxscript')))
+    return [name for name in EXTRAS if exports and find_spec(name)]
 
 
 def _versions(*packages: str) -> str:
