@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
+from rich.progress import MofNCompleteColumn
 
 from basicsr_effsr.imaging.picture import read_rgb
 from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.compare import busiest_crop, frame_of
-from basicsr_effsr.utils.console import Console, say
+from basicsr_effsr.utils.console import Console, progress, say
 from basicsr_effsr.utils.errors import UserError, needs, printable
 from basicsr_effsr.utils.memory import enough_memory
 from basicsr_effsr.utils.report import PAGE, strict_json, write_figure
@@ -184,7 +185,9 @@ def lam(
             top, left = busiest_crop((pixels * 255).astype(np.uint8), side)
             crop = f'{left},{top},{side},{side}'
         patch = frame_of(crop, pixels.shape)
-        found = local_attribution(net, lq, patch, steps=steps, sigma=sigma)
+        with progress(MofNCompleteColumn(), shown=Console(stderr=True).is_terminal, transient=True) as bars:
+            task = bars.add_task('pieces', total=steps)
+            found = local_attribution(net, lq, patch, steps=steps, sigma=sigma, report=lambda: bars.advance(task))
     strength = np.abs(found.sum(axis=2))
     if not np.isfinite(strength).all() or not strength.any():
         raise UserError(f'--crop {crop}: no pixel has a part in this patch; give one with edges')

@@ -5,6 +5,8 @@ Paper: J. Gu, C. Dong, Interpreting Super-Resolution Networks with Local Attribu
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import torch
@@ -36,7 +38,13 @@ def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def local_attribution(
-    net: nn.Module, lq: np.ndarray, patch: tuple[int, int, int, int], *, steps: int, sigma: float
+    net: nn.Module,
+    lq: np.ndarray,
+    patch: tuple[int, int, int, int],
+    *,
+    steps: int,
+    sigma: float,
+    report: Callable[[], object] = lambda: None,
 ) -> np.ndarray:
     """The integral of the gradient of D(net(.)) along the path from the blurred to the sharp LR image.
 
@@ -49,6 +57,7 @@ def local_attribution(
         patch: x, y, width, height in SR pixels.
         steps: pieces of the path.
         sigma: of the blur at its start, in LR pixels.
+        report: called after every piece.
 
     Returns:
         (H, W, 3): what each value of the LR image has contributed.
@@ -60,6 +69,7 @@ def local_attribution(
         batch = torch.from_numpy(middle.transpose(2, 0, 1)[None].copy()).to(weights).requires_grad_()
         (gradient,) = torch.autograd.grad(gradient_detector(net(batch), patch), batch)
         total += gradient[0].permute(1, 2, 0).cpu().double().numpy() * (end - start)
+        report()
     return total
 
 
