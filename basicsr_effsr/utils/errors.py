@@ -56,4 +56,4 @@ def needs(module: str, extra: str = 'export') -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise UserError(f'this needs {module.partition(".")[0]}: pip install basicsr_effsr[{extra}]') from error
+        raise UserError(f"this needs {module.partition('.')[0]}: pip install 'basicsr_effsr[{extra}]'") from error
