@@ -89,7 +89,8 @@ def test_golden_probes(golden, name):
             assert tuple(out.shape) == tuple(probe['shape']), key
             where = torch.linspace(0, out.numel() - 1, 16, dtype=torch.float64).long()
             values = torch.as_tensor(probe['samples'])
-            torch.testing.assert_close(out.flatten()[where], values, rtol=0, atol=2e-5, msg=key)
+            tolerance = max(2e-5, 1e-6 * probe['absmax'])  # maps reach 28, where float32 resolves 2e-6
+            torch.testing.assert_close(out.flatten()[where], values, rtol=0, atol=tolerance, msg=key)
 
 
 @pytest.mark.parametrize(('name', 'tolerance'), [('agdn_x4', 3e-4), ('agdn_s_x4', 8e-6)])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from itertools import product
-from typing import Any, ClassVar, Dict, Iterator, Literal, Mapping, Optional, Tuple
+from typing import Any, ClassVar, Dict, Iterator, Literal, Mapping, Optional, Sequence, Tuple
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -28,9 +28,11 @@ from .effsr_blocks import (
     LayerNorm2d,
     Network,
     at_least_float32,
+    channels_last,
     check_input,
+    cosines,
+    eager_on_cpu,
     is_compiling,
-    normalize,
     pixelshuffle_upsampler,
     register_in,
     usual_options,
@@ -52,6 +54,17 @@ class BSConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dw(self.pw(x))
+
+
+def side_by_side(x: Tensor, convs: Sequence[BSConv]) -> Tuple[Tensor, ...]:
+    """What blueprint convolutions of one stride give for one map, by two convolutions in all."""
+    if not eager_on_cpu(x):
+        return tuple(conv(x) for conv in convs)
+    x = F.conv2d(x, torch.cat([conv.pw.weight for conv in convs]))
+    layers = (conv.dw.parameters() for conv in convs)
+    weight, bias = (torch.cat(parts) for parts in zip(*layers))  # noqa: B905 (Python 3.8)
+    x = F.pad(x, (1, 1, 1, 1), mode='reflect')
+    return F.conv2d(x, weight, bias, convs[0].dw.stride, groups=len(weight)).chunk(len(convs), dim=1)
 
 
 def local_variance(x: Tensor, kernel_size: int, stride: int) -> Tensor:
@@ -92,8 +105,9 @@ class MVSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         reduced = self.conv1(x)
-        d5 = F.max_pool2d(self.conv2_1(reduced), 5, 3, padding=1) + local_variance(self.conv2_4(reduced), 5, 3)
-        d7 = F.max_pool2d(self.conv2_2(reduced), 7, 3, padding=1) + local_variance(self.conv2_3(reduced), 7, 3)
+        one, two, three, four = side_by_side(reduced, (self.conv2_1, self.conv2_2, self.conv2_3, self.conv2_4))
+        d5 = F.max_pool2d(one, 5, 3, padding=1) + local_variance(four, 5, 3)
+        d7 = F.max_pool2d(two, 7, 3, padding=1) + local_variance(three, 7, 3)
         d5 = self.conv3_1(F.gelu(self.conv_max_1(d5)))
         d7 = self.conv3_2(F.gelu(self.conv_max_2(d7)))
         d5 = F.interpolate(d5, size=x.shape[-2:], mode='bilinear', align_corners=False)
@@ -141,6 +155,7 @@ class _Axis:
     Attributes:
         side: window side, min(length, kernel).
         count: number of windows.
+        starts: (count,), the first pixel of each window.
         take: (count, side), the pixels of each window.
         first, last: two (length,), the first and the last window that holds each pixel, and its place there.
     """
@@ -150,7 +165,7 @@ class _Axis:
         self.count = (length - 1) // self.side + 1
         gaps: int = torch.sym_max(self.count - 1, 1)  # type: ignore[assignment]
         step = (length - self.side + gaps - 1) // gaps  # rounded up; never below 0, where ONNX divides another way
-        starts = (torch.arange(self.count, device=device) * step).clamp(max=length - self.side)
+        self.starts = starts = (torch.arange(self.count, device=device) * step).clamp(max=length - self.side)
         self.take = starts[:, None] + torch.arange(self.side, device=device)
         pixel = torch.arange(length, device=device)
         first = (starts + self.side <= pixel[:, None]).sum(1)
@@ -176,13 +191,14 @@ class SGSA(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
         """(..., C / heads, pixels) each -> same as ``v``; ``temperature`` fits the dimensions before the last two."""
-        similarity = normalize(q) @ normalize(k).transpose(-2, -1)
-        return F.relu(similarity * temperature) @ v
+        return F.relu(cosines(q, k) * temperature) @ v
 
     def attend_locally(self, qkv: Tensor, kernel: int) -> Tensor:
         """(N, 3 C, H, W) -> (N, C, H, W); no map has more than five dimensions, which is what Core ML takes."""
         (height, width), heads = qkv.shape[-2:], self.num_heads
         rows, columns = (_Axis(length, kernel, qkv.device) for length in (height, width))
+        if eager_on_cpu(qkv):
+            return self.attend_in_turn(qkv, rows, columns)
         take = rows.take[:, None, :, None] * width + columns.take[:, None]
         windows = _pick(qkv.flatten(2), take.flatten()).unflatten(2, (rows.count * columns.count, -1))
         q, k, v = (part.unflatten(1, (heads, -1)).flatten(0, 1).transpose(1, 2) for part in windows.chunk(3, dim=1))
@@ -195,6 +211,18 @@ class SGSA(nn.Module):
 
         upper, lower = (at(row, columns.first) + at(row, columns.last) for row in (rows.first, rows.last))
         return ((upper / 2 + lower / 2) / 2).reshape(len(qkv), -1, height, width)
+
+    def attend_in_turn(self, qkv: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
+        """The same window after window, which holds one of them at a time."""
+        q, k, v = (part.unflatten(1, (self.num_heads, -1)) for part in qkv.chunk(3, dim=1))
+        total, count = torch.zeros_like(v), torch.zeros_like(v[:1, :1, :1])
+        for top, left in product(rows.starts.tolist(), columns.starts.tolist()):
+            here = (..., slice(top, top + rows.side), slice(left, left + columns.side))
+            own = [part[here].flatten(-2) for part in (q, k, v)]
+            out = self.attend(own[0], own[1], own[2], self.temperature)
+            total[here] += out.unflatten(-1, (rows.side, columns.side))
+            count[here] += 1
+        return total.div_(count).flatten(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv_dwconv(self.qkv(x))
@@ -252,11 +280,11 @@ class AGDB(nn.Module):
         self.ea = EnhancedAttention(num_feat, num_heads, tlc) if use_sgsa else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        d1, r1 = F.gelu(self.c1_d(x)), F.gelu(self.c1_r(x) + x)
-        d2, r2 = F.gelu(self.c2_d(r1)), F.gelu(self.c2_r(r1) + r1)
-        d3, r3 = F.gelu(self.c3_d(r2)), F.gelu(self.c3_r(r2) + r2)
-        d4 = F.gelu(self.c4(r3))
-        fused = self.c5(torch.cat((d1, d2, d3, d4), dim=1))
+        r1 = F.gelu(self.c1_r(x) + x)
+        r2 = F.gelu(self.c2_r(r1) + r1)
+        r3 = F.gelu(self.c3_r(r2) + r2)
+        distilled = torch.cat((self.c1_d(x), self.c2_d(r1), self.c3_d(r2), self.c4(r3)), dim=1)
+        fused = self.c5(F.gelu(distilled))
         return self.ea(self.cca(self.esa(fused))) + x
 
 
@@ -338,7 +366,7 @@ class AGDN(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)
-        shallow = self.fea_conv(x - self.mean_in)
+        shallow = self.fea_conv(channels_last(x - self.mean_in))
         deep, levels = shallow, []
         for i in range(1, self.num_block + 1):
             deep = self.get_submodule(f'B{i}')(deep)

@@ -24,8 +24,8 @@ from .effsr_blocks import (
     LayerNorm2d,
     Network,
     check_input,
+    cosines,
     exporting,
-    normalize,
     pixelshuffle_upsampler,
     position_index,
     register_in,
@@ -194,8 +194,7 @@ class TransposedAttention(nn.Module):
         # the channels are the tokens: (N, groups, C, pixels)
         qkv = tokens_of(self.qkv_dwconv(self.qkv(x)), sides, not self.spread).transpose(-1, -2).contiguous()
         q, k, v = qkv.chunk(3, dim=2)
-        scores = normalize(q) @ normalize(k).transpose(-1, -2)
-        out = torch.softmax(scores * self.temperature, dim=-1) @ v
+        out = torch.softmax(cosines(q, k) * self.temperature, dim=-1) @ v
         out = image_of(out.transpose(-1, -2), sides, not self.spread)
         return self.project_out(out)
 

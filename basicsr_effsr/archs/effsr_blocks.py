@@ -101,8 +101,13 @@ def check_input(net: nn.Module, x: Tensor, num_in_ch: int) -> None:
 
 
 def eager_on_cpu(x: Tensor) -> bool:
-    """Whether ``x`` is computed now and on a CPU: no GPU, and no graph is being traced or compiled."""
-    return x.device.type == 'cpu' and not torch.jit.is_tracing() and not is_compiling()
+    """Whether ``x`` is computed now and on a CPU: no GPU, no graph being traced or compiled, no counting by shapes."""
+    return type(x) is Tensor and x.device.type == 'cpu' and not torch.jit.is_tracing() and not is_compiling()
+
+
+def infers_on_cpu(x: Tensor, pixels: int) -> bool:
+    """Whether that is so, without gradients, and the maps have more than ``pixels``: then strips of them pay."""
+    return eager_on_cpu(x) and not torch.is_grad_enabled() and x.shape[2] * x.shape[3] > pixels
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -192,7 +197,12 @@ def std_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:
     if torch.jit.is_tracing():  # ncnn has the parts
         mean = x.mean(dim=(2, 3), keepdim=True)
         return (x - mean).square().mean(dim=(2, 3), keepdim=True).sqrt(), mean
-    std, mean = torch.std_mean(at_least_float32(x), dim=(2, 3), correction=0, keepdim=True)
+    wide = at_least_float32(x)
+    if not eager_on_cpu(x):
+        std, mean = torch.std_mean(wide, dim=(2, 3), correction=0, keepdim=True)
+    else:  # a seventh of that one's time there
+        mean = wide.mean(dim=(2, 3), keepdim=True)
+        std = torch.linalg.vector_norm(wide - mean, dim=(2, 3), keepdim=True) / (x.shape[2] * x.shape[3]) ** 0.5
     return std.to(x.dtype), mean.to(x.dtype)
 
 
@@ -305,8 +315,22 @@ class GatedDconvFFN(nn.Module):
         self.project_out = nn.Conv2d(hidden, num_feat, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if infers_on_cpu(x, 4096):
+            return self.in_strips(x)
         gate, value = self.dwconv(self.project_in(x)).chunk(2, dim=1)
         return self.project_out(F.gelu(gate) * value)
+
+    def in_strips(self, x: Tensor, rows: int = 12) -> Tensor:
+        """The same without gradients, some rows at a time, so that the wide maps never leave the cache."""
+        enter, across, leave = (conv.weight for conv in (self.project_in, self.dwconv, self.project_out))
+        out = torch.empty_like(x)
+        for top in range(0, x.shape[2], rows):
+            above = min(top, 1)  # a row more on either side, for the 3 x 3
+            wide = F.conv2d(x[:, :, top - above : top + rows + 1], enter)
+            wide = F.conv2d(wide, across, padding=1, groups=len(across))[:, :, above : above + rows]
+            gate, value = wide[:, :, : x.shape[2] - top].chunk(2, dim=1)
+            out[:, :, top : top + rows] = F.conv2d(F.gelu(gate).mul_(value), leave)
+        return out
 
 
 def position_index(window: int) -> Tensor:
@@ -332,6 +356,15 @@ def normalize(x: Tensor) -> Tensor:
     if torch.jit.is_tracing():  # ncnn has the parts
         return x / x.square().sum(dim=-1, keepdim=True).sqrt().clamp(min=1e-12)
     return F.normalize(at_least_float32(x), dim=-1, eps=max(1e-12, torch.finfo(x.dtype).tiny)).to(x.dtype)
+
+
+def cosines(q: Tensor, k: Tensor) -> Tensor:
+    """Cosines between the rows of ``q`` and of ``k``, 0 for a row of zeros: (..., C, P) each -> (..., C, C)."""
+    if q.dtype in (torch.float16, torch.bfloat16) or not eager_on_cpu(q):  # whose products need float32's range
+        return normalize(q) @ normalize(k).transpose(-2, -1)
+    # lengths divide the small matrix instead of the maps
+    long_q, long_k = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12) for x in (q, k))
+    return q @ k.transpose(-2, -1) / (long_q @ long_k.transpose(-2, -1))
 
 
 def pixelshuffle_upsampler(num_feat: int, num_out_ch: int, upscale: int) -> nn.Sequential:

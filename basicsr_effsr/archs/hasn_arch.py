@@ -29,6 +29,7 @@ from .effsr_blocks import (
     check_input,
     divisor,
     eager_on_cpu,
+    infers_on_cpu,
     pixelshuffle_upsampler,
     register_in,
     usual_options,
@@ -100,12 +101,11 @@ class HASB(nn.Module):
         normed = self.ln(self.dwconv(x))
         if self.esa is None or self.f3 is None:
             mixed = self.g(F.relu6(self.f1(normed)) * self.f2(normed))
-        elif eager_on_cpu(x) and not torch.is_grad_enabled() and x.shape[2] * x.shape[3] > LARGE:
+        elif infers_on_cpu(x, LARGE):
             mixed = self.mixed_in_strips(normed, self.f3, self.esa)
         else:
             gated = F.relu6(self.f1(normed)) * self.f2(normed)
-            # a traced graph keeps its parameters as they are
-            reduced = None if torch.jit.is_tracing() else _reduced(normed, self.f3, self.esa)
+            reduced = _reduced(normed, self.f3, self.esa) if eager_on_cpu(x) else None
             mixed = self.g(gated.add_(self.esa(self.f3(normed), reduced)))
         out = self.dwconv2(mixed) + x
         return out if self.cab is None else self.cab(out)
