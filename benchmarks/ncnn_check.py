@@ -40,7 +40,8 @@ NETS: dict[str, dict[str, Any]] = {
 
 def converted(net: torch.nn.Module, folder: Path) -> str:
     """Writes net.ncnn.param and net.ncnn.bin; what pnnx complains of, the most frequent first."""
-    first, second = sizes_for(net)
+    first, (height, width) = sizes_for(net)
+    second = height, width + 16  # whole windows of another number in both directions, or pnnx takes one for fixed
     with torch.no_grad():
         torch.jit.trace(net, sample(net, first, 3), check_trace=False).save(folder / 'net.pt')
     shapes = [f'inputshape{n}=[1,3,{h},{w}]' for n, (h, w) in (('', first), ('2', second))]

@@ -319,7 +319,7 @@ class AGDN(Network):
     supports_half = False  # each MVSA enlarges errors some twentyfold on text, hatching, dither (docs/tools.md)
     variants: ClassVar[Dict[str, Dict[str, int]]] = {'AGDN-S': {'num_feat': 24, 'num_block': 4, 'tlc': 96}}
     renames = UPSAMPLER_NAMES
-    ncnn = 'not converted whole by pnnx, even with tlc=0: maps of five dimensions in the self-attention'
+    ncnn = 'runs with tlc=0, attention over the whole map, by pnnx from --form torchscript, at any size'
 
     def __init__(
         self,

@@ -331,7 +331,7 @@ class ASID(Network):
     halo = None
     marks = ('input.weight', 'block0.esa.conv1.weight', 'block0.res_end.weight', 'up.0.weight')
     variants: ClassVar[Dict[str, Dict[str, int]]] = {'ASID-D8': {'num_feat': 48, 'num_block': 8}}
-    ncnn = 'not converted whole by pnnx: maps of five dimensions in the attention'
+    ncnn = 'runs, by pnnx from --form torchscript, at any size; name two sizes with other numbers of 8 x 8 blocks'
 
     def __init__(
         self,
@@ -377,7 +377,12 @@ class ASID(Network):
         check_input(self, x, self.num_in_ch)
         height, width = x.shape[-2:]
         grid = (height + WINDOW - 1) // WINDOW, (width + WINDOW - 1) // WINDOW
-        x = F.pad(2 * x - 1, (0, WINDOW * grid[1] - width, 0, WINDOW * grid[0] - height))  # mid-grey, in the code too
+        right, below = WINDOW * grid[1] - width, WINDOW * grid[0] - height
+        if torch.jit.is_tracing():  # ncnn pads by numbers alone
+            right = below = WINDOW - 1
+        x = F.pad(2 * x - 1, (0, right, 0, below))  # mid-grey, in the code too
+        if torch.jit.is_tracing():
+            x = x[:, :, : WINDOW * grid[0], : WINDOW * grid[1]]
         shallow = deep = self.input(x)
         maps: Maps = []
         for i in range(self.num_block):

@@ -93,6 +93,7 @@ class EFRDNAblation(EFRDN):
         fold_norm: divide folded tokens by their overlap; False is ESRT's code.
     """
 
+    ncnn = 'not tried'
     unseen = (*EFRDN.unseen, 'cnn_dc', 'trans_dc', 'qk_scale', 'fold_norm')
 
     def __init__(

@@ -278,6 +278,9 @@ class EMHA(nn.Module):
         qkv = self.qkv(self.reduce(x))
         tokens, chunks = qkv.shape[1], self.attn_chunks
         size = (tokens + chunks - 1) // chunks  # not -(-tokens // chunks): ONNX rounds towards zero
+        if torch.jit.is_tracing():  # ncnn has no batches
+            strips = [qkv[:, i * size : (i + 1) * size] for i in range(chunks - 1)]
+            return self.proj(torch.cat([self.attend(part) for part in (*strips, qkv[:, (chunks - 1) * size :])], dim=1))
         # Sizes that are symbols say nothing about a remainder; there the last chunk always goes by itself.
         whole = tokens // size if isinstance(tokens, int) else chunks - 1
         parts = []
@@ -290,7 +293,7 @@ class EMHA(nn.Module):
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Attention of every token of a chunk to its whole chunk: (chunks, T, 3C) -> (chunks, T, C)."""
-        q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=2))
         return fused_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2)
 
 
@@ -312,7 +315,7 @@ def fold(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     if exporting():
         maps, taps = tokens.transpose(1, 2).unflatten(2, size), TAPS.view(1, 9, 3, 3).flip(1)
         channels = maps.shape[1] // 9
-        count = F.conv2d(torch.ones_like(maps[:1, :1]), torch.ones_like(TAPS[:1]), padding=1)
+        count = F.conv2d(maps[:1, :1] * 0 + 1, torch.ones_like(TAPS[:1]), padding=1)
         return F.conv2d(maps, taps.repeat(channels, 1, 1, 1), padding=1, groups=channels) / count
     count = F.fold(F.unfold(tokens.new_ones(1, 1, *size), 3, padding=1), size, 3, padding=1)
     return F.fold(tokens.transpose(1, 2), size, 3, padding=1) / count
@@ -380,7 +383,7 @@ class EFRDN(Fusable):
     marks = ('head.weight', 'body.0.*', 'transformers.0.*', 'up_deep.weight', 'up_shallow.weight')
     unseen: Tuple[str, ...] = ('share', 'num_heads', 'attn_chunks')
     parts = (AsymmetricConv, ConvBN)
-    ncnn = 'not converted whole by pnnx: maps of five dimensions in the attention'
+    ncnn = 'runs, by pnnx from --form torchscript, at any size'
 
     def __init__(
         self,

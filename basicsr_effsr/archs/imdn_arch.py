@@ -44,7 +44,7 @@ class IMDN(Network):
 
     marks = ('fea_conv.weight', 'IMDB1.c1.weight', 'IMDB1.cca.conv_du.0.weight', 'upsampler.0.weight')
     renames = UPSAMPLER_NAMES
-    ncnn = 'not converted whole by pnnx: torch.std_mean'
+    ncnn = 'runs, by pnnx from --form torchscript, at any size'
 
     def __init__(
         self,
