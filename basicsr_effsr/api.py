@@ -174,7 +174,10 @@ def evaluate(
         sets: names of sets; ``all``: every known one that is there.
         make_lr: make missing LR images with MATLAB's bicubic.
         protocol: as the paper measured, or plainly; None: the paper's for one network of which a paper has scores.
-        self_ensemble, tile, overlap, blend: before the protocol; None: as it says.
+        self_ensemble: mean over the eight flips and rotations; None, as for the next three: as the protocol says.
+        tile: side of the tiles in LR pixels, 0 for whole images.
+        overlap: LR pixels that neighbouring tiles share.
+        blend: how they are joined.
         device: where it is computed; None: a GPU if there is one.
         engine: what computes it; None: PyTorch.
         out: folder for the report; None: none is written.

@@ -268,7 +268,8 @@ def draw(points: Sequence[Point], title: str, x_label: str, y_label: str) -> Any
     x = sorted(p.x for p in points)
     if x[0] > 0 and max(np.diff(x), default=0) > (x[-1] - x[0]) / 3 and x[-1] > 3 * x[0]:
         axes.set_xscale('log')
-        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
+        marks = (1, 3) if x[-1] > 300 * x[0] else (1, 2, 3, 5, 7)  # more would touch each other
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=marks))
         axes.xaxis.set_major_formatter('{x:g}')
         axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     largest = max((p.size or 0 for p in points), default=0) or 1
