@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import shutil
+from functools import reduce
 from pathlib import Path
 
 import lmdb
@@ -398,6 +399,17 @@ def test_no_mutated_file_gives_a_traceback(opt, monkeypatch, tmp_path):
             except Exception as error:
                 broken.append(f'{".".join(path)}: {junk!r}: {error!r}')
     assert not broken
+
+
+def test_values_of_a_class_that_nobody_knows_are_read_by_nobody(opt):
+    for *place, last in [path for path in entries(opt) if path[-1] == 'type']:
+        for neighbour in reduce(dict.__getitem__, place, opt):
+            changed = copy.deepcopy(opt)
+            section = reduce(dict.__getitem__, place, changed)
+            section[last], section[neighbour] = section[neighbour], section[last]
+            assert last == neighbour or places(changed)
+    opt['datasets']['train'] |= {'type': 'FFHQDataset', 'gt_size': [64], 'batch_size_per_gpu': 'x'}
+    forecast(opt, True)
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def iterations(context: Context) -> Iterator[Problem]:
     section, progressive = context.section('train'), context.section('train', 'progressive')
     parts, batch = section.get('accumulate') or 1, context.section('datasets', 'train').get('batch_size_per_gpu')
     for samples in progressive.get('batch') or [batch]:
-        if samples is not None and samples % parts:
+        if isinstance(samples, int) and samples % parts:
             yield Problem('train.accumulate', f'must divide the batch of {samples}, got {parts}')
     course = course_of(context)
     if course is None:
@@ -271,7 +271,7 @@ def metrics(context: Context) -> Iterator[Problem]:
         cropped = function is not None and 'crop_border' in inspect.signature(function).parameters
         yield from validate_typed(where, 'METRIC', option, beside=spec.CroppedMetric if cropped else spec.Metric)[1]
         border = section.get('crop_border')
-        if border is None or scale is None or not context.fine(f'{where}.crop_border'):
+        if border is None or scale is None or not context.fine(where):
             continue
         sides = [min(size) for phase, (_, size) in context.smallest.items() if phase != 'train']
         least = scale * min(sides, default=2 * border + 1)

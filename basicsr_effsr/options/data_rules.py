@@ -54,6 +54,7 @@ def data_sets(context: Context) -> Iterator[Problem]:
         cls, known = find('DATASET', kind)
         if cls is None:
             yield Problem(f'{where}.type', f'there is no data set {plain(kind)}; {near(kind, known)}')
+            data.clear()  # nobody knows what its values must be
             continue
         if is_paired(data):
             yield from validate(where, data, spec.Dataset, others=spec.AT_RUN_TIME[spec.Dataset], strict=False)
@@ -129,7 +130,9 @@ def sizes(context: Context) -> Iterator[Problem]:
     if scale is not None and context.is_train:
         staged = context.section('train', 'progressive').get('gt_size')
         where = 'train.progressive.gt_size' if staged else 'datasets.train.gt_size'
-        for side in staged or filter(None, [data.get('gt_size')]):
+        for side in staged or [data.get('gt_size')]:
+            if not isinstance(side, int):  # none, or what a data set of others makes of it
+                continue
             asked.append((where, side // scale))
             if side % scale:
                 yield Problem(where, f'must be a multiple of scale {scale}, got {side}')

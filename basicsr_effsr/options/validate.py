@@ -138,7 +138,8 @@ def missing(description: str) -> str:
 
 def _nested(annotation: Any) -> type[Section] | None:
     parts = (annotation, *typing.get_args(annotation))
-    return next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), None)
+    classes = (part for part in parts if isinstance(part, type) and typing.get_origin(part) is None)
+    return next((each for each in classes if issubclass(each, Section)), None)
 
 
 def _fix(value: Any, expected: str) -> str:
