@@ -48,7 +48,7 @@ setup(
         'tifffile>=2024.5.22',
         'torch>=2.4',
         'torchvision',
-        'typer>=0.12',
+        'typer>=0.16',
     ],
     extras_require={
         'export': ['onnx', 'onnxruntime', 'onnxscript', 'safetensors'],
