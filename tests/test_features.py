@@ -42,12 +42,12 @@ def test_submodules_are_listed_with_what_they_give(words):
     assert done.exit_code == 0, done.output
     shapes = {each['name']: (each['type'], each['shape']) for each in json.loads(done.stdout)}
     assert shapes['block_1'] == ('HASB', [1, 8, 24, 32])
-    assert shapes['block_1.esa.conv_f'] == ('Conv2d', [1, 4, 24, 32])
+    assert shapes['block_1.esa.conv1'] == ('Conv2d', [1, 4, 24, 32])
 
 
 def test_maps_of_named_modules_become_one_picture(words, tmp_path):
     out = tmp_path / 'new' / 'maps.png'
-    names = ['--module', 'block_1', '--module', 'block_1.esa.conv_f', '--channels', 3]
+    names = ['--module', 'block_1', '--module', 'block_1.esa.conv1', '--channels', 3]
     done = call('features', *words, *names, '--out', out)
     assert done.exit_code == 0, done.output
     with Image.open(out) as image:

@@ -101,13 +101,25 @@ def check_input(net: nn.Module, x: Tensor, num_in_ch: int) -> None:
 
 
 def eager_on_cpu(x: Tensor) -> bool:
-    """Whether ``x`` is computed now and on a CPU: no GPU, no graph being traced or compiled, no counting by shapes."""
-    return type(x) is Tensor and x.device.type == 'cpu' and not torch.jit.is_tracing() and not is_compiling()
+    """Whether ``x`` is computed now and on a CPU: no GPU, no graph traced or compiled, no counting of operators."""
+    if torch.jit.is_tracing() or is_compiling():
+        return False
+    counted = type(x) is not Tensor or getattr(torch._C, '_len_torch_dispatch_stack', int)()
+    return not counted and x.device.type == 'cpu'
 
 
-def infers_on_cpu(x: Tensor, pixels: int) -> bool:
-    """Whether that is so, without gradients, and the maps have more than ``pixels``: then strips of them pay."""
-    return eager_on_cpu(x) and not torch.is_grad_enabled() and x.shape[2] * x.shape[3] > pixels
+def unobserved(block: nn.Module) -> bool:
+    """Whether no hook looks at a layer of ``block``: those that count or draw want each to be called."""
+    return not any(layer._forward_hooks or layer._forward_pre_hooks for layer in block.modules())
+
+
+def infers_on_cpu(x: Tensor, pixels: int, block: nn.Module) -> bool:
+    """Whether the map ``x`` of more than ``pixels`` goes through ``block`` so that strips of it pay.
+
+    That is on a CPU, without gradients, and with nobody looking.
+    """
+    large = x.shape[2] * x.shape[3] > pixels
+    return eager_on_cpu(x) and not torch.is_grad_enabled() and large and unobserved(block)
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -315,7 +327,7 @@ class GatedDconvFFN(nn.Module):
         self.project_out = nn.Conv2d(hidden, num_feat, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if infers_on_cpu(x, 4096):
+        if infers_on_cpu(x, 4096, self):
             return self.in_strips(x)
         gate, value = self.dwconv(self.project_in(x)).chunk(2, dim=1)
         return self.project_out(F.gelu(gate) * value)

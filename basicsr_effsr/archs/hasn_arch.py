@@ -32,6 +32,7 @@ from .effsr_blocks import (
     infers_on_cpu,
     pixelshuffle_upsampler,
     register_in,
+    unobserved,
     usual_options,
 )
 
@@ -101,11 +102,11 @@ class HASB(nn.Module):
         normed = self.ln(self.dwconv(x))
         if self.esa is None or self.f3 is None:
             mixed = self.g(F.relu6(self.f1(normed)) * self.f2(normed))
-        elif infers_on_cpu(x, LARGE):
+        elif infers_on_cpu(x, LARGE, self):
             mixed = self.mixed_in_strips(normed, self.f3, self.esa)
         else:
             gated = F.relu6(self.f1(normed)) * self.f2(normed)
-            reduced = _reduced(normed, self.f3, self.esa) if eager_on_cpu(x) else None
+            reduced = _reduced(normed, self.f3, self.esa) if eager_on_cpu(x) and unobserved(self) else None
             mixed = self.g(gated.add_(self.esa(self.f3(normed), reduced)))
         out = self.dwconv2(mixed) + x
         return out if self.cab is None else self.cab(out)
