@@ -200,7 +200,7 @@ def is_placed(problem: Problem, opt: dict) -> bool:
 
 def check(opt: dict) -> list[Problem]:
     """What the rules or, if they find nothing fatal, the dry step find in a training."""
-    context = inspected(opt, True)
+    context = inspected({**opt, 'rank': 0}, True)  # as on the machine that is to run it
     if not any(problem.fatal for problem in context.found):
         context.found += dry_step(context.opt, True)
     return context.found
