@@ -9,21 +9,23 @@ Run: python -m benchmarks.run [training inference ...] [--net HASN ...] [--quick
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 from benchmarks import deploy, speed
 from benchmarks.side_by_side import NETS, Case, Row, Settings, facts, run, threads, write
 
+MINUTES = 13  # after which nothing new begins
 CASES: dict[str, Case] = {  # a case yields the rows that it has measured
     'training': speed.training,
     'inference': speed.inference,
     'windows': speed.windows,
-    'allocator': speed.allocator,
-    'model': speed.model,
-    'distillation': speed.distillation,
     'engines': deploy.engines,
     'folder': deploy.folder,
     'int8': deploy.int8,
+    'allocator': speed.allocator,
+    'model': speed.model,
+    'distillation': speed.distillation,
 }
 
 
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     if args.quick:
         settings = Settings(tuple(args.net), True, seconds=0, frame=(20, 26), patch=18, batch=1)
     about = facts('cpu')
-    rows = list(run({name: CASES[name] for name in args.case}, settings))
+    rows = list(run({name: CASES[name] for name in args.case}, settings, until=time.monotonic() + 60 * MINUTES))
     write(rows, about, 'python -m benchmarks.run', args.out)
     return rows
 

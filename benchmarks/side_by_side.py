@@ -72,7 +72,7 @@ class Settings:
     nets: Sequence[str] = tuple(NETS)
     quick: bool = False
     device: str = 'cpu'
-    seconds: float = 20.0  # about how long the forms of one comparison take turns
+    seconds: float = 8.0  # about how long the forms of one comparison take turns
     frame: tuple[int, int] = field(default=(90, 160))  # LR rows and columns of an image
     patch: int = 48  # LR side of a training patch
     batch: int = 4
@@ -107,7 +107,7 @@ def timed(step: Step, device: str) -> float:
 
 
 def measure(
-    steps: Mapping[str, Step], device: str = 'cpu', seconds: float = 20.0, least: int = 3, most: int = 15
+    steps: Mapping[str, Step], device: str = 'cpu', seconds: float = 8.0, least: int = 3, most: int = 15
 ) -> dict[str, float]:
     """Median milliseconds of every form; they take turns until ``seconds`` are over, after a round that is not counted.
 

@@ -10,6 +10,7 @@ import torch
 from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
+from nets import CASES
 from runs import TINY_HASN, parsed
 from torch import nn
 from torch.nn import functional as F
@@ -415,6 +416,16 @@ class TestExtras:
         (batch,) = batches(1)
         assert model.forward_student(batch['lq']).dtype == torch.float32
         assert model.loss_terms(batch['lq'], batch['gt'])['l_pix'].dtype == torch.float32
+
+    @pytest.mark.parametrize('name', ['HASN', 'AGDN', 'ASID', 'DPARN', 'EFRDN'])
+    def test_channels_last_and_bf16_work_together_for_every_network(self, opt, name):
+        opt['network_g'] = {**CASES[name].option(), 'upscale': 2}
+        plain = trained(opt, batches(1, size=2))
+        fast = trained(change(opt, channels_last=True, amp='bf16'), batches(1, size=2))
+        assert fast.output.dtype is torch.float32
+        bits = 2**-8 * plain.output.abs().max()  # of which bf16 loses one in each of some layers
+        assert 0 < (fast.output - plain.output).abs().max() < 16 * bits
+        assert moved(fast, batches(1, size=2)[0]) > 0
 
     def test_compile_compiles_the_training_and_leaves_validation_alone(self, opt):
         graphs = []
