@@ -584,6 +584,9 @@ class TestFAKD:
         features = torch.randn(2, 5, 6, 7)
         assert FAKDLoss()(features, features).item() == pytest.approx(0, abs=1e-6)
         assert FAKDLoss()(features, 3 * features).item() == pytest.approx(0, abs=1e-6)
+        student = features.clone().requires_grad_()
+        FAKDLoss(block_size=5)(student, features).backward()
+        assert not student.grad.any(), 'the sign of a tie is 0, and not that of rounding'
 
     def test_no_graph_no_gradient_work(self):
         student, teacher = torch.randn(1, 3, 3, 4, requires_grad=True), torch.randn(1, 3, 3, 4)

@@ -61,12 +61,13 @@ def _visit(x: Tensor, t: Tensor, rows: int, want_grad: bool) -> tuple[Tensor, Te
     The matrix is symmetric, so a block of rows [a, b) is computed from column a on and counts twice beyond b.
     """
     positions = x.shape[2]
-    left, right = torch.cat((x, t), dim=1), torch.cat((x, -t), dim=1)  # left' right = X'X - T'T in one product
     total = x.new_zeros((), dtype=torch.float64)
     grad = torch.zeros_like(x) if want_grad else x.new_empty(0)
     for a in range(0, positions, rows):
         b = min(a + rows, positions)
-        gap = left[:, :, a:b].transpose(1, 2) @ right[:, :, a:]  # (n, b - a, L - a)
+        # not one product of (X, T) with (X, -T): equal features would leave rounding there, whose sign is no tie's 0
+        gap = x[:, :, a:b].transpose(1, 2) @ x[:, :, a:]  # (n, b - a, L - a)
+        gap -= t[:, :, a:b].transpose(1, 2) @ t[:, :, a:]
         size = gap.abs()
         total += size[:, :, : b - a].sum(dtype=torch.float64) + 2 * size[:, :, b - a :].sum(dtype=torch.float64)
         del size
