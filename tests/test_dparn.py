@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from basicsr_effsr.archs.dparn_arch import DPAB, DPARN, ReRB, SPABranch
 from basicsr_effsr.archs.effsr_blocks import ESARFDN
 from basicsr_effsr.imaging.tiling import tiled_forward
+from basicsr_effsr.weights.recognise import identify
 
 TINY = {'num_feat': 8, 'num_block': 2, 'esa_channels': 4}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -239,6 +240,14 @@ def test_fit_table_against_the_paper():
     assert [row[6] for row in rows] == pytest.approx([42.45, 19.55, 11.58], abs=0.006)
 
 
+def test_weights_of_a_two_layer_tail_are_known_and_fused():
+    net = DPARN(num_feat=8, num_block=1, upscale=2, esa_channels=4, two_layer_tail=True).eval()
+    for each in (net, net.fuse()):
+        assert identify(each.state_dict())['two_layer_tail']
+    lq = torch.rand(1, 3, 16, 15)
+    torch.testing.assert_close(net.fuse()(lq), net(lq), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ('options', 'train', 'deployed'),
     [
@@ -250,8 +259,14 @@ def test_fit_table_against_the_paper():
         ),
         ({'esa_type': 'rfdn', 'esa_channels': 6}, [447_016, 454_051, 463_900], [184_936, 191_971, 201_820]),
         ({'num_rerb': 0, 'branch_ratio': 2, 'esa_type': 'rfdn'}, [463_592, 470_627, 480_476], None),
+        ({'two_layer_tail': True}, [463_492, 471_127, 482_572], [201_412, 209_047, 220_492]),
+        (
+            {'branch_ratio': 2, 'esa_type': 'rfdn', 'expansion': 2},
+            [1_604_472, 1_611_507, 1_621_356],
+            [463_592, 470_627, 480_476],
+        ),
     ],
-    ids=['expansion 2', 'two ReRBs', 'RFDN-ESA', 'wide, no ReRB'],
+    ids=['expansion 2', 'two ReRBs', 'RFDN-ESA', 'wide, no ReRB', 'two-layer tail', 'wide, merged'],
 )
 def test_other_readings_of_the_paper_count_as_stated(options, train, deployed):
     assert [size(upscale=upscale, **options) for upscale in (2, 3, 4)] == train

@@ -185,6 +185,8 @@ class DPARN(Fusable):
         mix: how the halves meet after a block, 'none' (paper), 'swap', 'shuffle' or 'conv' (1 x 1).
         act: 'relu' (paper) or 'silu' (SPAN).
         image_skip: resized input added to the output: 'none' (paper), 'nearest' or 'bilinear'.
+        two_layer_tail: put the text's second learnable layer, LeakyReLU and a 1 x 1 convolution, before the pixel
+            shuffle, where the teacher has it too (Section 3.1).
         deploy: build the fused form, for checkpoints saved from a fused net.
 
     Attributes:
@@ -218,6 +220,7 @@ class DPARN(Fusable):
         mix: Literal['none', 'swap', 'shuffle', 'conv'] = 'none',
         act: Literal['relu', 'silu'] = 'relu',
         image_skip: Literal['none', 'nearest', 'bilinear'] = 'none',
+        two_layer_tail: bool = False,
         deploy: bool = False,
     ) -> None:
         super().__init__(locals(), centred=True)
@@ -258,6 +261,10 @@ class DPARN(Fusable):
         )
         self.tail = nn.Conv2d(num_feat, num_feat, 3, padding=1)
         self.upsampler = pixelshuffle_upsampler(num_feat, num_out_ch, upscale)
+        if two_layer_tail:
+            conv, shuffle = self.upsampler
+            second = nn.Conv2d(conv.out_channels, conv.out_channels, 1)
+            self.upsampler = nn.Sequential(conv, nn.LeakyReLU(), second, shuffle)
 
     @staticmethod
     def options_of(state: Mapping[str, Tensor]) -> Iterator[Dict[str, Any]]:
@@ -278,6 +285,7 @@ class DPARN(Fusable):
         last = state.get(f'{left}convs.2.expand.weight', state.get(f'{left}convs.2.weight'))
         if last is not None:
             options['branch_ratio'] = last.shape[1] // half
+        options['two_layer_tail'] = 'upsampler.2.weight' in state
         usual = list(usual_options(state, 'head.weight', r'body\.(\d+)\.', 'upsampler.0.weight'))
         for esa, mix, each in product(('rlfn', 'rfdn'), ('none', 'conv'), usual):
             yield {**each, **options, 'esa_type': esa, **({} if mix == 'none' else {'mix': mix})}

@@ -103,6 +103,10 @@ class Table:
     note: str = ''
     rows: list[Row] = field(default_factory=list)
 
+    def heading(self) -> str:
+        """What stands over it; ours, of other readings, have no number."""
+        return f'Table {self.number}: {self.title}' if self.number.isdigit() else self.title
+
 
 def value(given: Any) -> str:
     """An option as ``--force_yml`` reads it, which knows sections, and words for nothing, only as members of a list."""
@@ -249,7 +253,7 @@ def paper_page(paper: str, tflops: float | None = RTX_2080_TI) -> str:
     """The tables of a paper in Markdown, each followed by its commands."""
     out = []
     for table in tables(paper).values():
-        out += [f'### Table {table.number}: {table.title}', markdown_table(*cells(table, tflops)).rstrip()]
+        out += [f'### {table.heading()}', markdown_table(*cells(table, tflops)).rstrip()]
         out += [table.note] if table.note else []
         out.append('```\n' + '\n'.join(lines(table)) + '\n```')
     return '\n\n'.join(out) + '\n'
@@ -271,7 +275,7 @@ def command(
         typer.echo(paper_page(paper, tflops), nl=False)
         return
     for one in [found[table]] if table else found.values():
-        Console().table(f'Table {one.number}: {one.title}; PSNR [dB] / SSIM as printed', *cells(one, tflops))
+        Console().table(f'{one.heading()}; PSNR [dB] / SSIM as printed', *cells(one, tflops))
         if one.note:
             say(one.note)
         for line in lines(one):
