@@ -31,9 +31,11 @@ def differences(better: dict[str, Any], other: dict[str, Any], name: str) -> tup
     return [fmean(row) for row in rows], [fmean(column) for column in zip(*rows, strict=True)]
 
 
-def verdict(seeds: Sequence[float], images: Sequence[float]) -> tuple[str, str]:
+def verdict(seeds: Sequence[float], images: Sequence[float], trained: bool) -> tuple[str, str]:
     """The difference with its interval, over seeds, or over images where nothing was trained; and what it says."""
-    mean, half = interval(seeds if len(seeds) > 1 else images)
+    mean, half = interval(seeds if trained else images)
+    if len(seeds) < 2 and trained:
+        return f'{mean:+.3f}, one seed', 'cannot be told'
     told = 'cannot be told' if abs(mean) <= half else 'holds' if mean > 0 else 'does not hold'
     return f'{mean:+.3f} ± {half:.3f}', told
 
@@ -49,14 +51,14 @@ def section(name: str) -> str:
             means = [fmean(r['scores'][one]['psnr'].values()) for r in by_seed.values() if one in r['scores']]
             spread = f' ± {stdev(means):.3f}' if len(means) > 1 else ''
             cells.append(f'{fmean(means):.3f}{spread}' if means else '-')
-        rows.append([*cells, f'{fmean(r["seconds"] for r in by_seed.values()):.0f}'])
-    head = ['run', 'parameters', 'seeds', 'validation, dB', 'Set5, dB', 'CPU s']
+        rows.append(cells)
+    head = ['run', 'parameters', 'seeds', 'validation, dB', 'Set5, dB']
     text = [f'### `{name}`', f'{study["about"]}. {study["paper"]}.', markdown_table(head, rows).rstrip()]
     rows = []
     for better, other in study['claims']:
         if better in runs and other in runs and runs[better].keys() & runs[other].keys():
             seeds, images = differences(runs[better], runs[other], 'val')
-            said, told = verdict(seeds, images)
+            said, told = verdict(seeds, images, study['set'].get('train', {}).get('total_iter') != 0)
             ahead = sum(value > 0 for value in images) / len(images)
             rows.append([f'{better} over {other}', said, f'{ahead:.0%}', told])
     head = ["the paper's order", 'difference, dB', 'images ahead', 'at this budget']
