@@ -263,7 +263,8 @@ class DPARN(Fusable):
         self.upsampler = pixelshuffle_upsampler(num_feat, num_out_ch, upscale)
         if two_layer_tail:
             conv, shuffle = self.upsampler
-            second = nn.Conv2d(conv.out_channels, conv.out_channels, 1)
+            channels = num_out_ch * upscale**2
+            second = nn.Conv2d(channels, channels, 1)
             self.upsampler = nn.Sequential(conv, nn.LeakyReLU(), second, shuffle)
 
     @staticmethod
