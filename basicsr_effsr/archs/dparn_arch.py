@@ -25,6 +25,7 @@ from .effsr_blocks import (
     ESARFDN,
     UPSAMPLER_NAMES,
     Fusable,
+    channels_last,
     check_input,
     conv_like,
     pixelshuffle_upsampler,
@@ -293,7 +294,7 @@ class DPARN(Fusable):
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)
-        shallow = self.head(x - self.mean_in)
+        shallow = self.head(channels_last(x - self.mean_in))
         out = self.upsampler(self.tail(self.body(shallow)) + shallow) + self.mean_out
         if self.image_skip == 'none':
             return out
