@@ -140,7 +140,7 @@ def test_a_row_begins_with_what_its_own_training_before_it_wrote(name):
 
 
 def without_cost(text: str) -> list[str]:
-    """The lines of a page but for the column GPU-hours, whose counting takes a minute and changes with the form in which a network computes."""
+    """The lines of a page but for the column GPU-hours, which depends on how a network computes."""
     lines, place = [], None
     for line in text.splitlines():
         row = line.split(' | ')
