@@ -93,6 +93,7 @@ CASES = {
             'mix': ('none', 'shuffle'),
             'act': ('relu', 'silu'),
             'image_skip': ('nearest', 'bilinear'),
+            'two_layer_tail': (False, True),
             'deploy': (True, False),
         },
         refused=(

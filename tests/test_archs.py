@@ -300,3 +300,18 @@ def test_fused_form_is_the_same_function(case):
     assert torch.equal(inference(x), fused(x))
     assert net.fuse(inplace=True) is net
     assert torch.equal(net(x), fused(x))
+
+
+@pytest.mark.parametrize('name', sorted(CASES.keys() - {'DPARN', 'DPARNTeacher'}))  # which merge some in any case
+def test_whoever_looks_at_its_layers_sees_all_of_them(name):
+    """Counters of others hang hooks on layers; large images pass through fewer of them where nobody looks."""
+    net = build(CASES[name]).eval()
+    layers = {key for key, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    called, image = set(), torch.rand(1, 3, 72, 72)
+    with torch.no_grad():
+        alone = net(image)
+        for key in layers:
+            net.get_submodule(key).register_forward_hook(lambda *_, key=key: called.add(key))
+        seen = net(image)
+    assert called == layers
+    torch.testing.assert_close(alone, seen, rtol=0, atol=1e-5)

@@ -35,6 +35,7 @@ from .effsr_blocks import (
     is_compiling,
     pixelshuffle_upsampler,
     register_in,
+    unobserved,
     usual_options,
 )
 
@@ -58,7 +59,7 @@ class BSConv(nn.Module):
 
 def side_by_side(x: Tensor, convs: Sequence[BSConv]) -> Tuple[Tensor, ...]:
     """What blueprint convolutions of one stride give for one map, by two convolutions in all."""
-    if not eager_on_cpu(x):
+    if not (eager_on_cpu(x) and all(map(unobserved, convs))):
         return tuple(conv(x) for conv in convs)
     x = F.conv2d(x, torch.cat([conv.pw.weight for conv in convs]))
     layers = (conv.dw.parameters() for conv in convs)
