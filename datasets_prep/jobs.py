@@ -261,7 +261,12 @@ def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Callable
             for job in running.values():
                 yield job, _died
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            try:
+                pool.shutdown(wait=True, cancel_futures=True)
+            except KeyboardInterrupt:  # a second one; of the first the pool may know too little to end its workers
+                for worker in multiprocessing.active_children():
+                    worker.kill()
+                raise
 
 
 def _died() -> None:

@@ -16,6 +16,7 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
+from host import run
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -202,6 +203,29 @@ class TestJobs:
         summary = run_jobs('test', [Job(str(task), partial(double, task)) for task in (1, 'stop', 3)], Schedule())
         assert summary.results == {'1': 2}
         assert summary.exit_code == 130
+
+    @pytest.mark.slow
+    def test_two_interrupts_in_a_row_leave_no_worker_behind(self, tmp_path):
+        """The first within ``submit``, which had not yet noted its thread; the second when the pool is to end."""
+        code = """
+import concurrent.futures.process as pools, functools, time
+from datasets_prep import jobs
+
+kept = []
+
+def interrupted(*arguments, **_):
+    kept.append(arguments)
+    if isinstance(arguments[0], dict):  # in the place of wait: when all is done, so that nothing wakes the thread
+        [future.result() for future in arguments[0]]
+        time.sleep(0.2)
+    pools._threads_wakeups.clear()
+    raise KeyboardInterrupt
+
+pools.ProcessPoolExecutor.shutdown = jobs.wait = interrupted
+work = jobs.Job('a', functools.partial(time.sleep, 0))
+raise SystemExit(jobs.run_jobs('it', [work], jobs.Schedule(workers=2)).exit_code)
+"""
+        assert run('-c', code, cwd=tmp_path, timeout=120).returncode == 130
 
     @pytest.mark.parametrize('workers', [0, 1])
     def test_what_cannot_be_written_ends_the_run(self, workers):
