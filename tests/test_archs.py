@@ -315,3 +315,13 @@ def test_whoever_looks_at_its_layers_sees_all_of_them(name):
         seen = net(image)
     assert called == layers
     torch.testing.assert_close(alone, seen, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_large_images_in_mixed_precision(name):
+    net, image = build(CASES[name]).eval(), torch.rand(1, 3, 72, 72)
+    with torch.no_grad():
+        plain = net(image)
+        with torch.autocast('cpu', torch.bfloat16):
+            mixed = net(image)
+    assert (mixed - plain).abs().max() < 0.02 * plain.abs().max()

@@ -125,7 +125,7 @@ class HASB(nn.Module):
             one, two, three = F.linear(pixels[strip], weight, bias).chunk(3, dim=1)
             gain = F.linear(around[strip], mask, mask_bias).sigmoid_()
             gated = one.clamp_(0, 6).mul_(two).addcmul_(three, gain)
-            torch.addmm(merge_bias, gated, merge.t(), out=out[strip])
+            out[strip] = F.linear(gated, merge, merge_bias)
         return out.unflatten(0, (normed.shape[0], *normed.shape[2:])).permute(0, 3, 1, 2)
 
 
