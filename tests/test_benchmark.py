@@ -146,7 +146,7 @@ def test_several_networks_take_turns():
     assert {row['form'] for row in report['costs'] if row['model'] == 'IMDN'} == {'as trained'}
     for words, said in (
         (['--protocol', 'ntire2024'], '--protocol is for x4'),
-        (['--opt', 'a', '--opt', 'b', '--opt', 'c'], 'equally many'),
+        (['--opt', 'a', '--opt', 'b', '--opt', 'c'], 'equally often'),
     ):
         assert said in call(*both, *words).stderr
 

@@ -839,7 +839,7 @@ def test_the_page_of_options_is_current():
 
 
 def test_schema_accepts_our_files_and_refuses_misspellings(opt, validator):
-    for file in sorted((ROOT / 'options').rglob('*.yml')):
+    for file in sorted((ROOT / 'options').glob('t*/*.yml')):
         errors = [e.message for e in validator.iter_errors(yaml.safe_load(file.read_text()))]
         assert not errors, f'{file.name}: {errors}'
     for dotted in ('network_g.num_feats', 'train.totl_iter', 'datasets.train.gtsize', 'val.tyle', 'nam'):

@@ -267,5 +267,5 @@ def test_what_does_not_belong_together_is_refused(model_words, option_file, tmp_
     torch.save({'params': HASN(**TINY | {'upscale': 3}).state_dict()}, tmp_path / 'net.pth')
     done = run(*model_words, '--out', tmp_path / 'a.png')
     assert done.exit_code == 2
-    assert 'of one scale' in done.output
+    assert 'same scale' in done.output
     assert not (tmp_path / 'a.png').exists()

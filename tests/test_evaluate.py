@@ -299,8 +299,8 @@ class TestSeveral:
         torch.save({'params': HASN(**TINY | {'upscale': 4}).state_dict()}, tmp_path / 'x4.pth')
         where = ['--data', root, '--out', tmp_path / 'out']
         for words, said in (
-            ([*nets, '--weights', tmp_path / 'x4.pth'], 'must be of one scale'),
-            ([*nets, '--arch', 'HASN', '--arch', 'HASN', '--arch', 'HASN'], 'must be equally many'),
+            ([*nets, '--weights', tmp_path / 'x4.pth'], 'same scale'),
+            ([*nets, '--arch', 'HASN', '--arch', 'HASN', '--arch', 'HASN'], 'equally often'),
             (
                 [*nets, '--model', tmp_path / 'a.pth', '--model', tmp_path / 'b.pth'],
                 '--model names network and weights',
@@ -432,7 +432,11 @@ def test_commands_of_the_pages_give_the_scores_beside_them(reference, tmp_path, 
         done = run(*given, '--out', tmp_path / 'out', '--show', '0', '--json')
         assert done.exit_code == 0, done.output
         mean = json.loads(done.stdout)['means']['Set5']
-        assert {f'{mean["psnr"]:.2f} / {mean["ssim"]:.4f}'} == scores, words
+        (psnr, ssim), *others = {tuple(map(float, score.split(' / '))) for score in scores}
+        assert not others, words
+        # a value that lies where rounding turns may print another last digit on another machine
+        assert abs(mean['psnr'] - psnr) < 0.006, words
+        assert abs(mean['ssim'] - ssim) < 0.00006, words
         assert ('no-self' in words or 'plain' in words) == bool(json.loads(done.stdout)['remarks'])
     (words, shown), *_ = re.findall(r'^\$ effsr evaluate (.*--model .*--model .*)\n((?:.+\n)+)', text, re.M)
     done = run(*words.replace('datasets/benchmark', str(reference / 'set5')).split(), '--out', tmp_path / 'out')

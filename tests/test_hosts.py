@@ -174,7 +174,7 @@ def test_what_needs_basicsr_says_so(without, photos, tmp_path, command):
     write(short_run(photos, TINY_HASN), tmp_path / 'run.yml')
     done = run_without(without, *command, '-opt', 'run.yml', cwd=tmp_path)
     assert done.returncode == 2
-    assert 'pip install' in done.stderr
+    assert 'effsr host install' in done.stderr
 
 
 @pytest.mark.parametrize('host', ['1.3.5'], indirect=True)

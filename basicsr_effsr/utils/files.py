@@ -140,8 +140,10 @@ def sweep_parts(folder: Path, pattern: str = '**/') -> int:
     Returns:
         how many.
     """
-    swept = 0
-    for part in folder.glob(f'{pattern}.*{PART_SUFFIX}'):
+    found, swept = [], 0
+    with suppress(FileNotFoundError):  # a folder that another process removes meanwhile
+        found += folder.glob(f'{pattern}.*{PART_SUFFIX}')
+    for part in found:
         with suppress(OSError):
             handle = os.open(part, os.O_RDWR)
             try:
