@@ -140,7 +140,7 @@ def sweep_parts(folder: Path, pattern: str = '**/') -> int:
     Returns:
         how many.
     """
-    found, swept = [], 0
+    swept, found = 0, list[Path]()
     with suppress(FileNotFoundError):  # a folder that another process removes meanwhile
         found += folder.glob(f'{pattern}.*{PART_SUFFIX}')
     for part in found:
