@@ -16,7 +16,7 @@ from basicsr.utils import MessageLogger
 from runs import parsed
 
 from basicsr_effsr.host.ending import stoppable
-from basicsr_effsr.host.watch import with_rates
+from basicsr_effsr.host.watch import init_wandb_logger, with_rates
 from basicsr_effsr.models.effsr_model import EffSRModel
 
 TINY = {'type': 'HASN', 'num_feat': 8, 'num_block': 1, 'esa_channels': 4, 'upscale': 2}
@@ -142,3 +142,12 @@ def test_tensorboard_gets_the_first_validation_images_if_asked(wanted, tmp_path)
     net.load_state_dict(model.net_g_ema.state_dict())
     with torch.no_grad():
         assert torch.allclose(image[:, :, 40:80], net.eval()(lq[:1])[0].clamp(0, 1), atol=1e-6)
+
+
+def test_a_wandb_without_the_function_that_the_host_asks_for(monkeypatch):
+    begun = {}
+    wandb = SimpleNamespace(util=SimpleNamespace(), init=lambda **how: begun.update(how))
+    monkeypatch.setitem(sys.modules, 'wandb', wandb)
+    init_wandb_logger({'name': 'it', 'logger': {'wandb': {'project': 'sr'}}})
+    assert (begun['project'], begun['name'], begun['resume']) == ('sr', 'it', 'never')
+    assert begun['id']

@@ -8,6 +8,7 @@ The host's loop lives in ``basicsr/train.py`` and takes these names from its own
 * ``EnlargedSampler``, ``build_dataloader``: the host starts an epoch again after a resume, its workers
   repeat their draws in every epoch, and it ends a run early without a word.
 * ``init_tb_logger``: what it cannot write ends the host in two tracebacks that name no file.
+* ``init_wandb_logger``: the host asks wandb for a function that current versions do not have.
 * ``CPUPrefetcher``, ``CUDAPrefetcher``: a signal ends the host in a traceback, with nothing saved.
 * ``MessageLogger``: the host gives tensorboard no learning rates, and a negative ETA at the end.
 """
@@ -32,7 +33,7 @@ from basicsr_effsr._registration import derives_from_ours, lookup
 from basicsr_effsr.data.course import StagePlan, enlarge_ratio_for, epoch_at, iterations_that_run
 from basicsr_effsr.data.sampler import PlannedBatches, ResumableSampler, make_loader
 from basicsr_effsr.host.ending import event_logger, stoppable
-from basicsr_effsr.host.watch import with_rates
+from basicsr_effsr.host.watch import init_wandb_logger, with_rates
 from basicsr_effsr.models.run_state import RunState, leaves, read_side_file, recipe, side_file
 from basicsr_effsr.options.problem import Problem
 from basicsr_effsr.utils.distributed import active, first, from_all
@@ -283,6 +284,7 @@ def replacements(opt: Options) -> dict[str, Any]:
         'EnlargedSampler': sampler,
         'build_dataloader': loader,
         'init_tb_logger': event_logger,
+        'init_wandb_logger': init_wandb_logger,
         'CPUPrefetcher': stoppable(CPUPrefetcher),
         'CUDAPrefetcher': stoppable(CUDAPrefetcher),
         'MessageLogger': with_rates(Messages),

@@ -1,9 +1,10 @@
-"""What one watches a training by: learning rates in tensorboard and, on a terminal, a line that says how far it is."""
+"""What one watches a training by: rates in tensorboard, wandb, and a line on a terminal that says how far it is."""
 
 from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -29,6 +30,18 @@ def with_rates(message_logger: Any) -> Any:
             super().__call__(log_vars)
 
     return WithRates
+
+
+def init_wandb_logger(opt: dict[str, Any]) -> None:
+    """BasicSR's function of that name, for a wandb that no longer has what it takes an id from."""
+    from basicsr.utils import logger
+
+    if first():
+        import wandb
+
+        if not hasattr(wandb.util, 'generate_id'):
+            wandb.util.generate_id = lambda: secrets.token_hex(4)
+    logger.init_wandb_logger(opt)
 
 
 def progress_line() -> ProgressLine | None:
