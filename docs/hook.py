@@ -20,6 +20,8 @@ PAGES = {'README.md': 'index.md'} | {
         'TESTING.md',
         'THIRD_PARTY.md',
         'benchmarks/README.md',
+        'benchmarks/results/cpu.md',
+        'benchmarks/results/model.md',
     )
 }
 
