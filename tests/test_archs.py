@@ -325,3 +325,10 @@ def test_large_images_in_mixed_precision(name):
         with torch.autocast('cpu', torch.bfloat16):
             mixed = net(image)
     assert (mixed - plain).abs().max() < 0.02 * plain.abs().max()
+
+
+@pytest.mark.parametrize('name', sorted(CASES.keys() - {'AGDN'}))  # whose windows no trace takes
+def test_a_trace_takes_the_precision_of_the_network(name):
+    net, image = build(CASES[name]).double().eval(), torch.rand(1, 3, 40, 48, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.trace(net, image)(image), net(image), rtol=0, atol=1e-8)

@@ -303,7 +303,8 @@ TAPS = torch.eye(9).view(9, 1, 3, 3)  # when exporting, fold and unfold are conv
 def unfold(x: Tensor) -> Tensor:
     """The zero-padded 3 x 3 neighbourhood of every pixel, row by row: (N, C, H, W) -> (N, H W, 9C)."""
     if exporting():
-        return F.conv2d(x, TAPS.repeat(x.shape[1], 1, 1, 1), padding=1, groups=x.shape[1]).flatten(2).transpose(1, 2)
+        taps = TAPS.to(x).repeat(x.shape[1], 1, 1, 1)
+        return F.conv2d(x, taps, padding=1, groups=x.shape[1]).flatten(2).transpose(1, 2)
     return F.unfold(x, 3, padding=1).transpose(1, 2)
 
 
@@ -313,9 +314,9 @@ def fold(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     (N, H W, 9C) -> (N, C, H, W) with H, W = ``size``; the divisor is 9, at edges 6, in corners 4.
     """
     if exporting():
-        maps, taps = tokens.transpose(1, 2).unflatten(2, size), TAPS.view(1, 9, 3, 3).flip(1)
+        maps, taps = tokens.transpose(1, 2).unflatten(2, size), TAPS.to(tokens).view(1, 9, 3, 3).flip(1)
         channels = maps.shape[1] // 9
-        count = F.conv2d(maps[:1, :1] * 0 + 1, torch.ones_like(TAPS[:1]), padding=1)
+        count = F.conv2d(maps[:1, :1] * 0 + 1, torch.ones_like(taps[:, :1]), padding=1)
         return F.conv2d(maps, taps.repeat(channels, 1, 1, 1), padding=1, groups=channels) / count
     count = F.fold(F.unfold(tokens.new_ones(1, 1, *size), 3, padding=1), size, 3, padding=1)
     return F.fold(tokens.transpose(1, 2), size, 3, padding=1) / count
