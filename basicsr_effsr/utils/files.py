@@ -75,9 +75,10 @@ def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.parent not in _swept:
-            _swept.add(path.parent)
-            sweep_parts(path.parent, '')
+        folder = path.parent.absolute()  # what a relative path names changes with the working folder
+        if folder not in _swept:
+            _swept.add(folder)
+            sweep_parts(folder, '')
         part, handle = _locked_part(path)
     except OSError as error:
         raise WriteError.of(path, error) from error

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,6 +83,15 @@ with atomic_path(Path({str(tmp_path)!r}) / 'x') as part:
         assert sweep_parts(tmp_path) == 0
         running.write_bytes(b'whole')
     assert sorted(os.listdir(tmp_path)) == ['slow', 'y']
+
+
+def test_a_relative_folder_is_swept_wherever_the_process_works(tmp_path, monkeypatch):
+    for place in (tmp_path / 'a', tmp_path / 'b'):
+        (place / 'out').mkdir(parents=True)
+        (place / 'out' / '.x.12345678.part').write_bytes(b'half')
+        monkeypatch.chdir(place)
+        write_bytes(Path('out/x'), b'whole')
+        assert os.listdir('out') == ['x']
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason='mounts a file system')
