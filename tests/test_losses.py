@@ -110,6 +110,7 @@ def test_half_precision_images_are_compared_in_float32(name, dtype):
         ('EpsCharbonnierLoss', 'eps', 0.0),
         ('EpsCharbonnierLoss', 'root', 'batch'),
         ('EdgeLoss', 'operator', 'sobel'),
+        ('EdgeLoss', 'root', 'batch'),
         ('EdgeLoss', 'eps', 0.0),
         ('FAKDLoss', 'adapter', 'linear'),
         ('FAKDLoss', 'block_size', 0),
@@ -243,6 +244,14 @@ class TestEdge:
         y = torch.zeros(1, 1, 3, 3)
         y[0, 0, 0, 0] = 1
         assert laplacian(y)[0, 0, 0, 0] == -2
+
+    def test_root_by_hand(self):
+        # edges -4 once and 1 four times, eps 3: roots 5, sqrt(10) and four times 3 in nine; or sqrt(16 + 4 + 9) of all
+        x = torch.zeros(2, 1, 3, 3)
+        x[:, 0, 1, 1] = 1
+        pixel, image = (EdgeLoss(eps=3.0, operator='laplacian', root=root)(x, 0 * x) for root in ('pixel', 'image'))
+        assert pixel.item() == pytest.approx((5 + 4 * math.sqrt(10) + 4 * 3) / 9)
+        assert image.item() == pytest.approx(math.sqrt(29))
 
     def test_pyramid_by_hand(self):
         # A single 1 at an even position far from the border. Blurring leaves k_i k_j around it, of which the entries

@@ -3,7 +3,7 @@
 Paper:        Y. Li et al., "Dual Path Attention and Re-parameterization Network for efficient image
               super-resolution", Section 3.4, Eq. 11, eps = 1e-3.
 Differences:  Eq. 11 writes one root over the whole image; the code it descends from (MPRNet) takes the mean of
-              the roots of all elements, and so does the default here. ``root='image'`` is the equation to the letter.
+              the roots of all elements, and so do the defaults here. ``root='image'`` is the equation to the letter.
               For edges it says "Laplacian operator" and takes the loss from MPRNet, whose operator is one level of a
               Laplacian pyramid; that is the default. ``operator='laplacian'`` is the plain 3 x 3 one.
 """
@@ -24,6 +24,14 @@ __all__ = ['EdgeLoss', 'EpsCharbonnierLoss', 'laplacian', 'laplacian_pyramid']
 
 BINOMIAL = (0.05, 0.25, 0.4, 0.25, 0.05)
 LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
+
+
+def _charbonnier(difference: Tensor, eps: float, root: str) -> Tensor:
+    """Mean of the roots of elements or of images.  (N, C, H, W) -> ()."""
+    square = difference.square()
+    if root == 'image':
+        square = square.sum(dim=(1, 2, 3))
+    return torch.sqrt(square + eps**2).mean()
 
 
 @register_in(LOSS_REGISTRY)
@@ -56,10 +64,8 @@ class EpsCharbonnierLoss(nn.Module):
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """Args: output and ground truth, both (N, C, H, W) in [0, 1].  Returns: a scalar, float32 or wider."""
         check_pair('EpsCharbonnierLoss', pred, target)
-        square = (at_least_float32(pred) - at_least_float32(target)).square()
-        if self.root == 'image':
-            square = square.sum(dim=(1, 2, 3))
-        return self.loss_weight * torch.sqrt(square + self.eps**2).mean()
+        difference = at_least_float32(pred) - at_least_float32(target)
+        return self.loss_weight * _charbonnier(difference, self.eps, self.root)
 
 
 def _filter(x: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
@@ -99,13 +105,19 @@ class EdgeLoss(nn.Module):
         loss_weight: factor on the returned value (Eq. 11: 0.05).
         eps: the constant, in units of the images (Eq. 11: 0.001).
         operator: 'pyramid' (MPRNet) or 'laplacian' (3 x 3).
+        root: as for EpsCharbonnierLoss.
 
     Raises:
         ValueError: an option is out of its range, or the two images differ in shape.
     """
 
     def __init__(
-        self, *, loss_weight: float = 1.0, eps: float = 1e-3, operator: Literal['pyramid', 'laplacian'] = 'pyramid'
+        self,
+        *,
+        loss_weight: float = 1.0,
+        eps: float = 1e-3,
+        operator: Literal['pyramid', 'laplacian'] = 'pyramid',
+        root: Literal['pixel', 'image'] = 'pixel',
     ) -> None:
         super().__init__()
         check_options(EdgeLoss, locals())
@@ -113,10 +125,11 @@ class EdgeLoss(nn.Module):
         self.loss_weight = loss_weight
         self.eps = eps
         self.operator = operator
+        self.root = root
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """Args: output and ground truth, both (N, C, H, W) in [0, 1].  Returns: a scalar, float32 or wider."""
         check_pair('EdgeLoss', pred, target)
         with torch.autocast(pred.device.type, enabled=False):
             difference = OPERATORS[self.operator](at_least_float32(pred) - at_least_float32(target))
-            return self.loss_weight * torch.sqrt(difference.square() + self.eps**2).mean()
+            return self.loss_weight * _charbonnier(difference, self.eps, self.root)
