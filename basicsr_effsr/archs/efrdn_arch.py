@@ -356,7 +356,7 @@ class EFRDN(Fusable):
 
     Images are RGB in [0, 1]; input (N, num_in_ch, H, W) with H, W >= ``min_size``, output
     (N, num_out_ch, upscale * H, upscale * W), not clamped. Batch norms make train and eval mode differ. Attention
-    acts within horizontal strips of a quarter of the image, so a tile is not equal to that part of a whole image.
+    acts within ``attn_chunks`` horizontal strips of the image, so a tile is not equal to that part of a whole image.
     Train in the default form, deploy the result of ``fuse()``.
 
     Args:
@@ -375,7 +375,7 @@ class EFRDN(Fusable):
         sc_groups: groups of the 3x3 of SCSA and SCCA (fitted: 4).
         esa_channels: channels of ESA's mask branch (fitted: 8).
         num_heads: heads of the attention (ESRT: 8).
-        attn_chunks: horizontal strips within which attention acts (ESRT: 4).
+        attn_chunks: horizontal strips within which attention acts (ESRT: 4, LBNet: 16).
         mlp_hidden: hidden units of the transformer's MLP (fitted: 144).
         deploy: build the fused form, for checkpoints saved from a fused net.
     """
