@@ -64,11 +64,14 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def options_of(study: dict[str, Any], run: str) -> dict[str, Any]:
     """The option file of a run, but for seed and places; ``start`` and ``note`` are left to the caller."""
-    every = studies()['every']
-    base = read_option_file(HERE.parent / 'options' / 'train' / 'quickstart.yml')
-    for changes in (every['set'], study.get('set', {}), study['runs'][run]):
+    recipe = study.get('recipe')
+    base = read_option_file(HERE.parent / 'options' / 'train' / f'{recipe or "quickstart"}.yml')
+    every = {} if recipe else studies()['every']['set']
+    for changes in (every, study.get('set', {}), study['runs'][run]):
         base = merged(base, changes)
     base.pop('start', None)
+    if recipe:
+        return base
     scale, total = base['scale'], base['train']['total_iter']
     base['network_g'] = {**base['network_g'], 'upscale': scale}
     del base['datasets']['val'], base['val']  # scored at the end, image by image
@@ -103,8 +106,15 @@ def placed(opt: dict[str, Any], work: Path, reference: Path, name: str, seed: in
     """``opt`` with its name, seed and images; ``$reference`` stands for that folder in paths."""
     scale, data = opt['scale'], work / 'data'
     train = {'dataroot_gt': f'{data}/train/HR.pack', 'dataroot_lq': f'{data}/train/LR_bicubic/X{scale}.pack'}
-    path = {k: v.replace('$reference', str(reference)) if isinstance(v, str) else v for k, v in opt['path'].items()}
-    return merged(opt, {'name': name, 'manual_seed': seed, 'num_gpu': 0, 'datasets': {'train': train}, 'path': path})
+
+    def filled(section: dict[str, Any]) -> dict[str, Any]:
+        return {k: v.replace('$reference', str(reference)) if isinstance(v, str) else v for k, v in section.items()}
+
+    datasets = {
+        split: filled({**section, **(train if split == 'train' else {})}) for split, section in opt['datasets'].items()
+    }
+    changes = {'name': name, 'manual_seed': seed, 'num_gpu': 0, 'datasets': datasets, 'path': filled(opt['path'])}
+    return merged(opt, changes)
 
 
 def scores(net: torch.nn.Module, scale: int, work: Path, reference: Path) -> dict[str, Any]:
@@ -149,6 +159,7 @@ def train_and_score(opt: dict[str, Any], work: Path, reference: Path, out: Path)
         'iterations': opt['train']['total_iter'],
         'seconds': round(seconds, 1),
         'loss': [[i, round(value, 6)] for i, value in curves.loss] if curves else [],
+        **({'validations': curves.scores} if curves and curves.scores else {}),
         'scores': scores(fused(net) if can_be_fused(net) else net, opt['scale'], work, reference),
     }
     write_bytes(out, json.dumps(result).encode())
