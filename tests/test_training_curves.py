@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d
 
 from basicsr_effsr.options.check import inspected
 from studies import report
 from studies.run import HERE, options_of, studies
-from studies.same_training import CURVES, train
+from studies.same_training import CURVES, Batches, of_photographs, ours_of, through_the_host, train
 
 TOLERANCE = {  # of the loss in float64
     'hasn_x4_l1': 1e-14,  # two sums in another order
@@ -20,9 +25,52 @@ TOLERANCE = {  # of the loss in float64
 @pytest.mark.slow
 @pytest.mark.parametrize('name', CURVES)
 def test_our_training_follows_the_authors(golden, name):
-    stored = golden(f'curves/{name}')
-    curve, _ = train(name, stored, iterations=8)
+    stored, (network, kl_weight) = golden(f'curves/{name}'), CURVES[name]
+    net = ours_of(network, stored['state_dict'], torch.float64, upscale=4)
+    curve = train(net, Batches(stored['lq'], stored['gt']), 8, kl_weight)
     torch.testing.assert_close(curve, stored['curve'][:8], rtol=0, atol=TOLERANCE[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', CURVES)
+def test_the_hosts_own_steps_follow_the_authors(golden, name):
+    """In float32, by BasicSR's SRModel, or ours where there are two losses."""
+    stored, (network, kl_weight) = golden(f'curves/{name}'), CURVES[name]
+    curve = through_the_host(network, stored, kl_weight, 4)
+    torch.testing.assert_close(curve, stored['curve'][:4].sum(1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(('line', 'equal'), [('x * self.attention(x)', True), ('1.001 * x * self.attention(x)', False)])
+def test_an_arch_file_that_somebody_names_is_trained_beside_ours(tmp_path, line, equal):
+    """A file that registers a HASN of its own, as the authors' does; equal, then with one line changed."""
+    text = (HERE.parent / 'basicsr_effsr' / 'archs' / 'hasn_arch.py').read_text(encoding='utf-8')
+    text = text.replace('from .effsr_blocks', 'from basicsr_effsr.archs.effsr_blocks')
+    text = text.replace('@register_in(ARCH_REGISTRY)', '@ARCH_REGISTRY.register()').replace(
+        'x * self.attention(x)', line
+    )
+    (tmp_path / 'their_arch.py').write_text(text, encoding='utf-8')
+    small = json.dumps({'upscale': 2, 'num_feat': 8, 'num_block': 1})
+    words = ['--theirs', f'{tmp_path}/their_arch.py:HASN', '--theirs-options', small, '--options', small]
+    words += ['--iterations', '6', '--kl', '1', '--out', f'{tmp_path}/out.json']
+    done = subprocess.run(
+        [sys.executable, '-m', 'studies.same_training', *words], cwd=HERE.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / 'out.json').read_text())
+    assert (found['parted'] is None) == equal
+    assert (found['theirs'] == found['ours']) == equal
+    assert ('the same training' if equal else 'other from step') in done.stdout
+
+
+def test_the_patches_of_a_comparison_are_pairs():
+    batches = of_photographs(2)
+    lq, _ = batches.pair(12, torch.float64)
+    assert torch.equal(lq, batches.pair(0, torch.float64)[0]), 'twelve batches, one after the other'
+    assert lq.shape == (2, 3, 24, 24)
+    assert len(batches.lq) == 12
+    away = (avg_pool2d(batches.gt.flatten(0, 1) / 255, 2) - batches.lq.flatten(0, 1) / 255).abs().mean()
+    assert away < 0.02, 'an LR pixel is near the mean of its HR pixels'
+    assert (lq - lq.roll(1, -1)).abs().mean() > 0.02, 'and other patches would be further away'
 
 
 @pytest.mark.parametrize('name', [name for name in studies() if name != 'every'])
