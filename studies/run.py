@@ -165,6 +165,12 @@ def train_and_score(opt: dict[str, Any], work: Path, reference: Path, out: Path)
     write_bytes(out, json.dumps(result).encode())
 
 
+def lacking(study: dict[str, Any], reference: Path) -> list[Path]:
+    """What a study needs of the reference data and does not find there."""
+    named = re.findall(r'\$reference/([^\s\'",}]+)', json.dumps(study))
+    return [reference / path for path in dict.fromkeys(named) if not (reference / path).exists()]
+
+
 def slug(study: str, run: str, seed: int) -> str:
     """The name of a run's files."""
     return re.sub(r'\W+', '_', f'{study} {run} {seed}')
@@ -196,7 +202,7 @@ def do(name: str, study: dict[str, Any], seed: int, run: str, work: Path, refere
     return json.loads(out.read_text())
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = [name for name in studies() if name != 'every']
     parser.add_argument('names', nargs='+', choices=[*known, 'all'], metavar='NAME', help=', '.join([*known, 'all']))
@@ -205,15 +211,24 @@ def main() -> None:
     parser.add_argument('--reference', type=Path, default=Path(usual), help='folder with photos, set5, checkpoints')
     parser.add_argument('--work', type=Path, default=Path('experiments/studies'), help='folder of data and trainings')
     parser.add_argument('--out', type=Path, default=HERE / 'results', help='folder of the JSON files')
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     work, reference = args.work.resolve(), args.reference.resolve()
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the training in the child, too
     for module in ('basicsr.data', 'basicsr.models'):  # here and not in every run, where they take as long as training
         import_module(module)
     gc.freeze()  # or the first collection of a child copies every page
-    images = prepare(work, reference)
+    names = []
     for name in known if 'all' in args.names else args.names:
+        if missing := lacking(studies()[name], reference):
+            said = f'{name} needs {missing[0]}, which does not exist; put it there, or name its folder by --reference'
+            if 'all' not in args.names:
+                parser.error(said)
+            print(f'left out: {said}', flush=True)
+        else:
+            names.append(name)
+    images = prepare(work, reference)
+    for name in names:
         study = studies()[name]
         about = {'images': images, 'torch': torch.__version__, 'python': platform.python_version()}
         found: dict[str, Any] = {'study': name, **about, 'runs': {}}

@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.util import module_from_spec, spec_from_file_location
@@ -244,7 +244,7 @@ def options(text: str) -> dict[str, Any]:
     return found
 
 
-def main(words: Iterable[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', nargs='?', type=Path, help='where the recorded curves lie (*.pth)')
     parser.add_argument('--theirs', metavar='FILE:CLASS', help="the authors' class; the file is executed")
@@ -256,7 +256,7 @@ def main(words: Iterable[str] | None = None) -> None:
     parser.add_argument('--kl', type=float, default=0.0, help='weight of the KL divergence beside L1 (0)')
     parser.add_argument('--out', type=Path, help='JSON to write')
     parser.add_argument('--plot', type=Path, default=HERE.parent / 'docs' / 'images' / 'same_training.svg')
-    args = parser.parse_args(None if words is None else list(words))
+    args = parser.parse_args()
     if (args.folder is None) == (args.theirs is None):
         parser.error('give either the folder of recorded curves or --theirs')
     if args.folder:

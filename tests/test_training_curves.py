@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool2d
 
 from basicsr_effsr.options.check import inspected
 from studies import report
-from studies.run import HERE, options_of, studies
+from studies.run import HERE, lacking, main, options_of, studies
 from studies.same_training import CURVES, Batches, of_photographs, ours_of, through_the_host, train
 
 TOLERANCE = {  # of the loss in float64
@@ -82,6 +82,15 @@ def test_every_run_of_a_study_is_an_option_file_without_a_fault(name):
             found = [problem for problem in inspected(options, True).found if problem.fatal]
             assert not [p for p in found if not p.where.startswith(('datasets.', 'path.pretrain_network_'))], run
     assert {run for claim in study['claims'] for run in claim} <= study['runs'].keys()
+
+
+def test_a_study_whose_weights_are_absent_says_so_before_anything_is_done(tmp_path, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        main(['agdn_tlc', '--reference', str(tmp_path), '--work', str(tmp_path / 'work')])
+    assert f'agdn_tlc needs {tmp_path / "checkpoints" / "agdn_x4_official.pth"}, which' in capsys.readouterr().err
+    assert not (tmp_path / 'work').exists()
+    assert not lacking(studies()['hasn_kl'], tmp_path)
+    assert [path.name for path in lacking(studies()['hasn_full'], tmp_path)] == ['HR', 'X4']
 
 
 def test_the_page_of_results_is_what_the_studies_gave():
