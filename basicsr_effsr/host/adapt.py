@@ -175,23 +175,7 @@ def _adapt_options(module: ModuleType) -> None:
         if root != root_path:
             rooted['root_path'] = root
         if uses_our_classes(rooted):
-            from basicsr.utils import set_random_seed
-
-            from basicsr_effsr.host.ending import end_in_a_sentence
-            from basicsr_effsr.host.loop import replacements
-            from basicsr_effsr.utils.distributed import from_rank_0
-
-            _stop_on_problems(rooted, file, is_train)
-            seed = from_rank_0(rooted['manual_seed'])
-            if seed != rooted['manual_seed']:
-                rooted['manual_seed'] = seed
-                set_random_seed(seed + rooted['rank'])
-            end_in_a_sentence()
-            caller = sys._getframe(1).f_globals
-
-            for name, ours in replacements(rooted).items():
-                if name in caller:
-                    caller[name] = ours
+            _take_over(rooted, file, is_train, sys._getframe(1).f_globals)
         return rooted, args
 
     warnings.filterwarnings('ignore', r".*'basicsr\.(train|test)' found in sys.modules", RuntimeWarning)
@@ -204,6 +188,26 @@ def _adapt_options(module: ModuleType) -> None:
     for user in ('basicsr.train', 'basicsr.test'):  # imported before us, these hold the original
         if getattr(sys.modules.get(user), 'parse_options', None) is original:
             sys.modules[user].parse_options = parse_options  # type: ignore[attr-defined]
+
+
+def _take_over(opt: dict[str, Any], file: Path | None, is_train: bool, caller: dict[str, Any]) -> None:
+    """Checks the options, and puts what the run needs into ``caller``, the variables of the training module."""
+    from basicsr_effsr.host.ending import end_in_a_sentence
+
+    end_in_a_sentence()
+    from basicsr.utils import set_random_seed
+
+    from basicsr_effsr.host.loop import replacements
+    from basicsr_effsr.utils.distributed import from_rank_0
+
+    _stop_on_problems(opt, file, is_train)
+    seed = from_rank_0(opt['manual_seed'])
+    if seed != opt['manual_seed']:
+        opt['manual_seed'] = seed
+        set_random_seed(seed + opt['rank'])
+    for name, ours in replacements(opt).items():
+        if name in caller:
+            caller[name] = ours
 
 
 def _option_file() -> Path | None:

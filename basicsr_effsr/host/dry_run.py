@@ -9,7 +9,6 @@ import logging
 import math
 import re
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,7 @@ from basicsr_effsr.options.problem import Problem, copied, warning
 from basicsr_effsr.options.spec import losses_of
 from basicsr_effsr.utils.distributed import alone
 from basicsr_effsr.utils.errors import one_line
+from basicsr_effsr.utils.files import scratch_folder
 from basicsr_effsr.utils.memory import out_of_memory
 from basicsr_effsr.utils.training import random_states, restore_random_states
 
@@ -106,10 +106,10 @@ def dry_step(opt: Mapping[str, Any], is_train: bool) -> list[Problem]:
     Returns:
         what stopped the step, or what was left out of it; empty if the run is ready.
     """
-    with undisturbed(), tempfile.TemporaryDirectory(prefix='effsr_dry_') as folder:
-        found = _try(opt, is_train, Path(folder) / 'small', small=True)
+    with undisturbed(), scratch_folder() as folder:
+        found = _try(opt, is_train, folder / 'small', small=True)
         if any(problem.fatal for problem in found):  # a patch as large as the file's may be what it needs
-            found = _try(opt, is_train, Path(folder) / 'whole', small=False)
+            found = _try(opt, is_train, folder / 'whole', small=False)
     return found
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 from basicsr_effsr.utils.errors import UserError, one_line
+from basicsr_effsr.utils.files import scratch_folder
 
 RELEASE = '1.4.2'
 SHA256 = 'b89b595a87ef964cda9913b4d99380ddb6554c965577c0c10cb7b78e31301e87'  # of basicsr-1.4.2.tar.gz
@@ -34,14 +33,14 @@ def install() -> None:
     Raises:
         UserError: pip is missing, or cannot fetch, verify, build or install it; nothing is installed then.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, 'sitecustomize.py').write_text(EXEC_OF_PYTHON_3_12, encoding='utf-8')
-        pinned = Path(folder, 'requirements.txt')
+    with scratch_folder() as folder:
+        (folder / 'sitecustomize.py').write_text(EXEC_OF_PYTHON_3_12, encoding='utf-8')
+        pinned = folder / 'requirements.txt'
         pinned.write_text(f'basicsr=={RELEASE} --hash=sha256:{SHA256}\n', encoding='utf-8')
-        path = os.pathsep.join(filter(None, [folder, os.environ.get('PYTHONPATH')]))
+        path = os.pathsep.join(filter(None, [str(folder), os.environ.get('PYTHONPATH')]))
         build = ['wheel', '--no-deps', '--no-build-isolation', '--no-binary', 'basicsr', '--require-hashes']
-        _pip([*build, '--wheel-dir', folder, '--requirement', str(pinned)], {'PYTHONPATH': path})
-        _pip(['install', *map(str, Path(folder).glob('*.whl'))], {})
+        _pip([*build, '--wheel-dir', str(folder), '--requirement', str(pinned)], {'PYTHONPATH': path})
+        _pip(['install', *map(str, folder.glob('*.whl'))], {})
 
 
 def _pip(arguments: list[str], environment: dict[str, str]) -> None:

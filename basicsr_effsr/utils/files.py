@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -20,6 +22,7 @@ with suppress(ImportError):  # Windows, where an open file cannot be removed and
     fcntl = import_module('fcntl')
 
 PART_SUFFIX = '.part'
+SCRATCH = '.effsr_'
 _swept: set[Path] = set()
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), 'make room there'),
@@ -156,6 +159,46 @@ def sweep_parts(folder: Path, pattern: str = '**/') -> int:
             part.unlink(missing_ok=True)
             swept += 1
     return swept
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder, locked while the block runs; first those are removed that killed processes left."""
+    _sweep_scratch()
+    folder, handle = _locked_folder()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def _locked_folder() -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=PART_SUFFIX))
+        if fcntl is None:
+            return folder, os.open(os.devnull, os.O_RDONLY)
+        with suppress(FileNotFoundError):  # a sweep came between creation and lock
+            handle = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, handle
+            os.close(handle)
+
+
+def _sweep_scratch() -> None:
+    if fcntl is None:
+        return
+    for left in Path(tempfile.gettempdir()).glob(f'{SCRATCH}*{PART_SUFFIX}'):
+        with suppress(OSError):  # no folder, a link, or another user's
+            handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(handle).st_uid == os.geteuid():
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(handle)
 
 
 @contextmanager

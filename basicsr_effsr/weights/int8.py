@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from basicsr_effsr.utils.errors import needs
+from basicsr_effsr.utils.files import scratch_folder
 from basicsr_effsr.weights.export import or_refuse
 
 LARGEST = 128  # side of what is cut out of the middle of a calibration image, in LR pixels
@@ -48,8 +47,8 @@ def quantised(file: bytes, images: Sequence[np.ndarray], *, keep: Sequence[str] 
             part = image[top : top + LARGEST, left : left + LARGEST]
             return {'lq': part.transpose(2, 0, 1)[None].astype(np.float32) / 255}
 
-    with tempfile.TemporaryDirectory() as folder, or_refuse('ONNX Runtime cannot quantise the exported network'):
-        out = Path(folder) / 'int8.onnx'
+    with scratch_folder() as folder, or_refuse('ONNX Runtime cannot quantise the exported network'):
+        out = folder / 'int8.onnx'
         tool.quantize_static(
             onnx.load_from_string(file),
             out,

@@ -51,6 +51,12 @@ def options(kind: str, photos: Path, folder: Path) -> dict:
     return opt
 
 
+def surprised(stderr: str) -> bool:
+    """A traceback other than Python's for Ctrl-C before it is known whether the run is one of ours."""
+    ours = 'in _take_over' in stderr or ('in parse_options' not in stderr and 'in train_pipeline' in stderr)
+    return 'Traceback' in stderr and (ours or not stderr.rstrip().endswith('KeyboardInterrupt'))
+
+
 def started(file: str, folder: Path) -> Command:
     folder.mkdir(exist_ok=True)
     return Command('-m', 'basicsr.train', '-opt', file, '--auto_resume', cwd=folder)
@@ -75,16 +81,19 @@ def test_killed_at_a_random_moment(kind, photos, tmp_path, kills):
     assert done.returncode == 0, done.stderr[-3000:]
     length, expected = time.monotonic() - begun, results(tmp_path / 'straight')
     assert {'models/net_g_latest.pth', 'training_states/10.state', 'training_states/10.effsr'} <= expected.keys()
-    draw = random.Random(kind)
+    draw, late = random.Random(kind), 0
     for number in range(kills):
         folder = tmp_path / f'killed{number}'
         for _ in range(1 + number % 2):  # every second one twice in a row
             moment, how = draw.uniform(0, length), draw.choice(SIGNALS)
             with started(file, folder) as run:
                 time.sleep(moment)
-                run.send_signal(how)
+                try:
+                    run.send_signal(how)
+                except ProcessLookupError:  # the machine has become quicker
+                    late += 1
                 killed = run.wait(HANGS)
-                assert 'Traceback' not in killed.stderr, killed.stderr[-3000:]
+                assert not surprised(killed.stderr), killed.stderr[-3000:]
         with started(file, folder) as run:
             done = run.wait()
         assert done.returncode == 0, done.stderr[-3000:]
@@ -94,3 +103,4 @@ def test_killed_at_a_random_moment(kind, photos, tmp_path, kills):
         )
         assert all(cv2.imread(str(image)) is not None for image in folder.rglob('*.png'))
         assert not list((folder / 'experiments').rglob('.*'))
+    print(f'\n{kind}: {kills + kills // 2 - late} signals, {late} after the end')

@@ -37,9 +37,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in found}
 
 
-def in_a_sentence(done, *words: str) -> None:
+def in_a_sentence(done, *words: str, code: int = 1) -> None:
     """That a run ended by itself, and said so in a line that holds ``words``."""
-    assert done.returncode == 1, done.stderr[-3000:]
+    assert done.returncode == code, done.stderr[-3000:]
     assert 'Traceback' not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith('basicsr_effsr: ')
@@ -189,6 +189,20 @@ def test_a_signal_to_all_processes_ends_a_run_after_its_iteration(opt, tmp_path,
     straight, resumed = files(other / folder), files(tmp_path / folder)
     assert {name: resumed[name] for name in straight} == straight
     assert resumed.keys() - straight.keys() == {name for name in stopped if '3.' in name}
+
+
+def test_an_interrupt_while_the_options_are_checked(opt, tmp_path):
+    """The step that is tried first ends with the run, in a sentence; what a killed one left goes with the next."""
+    places = {'cwd': tmp_path, 'TMPDIR': str(tmp_path / 'tmp')}
+    (tmp_path / 'tmp').mkdir()
+    file = write(opt, tmp_path / 'short.yml')
+    in_a_sentence(run(*after('1.state', 'raise KeyboardInterrupt', file), **places), 'interrupted', code=-signal.SIGINT)
+    assert not list((tmp_path / 'tmp').iterdir())
+    assert run(*after('1.state', f'os.kill(os.getpid(), {int(signal.SIGKILL)})', file), **places).returncode < 0
+    assert list((tmp_path / 'tmp').iterdir())
+    opt['train']['total_iter'] = 1
+    logged(*TRAIN, write(opt, tmp_path / 'short.yml'), **places)
+    assert not list((tmp_path / 'tmp').iterdir())
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
