@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -308,6 +309,8 @@ def write_export(net: nn.Module, channels: int, metadata: dict[str, str], half: 
     """The program of ``torch.export`` with dynamic height and width."""
     file = io.BytesIO()
     program = _exported_program(net, channels, guarded=True)
+    for node in program.graph.nodes:
+        node.meta.pop('stack_trace', None)
     torch.export.save(program, file, extra_files={'metadata.json': json.dumps(metadata)})
     return file.getvalue()
 
@@ -323,7 +326,17 @@ def write_torchscript(net: nn.Module, channels: int, metadata: dict[str, str], h
     with torch.no_grad(), or_refuse(f'{type(net).__name__} cannot be traced, use --form export or onnx'):
         traced = torch.jit.trace(net, (sample(net, trace_size(net), channels),), check_trace=False)
         torch.jit.save(traced, file, _extra_files={'metadata.json': json.dumps(metadata)})
-    return file.getvalue()
+    return _without_lines(file)
+
+
+def _without_lines(file: io.BytesIO) -> bytes:
+    """TorchScript without the files and lines that led to it, and without the hash of what it then no longer is."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(file) as script, zipfile.ZipFile(out, 'w') as kept:
+        for name in script.namelist():
+            if not name.endswith(('.debug_pkl', '/.data/serialization_id')):
+                kept.writestr(zipfile.ZipInfo(name), script.read(name))
+    return out.getvalue()
 
 
 def run_torchscript(file: bytes) -> Callable[[Tensor], Tensor]:

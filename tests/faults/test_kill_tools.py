@@ -82,7 +82,7 @@ def test_a_killed_command_ends_with_the_same_bytes(command, room, kills):
         ]
         for before in [*disturbed, still]:  # every second one is killed twice in a row
             begun = time.monotonic()
-            code, said = call(line, room, before)  # from one line alone: TorchScript holds the lines that led to it
+            code, said = call(line, room, before)
             if before is still:
                 assert code == 0, said
             else:
