@@ -26,7 +26,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import BaseFileLock, FileLock, Timeout
 
 from basicsr_effsr._registration import derives_from_ours, lookup
@@ -38,7 +37,7 @@ from basicsr_effsr.models.run_state import RunState, leaves, read_side_file, rec
 from basicsr_effsr.options.problem import Problem
 from basicsr_effsr.utils.distributed import active, first, from_all
 from basicsr_effsr.utils.files import sweep_parts
-from basicsr_effsr.weights.checkpoint import CheckpointError, read_state_dict
+from basicsr_effsr.weights.checkpoint import CheckpointError, load_stored, read_state_dict
 
 Options = dict[str, Any]
 
@@ -94,9 +93,9 @@ def _read_state(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f'path.resume_state: {file} does not exist; {fix}')
     try:
-        state = torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a truncated or foreign file
-        raise CheckpointError(f'path.resume_state: {file} cannot be read ({type(error).__name__}); {fix}') from error
+        state = load_stored(file)
+    except CheckpointError as error:
+        raise CheckpointError(f'path.resume_state: {error}; {fix}') from error
     match state:
         case {'epoch': int(), 'iter': int(), 'optimizers': [*optimizers], 'schedulers': [*schedulers]} if all(
             isinstance(one, dict) and {'state', 'param_groups'} <= one.keys() for one in optimizers

@@ -17,7 +17,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from basicsr_effsr._registration import defaults_of
 from basicsr_effsr.utils.errors import UserError, one_line
 from basicsr_effsr.utils.files import WriteError
-from basicsr_effsr.weights.checkpoint import CheckpointError, save_atomic
+from basicsr_effsr.weights.checkpoint import CheckpointError, load_stored, save_atomic
 
 NO_EFFECT = {'name', 'num_worker_per_gpu', 'persistent_workers', 'pin_memory', 'prefetch_mode'}  # of the training data
 REFUSED = re.compile(
@@ -128,10 +128,7 @@ def read_side_file(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         return {}
-    try:
-        stored = torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a truncated file
-        raise CheckpointError(f'side file {file} cannot be read ({type(error).__name__}), it is truncated') from error
+    stored = load_stored(file)
     fits = isinstance(stored, dict) and 'random' in stored and stored.keys() <= SAVED.keys()
     if not fits or any(not isinstance(v, SAVED[n]) for n, v in stored.items() if (n, v) != ('seed', None)):
         raise CheckpointError(f'side file {file} must be what a run wrote beside its state, and is something else')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -19,9 +20,18 @@ from runs import TINY_HASN, short_run, twin_of
 from typer.testing import CliRunner
 
 from basicsr_effsr.cli import app
+from basicsr_effsr.host.loop import _read_state
 from basicsr_effsr.models.effsr_model import EffSRModel
+from basicsr_effsr.models.run_state import read_side_file
 from basicsr_effsr.weights.build import build, on_meta
-from basicsr_effsr.weights.checkpoint import CheckpointError, as_pth, load_into, open_checkpoint, read_state_dict
+from basicsr_effsr.weights.checkpoint import (
+    CheckpointError,
+    as_pth,
+    load_into,
+    load_stored,
+    open_checkpoint,
+    read_state_dict,
+)
 from basicsr_effsr.weights.recognise import recognise
 
 OPTION = {**TINY_HASN, 'upscale': 2}
@@ -277,3 +287,15 @@ def test_training_takes_the_moving_average(folder, tmp_path):
     opt['num_gpu'] = 0
     model = EffSRModel(opt)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.net_g.state_dict().items())
+
+
+@pytest.mark.parametrize('read', [_read_state, read_side_file, load_stored], ids=lambda read: read.__name__)
+def test_what_a_file_of_a_run_claims_is_no_more_than_its_bytes(tmp_path, read):
+    """torch inflates what is deflated, a thousand bytes for one."""
+    state = {'epoch': 0, 'iter': 2, 'optimizers': [], 'schedulers': [], 'random': {'x': torch.zeros(2**24)}}
+    with zipfile.ZipFile(io.BytesIO(as_pth(state))) as whole, zipfile.ZipFile(tmp_path / '2.state', 'w') as small:
+        for name in whole.namelist():
+            small.writestr(name, whole.read(name), zipfile.ZIP_DEFLATED)
+    assert (tmp_path / '2.state').stat().st_size < 2**20
+    with pytest.raises(CheckpointError, match=r'2\.state claims more bytes than it has'):
+        read(tmp_path / '2.state')
