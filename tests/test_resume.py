@@ -423,6 +423,18 @@ class TestBrokenCheckpoints:
         assert f'{path.name} cannot be read' in capsys.readouterr().out
         assert [p.name for p in (tmp_path / 'experiments').iterdir() if 'archived' in p.name] == []
 
+    @pytest.mark.parametrize('files', ['net_g_4.pth', 'net_a_4.pth', 'net_a_4.pth 4.effsr'])
+    def test_of_a_lost_one_the_one_before_counts(self, killed_run, tmp_path, train, capsys, files):
+        """A side file says which networks were saved; one that is lost with a network does not hide that."""
+        opt, straight = killed_run
+        for name in files.split():
+            (found,) = (tmp_path / 'experiments' / 'short').rglob(name)
+            found.unlink()
+        assert same(straight, train(opt, '--auto_resume'))
+        said = capsys.readouterr().out
+        assert f'{files.split()[0]} does not exist' in said
+        assert 'going back' in said
+
     def test_the_hosts_data_set_says_that_it_begins_its_epoch_again(self, killed_run, train, capsys):
         opt, _ = killed_run
         del opt['train']['progressive']

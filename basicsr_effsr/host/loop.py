@@ -109,7 +109,10 @@ def _read_state(file: Path) -> dict[str, Any]:
 def _check_companions(opt: Options, state: Path, iteration: int) -> None:
     """All that belongs to a state must be readable too: networks, adapters, the side file of every rank."""
     labels = {key.removeprefix('network_') for key in opt if key.startswith('network_')}
-    for side in (side_file(state), *sorted(state.parent.glob(f'{state.stem}.rank*.effsr'))):
+    sides = [side_file(state), *sorted(state.parent.glob(f'{state.stem}.rank*.effsr'))]
+    if not sides[0].is_file():  # lost; those of the run's other checkpoints name the same networks
+        sides += sorted(state.parent.glob('*.effsr'))
+    for side in sides:
         labels |= set(read_side_file(side).get('networks', ()))
     ignored = {key.removeprefix('network_') for key in opt['path'].get('ignore_resume_networks') or ()}
     for label in sorted(labels - ignored):
