@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from basicsr_effsr.archs.dparn_arch import DPARN
 from basicsr_effsr.cli import app
 from basicsr_effsr.tools import benchmark, ntire
+from basicsr_effsr.tools.networks import choose_from
 from basicsr_effsr.tools.yardsticks import BASELINES
 from basicsr_effsr.utils import latency
 from basicsr_effsr.utils.errors import UserError
@@ -357,7 +359,7 @@ def test_nets_of_the_host_are_counted_and_timed(arch, settings, capfd):
 
 def test_a_network_called_as_a_yardstick_is_measured_itself(monkeypatch):
     net = tiny_dparn()
-    report = benchmark.run({'RLFN': {'as trained': net}}, 4, CPU, sizes=[(16, 16)], warmup=0, runs=1)
+    report = benchmark.benchmark(choose_from({'RLFN': net}), sizes=['16x16'], warmup=0, runs=1)
     assert [row.model for row in report.latencies] == ['RLFN', 'SPAN', 'RLFN (yardstick)']
     fake_times(monkeypatch, [30.0, 10.0])
     row = ntire.ntire(net, 'RLFN', 'ntire2024', CPU, strict=True, runs=1)
@@ -397,9 +399,10 @@ def test_the_clock_is_read_again_after_the_work(monkeypatch):
     monkeypatch.setattr(latency, 'gpu_state', lambda device: {'SM clock [MHz]': 1980})
     monkeypatch.setattr(latency, 'latencies', lambda *_, **__: ['a row'])
     cuda = torch.device('cuda')
-    facts = benchmark.run({'it': {'as trained': tiny_dparn()}}, 4, cuda, sizes=[(16, 16)]).environment
+    chosen = [replace(choose_from(tiny_dparn(), 'cpu')[0], device=cuda)]
+    facts = benchmark.benchmark(chosen, sizes=['16x16']).environment
     assert (facts['SM clock [MHz]'], facts['SM clock after [MHz]']) == (345, 1980)
-    idle = benchmark.run({'it': {'as trained': tiny_dparn()}}, 4, cuda, sizes=[(16, 16)], dtypes=()).environment
+    idle = benchmark.benchmark(chosen, sizes=['16x16'], dtypes=()).environment
     assert 'SM clock after [MHz]' not in idle
 
 
@@ -441,10 +444,9 @@ def test_the_row_that_runs_out_of_memory_is_one_sentence(monkeypatch):
         ntire.ntire(tiny_dparn(), 'it', 'ntire2024', CPU)
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_the_work(monkeypatch, tmp_path):
-    monkeypatch.setattr(benchmark, 'run', lambda *_, **__: pytest.fail('worked first'))
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(tmp_path):
     (tmp_path / 'file').write_text('mine')
-    out = call(*TINY, '--out', str(tmp_path / 'file' / 'new'))
+    out = call('--arch', 'no such network', '--out', str(tmp_path / 'file' / 'new'))
     assert out.exit_code == 2
     assert 'is a file, must be a folder' in out.stderr
     assert (tmp_path / 'file').read_text() == 'mine'

@@ -274,12 +274,11 @@ def test_a_file_that_is_no_report_is_named(tmp_path, text):
     assert not (tmp_path / 'p.png').exists()
 
 
-def test_a_file_that_cannot_be_written_is_named_before_the_work(monkeypatch, tmp_path):
-    monkeypatch.setattr(plots, 'points_of_papers', lambda *_: pytest.fail('worked first'))
+def test_a_file_that_cannot_be_written_is_named_before_the_work(tmp_path):
     (tmp_path / 'file').write_text('mine')
     (tmp_path / 'folder.png').mkdir()
     for name, sentence in (('file/p.png', 'is a file, must be a folder'), ('folder.png', '--out must be a file')):
-        out = call('--out', str(tmp_path / name))
+        out = call('--measured', 'no such report', '--out', str(tmp_path / name))
         assert out.exit_code == 2
         assert sentence in out.stderr
     assert call('--out', 'p.bmp').exit_code == 2

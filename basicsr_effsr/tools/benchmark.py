@@ -22,7 +22,6 @@ from basicsr_effsr.utils.memory import enough_memory
 from basicsr_effsr.utils.report import csv_table, escaped, markdown_table, strict_json, write_texts
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 OUTPUTS = {'720p': (720, 1280), '1080p': (1080, 1920), '4k': (2160, 3840)}  # height and width of the output
@@ -67,57 +66,6 @@ def lr_size(text: str, scale: int) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def run(
-    models: Mapping[str, Mapping[str, nn.Module]],
-    scale: int,
-    device: torch.device,
-    *,
-    sizes: Sequence[tuple[int, int]],
-    dtypes: Sequence[str] = ('fp32',),
-    channels_last: bool = False,
-    compiled: bool = False,
-    warmup: int = 3,
-    runs: int = 10,
-    channels: tuple[int, int] = (3, 3),
-) -> BenchmarkReport:
-    """Counts every form and measures the last one of each network, in turns with the yardsticks.
-
-    Args:
-        models: name -> form (``as trained``, ``fused``) -> network in eval mode.
-        scale: scale factor, also of the yardsticks.
-        device: where to measure.
-        sizes: LR sizes (H, W).
-        dtypes: fp32, fp16, bf16.
-        channels_last: measure this memory format too.
-        compiled: measure with torch.compile too.
-        warmup: runs before those that count.
-        runs: runs that count.
-        channels: of input and output, also of the yardsticks.
-
-    Raises:
-        UserError: memory runs out.
-        ValueError: a network cannot be counted.
-    """
-    from basicsr_effsr.tools.yardsticks import YARDSTICKS
-
-    taken, given = channels
-    built = {name: make(upscale=scale, num_in_ch=taken, num_out_ch=given) for name, make in YARDSTICKS.items()}
-    references = {other_than(models, name): net.eval() for name, net in built.items()}
-    report = BenchmarkReport(latency.environment(device) | {'warm-up': warmup, 'runs': runs}, scale)
-    counted = [(net, model, form) for model, forms in models.items() for form, net in forms.items()]
-    counted += [(net, name, 'yardstick') for name, net in references.items()]
-    report.costs = [latency.cost(*each, size, taken) for size in sizes for each in counted]
-    nets = {**{model: list(forms.values())[-1] for model, forms in models.items()}, **references}
-    grid = product(sizes, dtypes, (False, True)[: 1 + channels_last], (False, True)[: 1 + compiled])
-    for size, dtype, last, fast in grid:
-        with enough_memory(f'an input of {size[0]}x{size[1]} in {dtype}', 'take smaller images, or --no-latency'):
-            how: dict[str, Any] = {'dtype': dtype, 'channels_last': last, 'compiled': fast, 'num_in_ch': taken}
-            report.latencies += latency.latencies(nets, size, device, **how, warmup=warmup, runs=runs)
-    if report.latencies and device.type == 'cuda' and 'SM clock [MHz]' in (state := latency.gpu_state(device)):
-        report.environment['SM clock after [MHz]'] = state['SM clock [MHz]']  # an idle GPU lowers its clock
-    return report
-
-
 def benchmark(
     chosen: Sequence[networks.Chosen],
     *,
@@ -128,44 +76,40 @@ def benchmark(
     runs: int | None = None,
     warmup: int | None = None,
 ) -> BenchmarkReport:
-    """What networks of one scale cost, counted in every form they have, measured in the last one.
+    """Counts every form of networks of one scale and measures the last one, in turns with the yardsticks.
 
-    Args:
-        chosen: the networks.
-        sizes: see :func:`lr_size`.
-        dtypes: fp32, fp16, bf16; none: nothing is measured.
-        channels_last: measure this memory format too.
-        compiled: measure with torch.compile too.
-        runs: that count; None: 50 on a GPU, 10 on a CPU.
-        warmup: runs before; None: 10 on a GPU, 2 on a CPU.
-
-    Raises:
-        UserError: networks of several numbers of channels, memory that runs out.
-        ValueError: a network cannot be counted.
+    Arguments and errors are those of ``basicsr_effsr.benchmark``.
     """
+    from basicsr_effsr.tools.yardsticks import YARDSTICKS
     from basicsr_effsr.weights.checkpoint import can_be_fused, fused
 
-    first = chosen[0]
+    scale, device = chosen[0].scale, chosen[0].device
     channels = {one.name: channels_of(one.net, one.network) for one in chosen}
     if len(set(channels.values())) > 1:
         raise UserError(f'networks that take turns must have equal channels of input and output, got {channels}')
-    models = {
-        one.name: {'as trained': one.net} | ({'fused': fused(one.net)} if can_be_fused(one.net) else {})
-        for one in chosen
-    }
-    usual = (50, 10) if first.device.type == 'cuda' else (10, 2)
-    return run(
-        models,
-        first.scale,
-        first.device,
-        sizes=[lr_size(text, first.scale) for text in sizes],
-        dtypes=dtypes,
-        channels_last=channels_last,
-        compiled=compiled,
-        runs=runs or usual[0],
-        warmup=usual[1] if warmup is None else warmup,
-        channels=channels[first.name],
-    )
+    taken, given = channels[chosen[0].name]
+    usual = (50, 10) if device.type == 'cuda' else (10, 2)
+    runs, warmup = runs or usual[0], usual[1] if warmup is None else warmup
+    report = BenchmarkReport(latency.environment(device) | {'warm-up': warmup, 'runs': runs}, scale)
+    counted, nets = [], {}
+    for one in chosen:
+        forms = {'as trained': one.net} | ({'fused': fused(one.net)} if can_be_fused(one.net) else {})
+        counted += [(net, one.name, form) for form, net in forms.items()]
+        nets[one.name] = counted[-1][0]
+    for yardstick, make in YARDSTICKS.items():
+        name = other_than(channels, yardstick)
+        nets[name] = make(upscale=scale, num_in_ch=taken, num_out_ch=given).eval()
+        counted.append((nets[name], name, 'yardstick'))
+    lr_sizes = [lr_size(text, scale) for text in sizes]
+    report.costs = [latency.cost(*each, size, taken) for size in lr_sizes for each in counted]
+    grid = product(lr_sizes, dtypes, (False, True)[: 1 + channels_last], (False, True)[: 1 + compiled])
+    for size, dtype, last, fast in grid:
+        with enough_memory(f'an input of {size[0]}x{size[1]} in {dtype}', 'take smaller images, or --no-latency'):
+            how: dict[str, Any] = {'dtype': dtype, 'channels_last': last, 'compiled': fast, 'num_in_ch': taken}
+            report.latencies += latency.latencies(nets, size, device, **how, warmup=warmup, runs=runs)
+    if report.latencies and device.type == 'cuda' and 'SM clock [MHz]' in (state := latency.gpu_state(device)):
+        report.environment['SM clock after [MHz]'] = state['SM clock [MHz]']  # an idle GPU lowers its clock
+    return report
 
 
 COST_COLUMNS: dict[str, Callable[[latency.Cost], str]] = {
@@ -230,10 +174,8 @@ def notes(report: BenchmarkReport) -> list[str]:
         if found.form != 'yardstick':
             seen.setdefault(found.model, {}).update(found.uncounted)
     for model, parts in seen.items():
-        whose = f' of {model}' if len(seen) > 1 else ''
-        lines.append(
-            f'not counted as multiply-adds{whose}: ' + ', '.join(f'{k} ({n})' for k, n in sorted(parts.items()))
-        )
+        whose, left = f' of {model}' if len(seen) > 1 else '', (f'{k} ({n})' for k, n in sorted(parts.items()))
+        lines.append(f'not counted as multiply-adds{whose}: {", ".join(left)}')
     return lines
 
 
@@ -325,12 +267,8 @@ def command(
     grid |= {'channels_last': channels_last, 'sizes': size or ['256x256', '720p']}
     report = benchmark(chosen, **grid, runs=runs, warmup=warmup)
     if protocol is not None:
-        repeats: dict[str, Any] = {
-            key: report.environment[name] for key, name in (('runs', 'runs'), ('warmup', 'warm-up'))
-        }
-        report.ntire = ntire(
-            fused(first.net), first.name, protocol, first.device, **asked, timed=not no_latency, **repeats
-        )
+        asked |= {'runs': report.environment['runs'], 'warmup': report.environment['warm-up']}
+        report.ntire = ntire(fused(first.net), first.name, protocol, first.device, timed=not no_latency, **asked)
     if out is not None:
         write_texts(out, texts(report))
     if as_json:

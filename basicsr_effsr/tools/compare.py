@@ -21,7 +21,7 @@ from basicsr_effsr.tools.scoring import ImageScore, forward_function, measure, p
 from basicsr_effsr.utils.console import Console, say
 from basicsr_effsr.utils.errors import UserError, needs, printable
 from basicsr_effsr.utils.files import atomic_path
-from basicsr_effsr.utils.report import PAGE, strict_json, write_figure
+from basicsr_effsr.utils.report import PAGE, new_figure, strict_json, write_figure
 from basicsr_effsr.weights.checkpoint import fused
 from basicsr_effsr.weights.engines import Engine
 
@@ -98,8 +98,7 @@ def figure(
     Raises:
         UserError: matplotlib is not installed.
     """
-    page = needs('matplotlib.figure', 'plots').Figure(dpi=300)  # texts are measured as they will be printed
-    needs('matplotlib.backends.backend_agg', 'plots').FigureCanvasAgg(page)
+    page = new_figure(dpi=300)  # texts are measured as they will be printed
     x, y, width, height = crop
     columns, wide, aspect = -(-len(panels) // 2), gt.shape[1] / gt.shape[0], width / height
     # all panels share one height h: the page is wide * (2 h + LINES) + columns * (aspect * h + GAP) wide

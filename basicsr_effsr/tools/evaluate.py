@@ -52,21 +52,9 @@ def evaluate(
     out: Path | None = None,
     show: int = 6,
 ) -> Evaluation:
-    """Scores networks of one scale on the same images.
+    """Scores networks of one scale on the same images; arguments and errors are those of ``basicsr_effsr.evaluate``.
 
-    Args:
-        chosen: the networks.
-        data: folder of the benchmark sets, or one set.
-        sets: only these; None or ``all``: every known one.
-        make_lr: make missing LR images with MATLAB's bicubic.
-        protocol: None: what the section val says, for the rest the paper of a single network that has one.
-        self_ensemble, tile, overlap, blend: before the protocol; None: as it says.
-        engine: what computes the networks; None: what the section val says, else PyTorch.
-        out: folder of the report; None writes none.
-        show: images on its page.
-
-    Raises:
-        UserError: no images, an image that cannot be used, no paper for ``protocol``.
+    What a section val says of the protocol, of ``fuse`` and of the engine holds unless an argument says otherwise.
     """
     reports: list[EvaluationReport] = []
     runs: list[tuple[Run, Protocol]] = []

@@ -16,7 +16,7 @@ from basicsr_effsr.tools.compare import busiest_crop, frame_of
 from basicsr_effsr.utils.console import Console, progress, say
 from basicsr_effsr.utils.errors import UserError, needs, printable
 from basicsr_effsr.utils.memory import enough_memory
-from basicsr_effsr.utils.report import PAGE, strict_json, write_figure
+from basicsr_effsr.utils.report import PAGE, new_figure, strict_json, write_figure
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,10 +25,13 @@ COLUMNS = 6
 LQ = Annotated[Path, typer.Option('--image', help='LR image.')]
 
 
-def _taken(choose: Callable[..., networks.Chosen], device: str | None, image: Path) -> tuple[Any, Any, np.ndarray]:
-    """What was chosen; its network there; the LR image as (H, W, 3) float32 in [0, 1]."""
-    chosen, lq = choose(device=device), read_rgb(image)
-    return chosen, chosen.net.to(chosen.device), (lq / 255).astype(np.float32)
+def _taken(choose: Callable[..., networks.Chosen], device: str | None, image: Path) -> tuple[Any, Any, np.ndarray, Any]:
+    """What was chosen, its network, the LR image as (H, W, 3) float32 in [0, 1] and as a batch, on the device."""
+    import torch
+
+    chosen, lq = choose(device=device), (read_rgb(image) / 255).astype(np.float32)
+    batch = torch.from_numpy(lq.transpose(2, 0, 1)[None].copy()).to(chosen.device)
+    return chosen, chosen.net.to(chosen.device), lq, batch
 
 
 def modules_of(net: nn.Module, run: Callable[[], Any]) -> list[tuple[str, str, list[int]]]:
@@ -74,17 +77,6 @@ def feature_maps(net: nn.Module, names: Sequence[str], run: Callable[[], Any], g
     return [features[0].float().cpu().numpy() for features in found]
 
 
-def page_of(height: float) -> Any:
-    """An empty figure as wide as a page.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    page = needs('matplotlib.figure', 'plots').Figure(figsize=(PAGE, height), layout='constrained', dpi=300)
-    needs('matplotlib.backends.backend_agg', 'plots').FigureCanvasAgg(page)
-    return page
-
-
 def panel(axes: Any, image: np.ndarray, title: str, **how: Any) -> Any:
     """One image in a figure, without axes."""
     axes.axis('off')
@@ -99,7 +91,7 @@ def draw_maps(lq: np.ndarray, maps: Sequence[tuple[str, np.ndarray]], channels: 
     """
     lines = [-(-(2 + min(channels, len(features))) // COLUMNS) for _, features in maps]
     each = PAGE / COLUMNS * lq.shape[0] / lq.shape[1] + 0.14
-    page = page_of(sum(n * each + 0.25 for n in lines))
+    page = new_figure(figsize=(PAGE, sum(n * each + 0.25 for n in lines)), layout='constrained', dpi=300)
     parts = page.subfigures(len(maps), 1, squeeze=False, height_ratios=lines)[:, 0]
     for part, (name, features), rows in zip(parts, maps, lines, strict=True):
         shown = np.sort(np.argsort(-features.var(axis=(1, 2)), kind='stable')[:channels])
@@ -134,8 +126,7 @@ def features(
         networks.check_file(out, '.png', '.pdf', '.svg')
         if as_json:
             raise UserError('--json lists submodules; leave out --module')
-    chosen, net, lq = _taken(choose, device, image)
-    batch = torch.from_numpy(lq.transpose(2, 0, 1)[None].copy()).to(chosen.device)
+    _, net, lq, batch = _taken(choose, device, image)
 
     def run() -> None:
         with torch.no_grad(), enough_memory(f'an image of {lq.shape[1]}x{lq.shape[0]}', 'give a smaller one'):
@@ -174,11 +165,11 @@ def lam(
 
     networks.check_file(out, '.png', '.pdf', '.svg')
     needs('matplotlib', 'plots')
-    chosen, net, lq = _taken(choose, device, image)
+    chosen, net, lq, batch = _taken(choose, device, image)
     net.requires_grad_(False)
     with enough_memory(f'an image of {lq.shape[1]}x{lq.shape[0]}', 'give a smaller one'):
         with torch.no_grad():
-            sr = net(torch.from_numpy(lq.transpose(2, 0, 1)[None].copy()).to(chosen.device))
+            sr = net(batch)
         pixels = sr[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
         if crop is None:
             side = min(16, *pixels.shape[:2])
@@ -192,20 +183,15 @@ def lam(
     if not np.isfinite(strength).all() or not strength.any():
         raise UserError(f'--crop {crop}: no pixel has a part in this patch; give one with edges')
     index = diffusion_index(found)
-    page = page_of(PAGE / 3 * lq.shape[0] / lq.shape[1] + 0.3)
+    size = (PAGE, PAGE / 3 * lq.shape[0] / lq.shape[1] + 0.3)
+    page = new_figure(figsize=size, layout='constrained', dpi=300)
     axes = page.subplots(1, 3)
     panel(axes[0], lq, f'LR, {printable(image.name)}')
     panel(axes[1], pixels, f'SR x{chosen.scale}, patch {crop}')
     rectangle = needs('matplotlib.patches', 'plots').Rectangle
     axes[1].add_patch(rectangle(patch[:2], *patch[2:], fill=False, edgecolor='red', linewidth=0.8))
-    panel(
-        axes[2],
-        0.6 + lq.mean(axis=2) * 0.4,
-        f'LAM of {type(net).__name__}, diffusion index {index:.2f}',
-        cmap='gray',
-        vmin=0,
-        vmax=1,
-    )
+    pale, title = 0.6 + lq.mean(axis=2) * 0.4, f'LAM of {type(net).__name__}, diffusion index {index:.2f}'
+    panel(axes[2], pale, title, cmap='gray', vmin=0, vmax=1)
     red = np.zeros((*strength.shape, 4))
     red[..., 0], red[..., 3] = 1, np.sqrt(strength / strength.max())  # the eye sees weak contributions, too
     axes[2].imshow(red, interpolation='nearest')

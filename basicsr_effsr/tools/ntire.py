@@ -61,13 +61,8 @@ def over_images(
 ) -> tuple[dict[str, float], float | None, float | None]:
     """Mean milliseconds per whole image of every network, in turns; PSNR and peak of memory [MiB] of the first one.
 
-    Args:
-        nets: by name, on ``device``, the one to be judged first.
-        files: LR images; None takes one random image of 256x256.
-        gt: folder of their HR partners (same name, or with the ending x4 dropped); None scores nothing.
-        device: where.
-        warmup: runs of every image before those that count; 0 is the challenge's own way.
-        runs: runs of every image that count.
+    ``files`` are LR images, None takes one random image of 256x256; ``gt`` is the folder of their HR partners (same
+    name, or with the ending x4 dropped). ``warmup`` runs of every image come before the ``runs`` that count.
 
     Returns:
         Name -> milliseconds; PSNR on RGB, a border of 4 pixels cropped, None without ``gt``; what tensors held at
@@ -118,23 +113,10 @@ def ntire(
     warmup: int = 3,
     runs: int = 10,
 ) -> dict[str, Any]:
-    """The challenge's row of a network, in its units, and its score against the baseline measured here.
+    """The challenge's row of a fused x4 network, in its units, and its score against the baseline measured here.
 
-    Args:
-        net: the x4 network in fused form.
-        model: its name.
-        year: ntire2024, ntire2025 or ntire2026.
-        device: where to measure.
-        data: folder of LR images to be timed; None times one random image of 256x256.
-        gt: folder of their HR images, for the PSNR.
-        psnr: PSNR on the validation set, if known already.
-        baseline_ms: runtime of the year's baseline on this machine, if it is not measured here (EFDN).
-        strict: the challenge's mean without warm-up, the first image included.
-        timed: False leaves out the time and the score.
-        warmup: runs before those that count.
-        runs: runs that count.
+    The arguments from ``data`` on are the options of ``effsr benchmark``; ``timed`` False leaves out time and score.
     """
-
     from basicsr_effsr.tools.yardsticks import BASELINES
 
     protocol = challenge_of(year)

@@ -18,7 +18,7 @@ from basicsr_effsr.tools.papers import papers
 from basicsr_effsr.utils.console import say
 from basicsr_effsr.utils.errors import UserError, needs
 from basicsr_effsr.utils.files import read_regular
-from basicsr_effsr.utils.report import PAGE, strict_json, write_figure
+from basicsr_effsr.utils.report import PAGE, new_figure, strict_json, write_figure
 
 if TYPE_CHECKING:
     from basicsr_effsr.tools.evaluate_report import EvaluationReport
@@ -261,8 +261,7 @@ def draw(points: Sequence[Point], title: str, x_label: str, y_label: str) -> Any
     Raises:
         UserError: matplotlib is not installed.
     """
-    figure = needs('matplotlib.figure', 'plots').Figure(figsize=(PAGE, 5), layout='constrained', dpi=300)
-    needs('matplotlib.backends.backend_agg', 'plots').FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(PAGE, 5), layout='constrained', dpi=300)
     ticker = needs('matplotlib.ticker', 'plots')
     axes = figure.add_subplot()
     x = sorted(p.x for p in points)

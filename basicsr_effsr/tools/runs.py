@@ -15,7 +15,7 @@ from basicsr_effsr.tools.networks import check_file
 from basicsr_effsr.utils.console import Console, say
 from basicsr_effsr.utils.errors import UserError, near, needs
 from basicsr_effsr.utils.files import read_regular
-from basicsr_effsr.utils.report import PAGE, strict_json, write_figure
+from basicsr_effsr.utils.report import PAGE, new_figure, strict_json, write_figure
 
 LINE = re.compile(r'^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ [A-Z]+: (.*)$')
 ITERATION = re.compile(r'\[epoch: *[\d,]+, iter: *([\d,]+), lr:\([^)]*\)\] *(?:\[eta[^]]*\])?(.*)$')
@@ -161,10 +161,7 @@ def draw(runs: Sequence[Run], metric: str) -> Any:
     panels += ['loss'] if any(run.loss for run in runs) else []
     if not panels:
         raise UserError(f'no run has a loss or {metric} in its log')
-    figure = needs('matplotlib.figure', 'plots').Figure(
-        figsize=(max(5.5 * len(panels), PAGE), 4.6), layout='constrained'
-    )
-    needs('matplotlib.backends.backend_agg', 'plots').FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(max(5.5 * len(panels), PAGE), 4.6), layout='constrained')
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for i, run in enumerate(runs):
             curve = run.loss if panel == 'loss' else run.scores.get(panel, [])

@@ -85,6 +85,17 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
             part.write_bytes(text.encode('utf-8', 'backslashreplace'))
 
 
+def new_figure(**how: Any) -> Any:
+    """An empty figure of matplotlib; ``how`` as for its ``Figure``.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    figure = needs('matplotlib.figure', 'plots').Figure(**how)
+    needs('matplotlib.backends.backend_agg', 'plots').FigureCanvasAgg(figure)
+    return figure
+
+
 def write_figure(figure: Any, file: Path) -> None:
     """A figure of matplotlib at print quality, by the ending of the file; in PDF, fonts as publishers ask (no Type 3).
 
