@@ -84,18 +84,12 @@ def event_logger(log_dir: str) -> Any:
     """BasicSR's ``init_tb_logger``, whose errors name the folder."""
     from torch.utils.tensorboard import SummaryWriter
 
+    named = _naming(Path(log_dir))
+
     class Events(SummaryWriter):
-        def add_scalar(self, *arguments: Any, **options: Any) -> None:
-            with _naming(Path(log_dir)):
-                super().add_scalar(*arguments, **options)
-
-        def add_image(self, *arguments: Any, **options: Any) -> None:
-            with _naming(Path(log_dir)):
-                super().add_image(*arguments, **options)
-
-        def close(self) -> None:
-            with _naming(Path(log_dir)):
-                super().close()
+        add_scalar = named(SummaryWriter.add_scalar)
+        add_image = named(SummaryWriter.add_image)
+        close = named(SummaryWriter.close)
 
     return Events(log_dir)
 

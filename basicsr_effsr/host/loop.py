@@ -11,6 +11,7 @@ The host's loop lives in ``basicsr/train.py`` and takes these names from its own
 * ``init_wandb_logger``: the host asks wandb for a function that current versions do not have.
 * ``CPUPrefetcher``, ``CUDAPrefetcher``: a signal ends the host in a traceback, with nothing saved.
 * ``MessageLogger``: the host gives tensorboard no learning rates, and a negative ETA at the end.
+* ``dict2str``: the host logs all options, and the run is one of them.
 """
 
 from __future__ import annotations
@@ -230,13 +231,7 @@ def replacements(opt: Options) -> dict[str, Any]:
     from basicsr.data.data_sampler import EnlargedSampler as HostSampler
     from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
     from basicsr.utils import MessageLogger
-
-    class Messages(MessageLogger):
-        """The host takes the last iteration for the one before, and says ``eta: -1 day``."""
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.max_iters += 1
+    from basicsr.utils.options import dict2str
 
     opt['run_state'] = RunState(seed=opt['manual_seed'], made_with=recipe(opt))
 
@@ -289,5 +284,6 @@ def replacements(opt: Options) -> dict[str, Any]:
         'init_wandb_logger': init_wandb_logger,
         'CPUPrefetcher': stoppable(CPUPrefetcher),
         'CUDAPrefetcher': stoppable(CUDAPrefetcher),
-        'MessageLogger': with_rates(Messages),
+        'MessageLogger': with_rates(MessageLogger),
+        'dict2str': lambda options: dict2str({k: v for k, v in options.items() if k != 'run_state'}),
     }

@@ -20,9 +20,13 @@ WIPE = '\x1b[K'  # from the cursor to the end of the line
 
 
 def with_rates(message_logger: Any) -> Any:
-    """BasicSR's class of that name, which also gives the learning rates to tensorboard; what it logs is as before."""
+    """BasicSR's class of that name, which gives learning rates to tensorboard and does not say ``eta: -1 day``."""
 
     class WithRates(message_logger):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.max_iters += 1  # the host takes the last iteration for the one before
+
         def __call__(self, log_vars: dict[str, Any]) -> None:
             if self.tb_logger:
                 for i, rate in enumerate(log_vars['lrs']):

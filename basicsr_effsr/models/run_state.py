@@ -50,7 +50,7 @@ class RunState:
     known: bool = True  # False if that state has no file of this class beside it
     resumed: dict[str, Any] | None = None  # what BasicSR stored in that state
 
-    def __repr__(self) -> str:  # BasicSR prints all options into its log
+    def __repr__(self) -> str:  # of a host that logs all options by itself
         return f'RunState(seed={self.seed!r}, file={self.file!r})'
 
     @classmethod
