@@ -14,6 +14,7 @@ import numpy as np
 import typer
 
 from basicsr_effsr.data import lmdbs
+from basicsr_effsr.data.benchmark_sets import images_in
 from basicsr_effsr.data.packs import PACK_SUFFIX, Pack, folder_order, from_planes
 from basicsr_effsr.imaging.header import SUFFIXES, ImageError, read_header
 from basicsr_effsr.imaging.picture import decode_stored
@@ -68,10 +69,9 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f'{folder}: no such folder; check the path')
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith('.'))
-    if not files:
-        raise ValueError(f'{folder}: holds no image; check the path')
-    return files
+    if files := images_in(folder):
+        return files
+    raise ValueError(f'{folder}: holds no image; check the path')
 
 
 def is_one_line(name: str) -> bool:

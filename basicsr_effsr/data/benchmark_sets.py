@@ -42,8 +42,9 @@ def hr_of(lq: Path, folder: Path, scale: int) -> Path:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The images of a folder by name; none if it is no folder."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    """The images of a folder by name, hidden ones left out; none if it is no folder."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith('.'))
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

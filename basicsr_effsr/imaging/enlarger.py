@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import cv2
 import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from basicsr_effsr.imaging.picture import Picture
+from basicsr_effsr.imaging.tiling import Progress, self_ensemble, tiled_bands
 from basicsr_effsr.utils.errors import UserError, one_line
 from basicsr_effsr.utils.memory import out_of_memory
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from basicsr_effsr.imaging.tiling import Progress
 
 # larger images go in tiles; in float32, x4, HASN takes 0.9 GiB and AGDN 1.2 GiB (one CPU thread)
 AUTO_PIXELS = 512 * 512
@@ -45,8 +45,6 @@ class Blend(str, Enum):
 
 def at_least(image: Tensor, side: int) -> Tensor:
     """(N, C, H, W) with H, W >= ``side``, continued at the right and below: mirrored as far as there is image."""
-    from torch.nn import functional as F
-
     height, width = image.shape[-2:]
     down, right = max(side - height, 0), max(side - width, 0)
     if not (down or right):
@@ -61,8 +59,6 @@ def spread_colours(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
     Otherwise networks, which see colours only, let the hidden ones bleed into the rims of what is visible.
     """
-    import cv2
-
     hidden = alpha == 0
     if not hidden.any() or hidden.all():
         return pixels
@@ -105,8 +101,6 @@ class Enlarger:
         self_ensemble: bool = False,
         alpha: Alpha = Alpha.bicubic,
     ) -> None:
-        import torch
-
         self.dtype = dtype or torch.float32
         self.device = torch.device(device)
         name = type(net).__name__
@@ -153,10 +147,6 @@ class Enlarger:
         Raises:
             UserError: the result is not finite.
         """
-        import torch
-
-        from basicsr_effsr.imaging.tiling import self_ensemble
-
         height, width = lq.shape[-2:]
         batch = at_least(lq.to(self.device, self.dtype), self.least)
         with torch.no_grad():
@@ -170,8 +160,6 @@ class Enlarger:
 
     def bands(self, lq: Tensor, tile: int, progress: Progress | None = None) -> Iterator[Tensor]:
         """The result from top to bottom, (N, C, h, rW) each; ``tile`` 0 gives it at once."""
-        from basicsr_effsr.imaging.tiling import tiled_bands
-
         if tile == 0:
             yield self.forward(lq)
             return
@@ -192,8 +180,6 @@ class Enlarger:
 
     def _plane(self, pixels: np.ndarray, dtype: np.dtype[Any], tile: int, progress: Progress | None) -> np.ndarray:
         """(H, W, 1 or 3) integers to (rH, rW, same) of ``dtype``; only these two and a row of tiles are in memory."""
-        import torch
-
         height, width, channels = pixels.shape
         lq = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32) / np.iinfo(pixels.dtype).max)
         out = np.empty((self.scale * height, self.scale * width, channels), dtype)
@@ -215,8 +201,6 @@ class Enlarger:
         Raises:
             UserError: the network gave NaN or infinity, or the memory is too small for it.
         """
-        import torch
-
         dtype = picture.pixels.dtype if deep else np.dtype(np.uint8)
         tile = self.tile_for(*picture.pixels.shape[:2])
         given = picture.pixels
@@ -246,8 +230,6 @@ class Enlarger:
             return None
         if self.alpha is Alpha.net:
             return self._plane(alpha[..., None], dtype, tile, None)[..., 0]
-        import cv2
-
         size = (self.scale * alpha.shape[1], self.scale * alpha.shape[0])
         part = alpha.astype(np.float32) / np.float32(np.iinfo(alpha.dtype).max)
         smooth = cv2.resize(part, size, interpolation=cv2.INTER_CUBIC)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
@@ -81,8 +82,6 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 def _decode_deep_png(data: bytes) -> np.ndarray:
     """(H, W, 1 to 4) uint16: gray, gray with alpha, RGB or RGB with alpha."""
-    import cv2
-
     chunks = list(png_chunks(io.BytesIO(data)))
     parts = dict(chunks)
     # of the rest OpenCV heeds some parts in some versions, and complains of others on the screen
@@ -275,8 +274,6 @@ def decode(content: bytes, name: str) -> np.ndarray:
         raise ImageError(f'{name} is transparent, where opaque images are read; save it without alpha')
     image = _three(picture.pixels)
     if header.orientation != 1:  # BasicSR's own data set would learn turned pairs
-        import cv2
-
         seen = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
         if seen is None or not np.array_equal(seen, image):
             raise ImageError(
@@ -410,8 +407,6 @@ def _png_chunk(name: bytes, data: bytes) -> bytes:
 
 def _png(picture: Picture, exif: Image.Exif | None) -> bytes:
     """A PNG; what it carries is put behind its header, as OpenCV writes none of it."""
-    import cv2
-
     if picture.bits == 8:
         data = _through_pillow(picture, 'png')
     else:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import cv2
 import numpy as np
 
 if TYPE_CHECKING:
@@ -99,8 +100,6 @@ def _check_kind(page: TiffPage) -> None:
 
 def _through_opencv(page: TiffPage, data: bytes) -> np.ndarray:
     """(H, W, C) of compressions that tifffile decodes only beside imagecodecs; OpenCV's libtiff knows LZW."""
-    import cv2
-
     found = None
     count = page.samplesperpixel
     if count == 1 or (count in (3, 4) and page.planarconfig != SEPARATE):  # others it takes for what they are not

@@ -10,6 +10,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from basicsr_effsr.options import data_rules, spec
@@ -18,6 +19,7 @@ from basicsr_effsr.options.problem import Context, Problem, adopt, copied, plain
 from basicsr_effsr.options.signatures import find, read_by
 from basicsr_effsr.options.validate import validate, validate_typed
 from basicsr_effsr.utils.errors import near
+from basicsr_effsr.weights.build import on_meta
 from basicsr_effsr.weights.zoo import located, named
 
 LAUNCH = 'torchrun --nproc_per_node={} -m basicsr.train -opt ... --launcher pytorch'
@@ -44,23 +46,13 @@ def networks(context: Context) -> Iterator[Problem]:
             continue
         cls, found = validate_typed(key, 'ARCH', option)
         yield from found
-        net = context.nets[key] = None if cls is None or found else _without_memory(cls, option)
+        net = context.nets[key] = None
+        if cls is not None and not found:
+            with suppress(Exception):  # a foreign one may need memory; what is at fault the dry step says
+                net = context.nets[key] = on_meta(option)
         upscale, scale = getattr(net, 'upscale', None), context.scale
         if isinstance(upscale, int) and scale is not None and upscale != scale:
             yield Problem(f'{key}.upscale', f'must equal scale {scale}, got {upscale}; say it once (&scale, *scale)')
-
-
-def _without_memory(cls: Any, option: dict[str, Any]) -> Any:
-    """The network of the options on the meta device; None if it cannot be built there."""
-    import torch
-
-    from basicsr_effsr.weights.build import bounded
-
-    try:
-        with torch.device('meta'), bounded():
-            return cls(**{key: value for key, value in option.items() if key != 'type'})
-    except Exception:  # a foreign one may need memory; what is at fault the dry step says
-        return None
 
 
 def gpus(context: Context) -> Iterator[Problem]:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
 import typer
+from torch import nn
 
 from basicsr_effsr._registration import defaults_of
 from basicsr_effsr.tools import networks
@@ -20,9 +22,7 @@ from basicsr_effsr.utils.console import Console, say
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.memory import enough_memory
 from basicsr_effsr.utils.report import csv_table, escaped, markdown_table, strict_json, write_texts
-
-if TYPE_CHECKING:
-    from torch import nn
+from basicsr_effsr.weights.checkpoint import can_be_fused, fused
 
 OUTPUTS = {'720p': (720, 1280), '1080p': (1080, 1920), '4k': (2160, 3840)}  # height and width of the output
 
@@ -80,8 +80,7 @@ def benchmark(
 
     Arguments and errors are those of ``basicsr_effsr.benchmark``.
     """
-    from basicsr_effsr.tools.yardsticks import YARDSTICKS
-    from basicsr_effsr.weights.checkpoint import can_be_fused, fused
+    from basicsr_effsr.tools.yardsticks import YARDSTICKS  # with BasicSR
 
     scale, device = chosen[0].scale, chosen[0].device
     channels = {one.name: channels_of(one.net, one.network) for one in chosen}
@@ -227,10 +226,6 @@ def command(
     as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
 ) -> None:
     """Parameters, multiply-adds, memory and latency, with RLFN and SPAN measured in turns in the same process."""
-    import torch
-
-    from basicsr_effsr.weights.checkpoint import fused
-
     if out is not None:
         networks.check_folder(out)
     if unknown := set(dtype or ()) - {'fp32', 'fp16', 'bf16'}:

@@ -21,7 +21,7 @@ from basicsr_effsr.tools.scoring import ImageScore, forward_function, measure, p
 from basicsr_effsr.utils.console import Console, say
 from basicsr_effsr.utils.errors import UserError, needs, printable
 from basicsr_effsr.utils.files import atomic_path
-from basicsr_effsr.utils.report import PAGE, new_figure, strict_json, write_figure
+from basicsr_effsr.utils.report import PAGE, new_figure, score_words, strict_json, write_figure
 from basicsr_effsr.weights.checkpoint import fused
 from basicsr_effsr.weights.engines import Engine
 
@@ -157,13 +157,7 @@ def compare_models(
     tile: int | None,
     engine: str = 'torch',
 ) -> tuple[list[tuple[str, ImageScore]], str, str, Any]:
-    """Every network on one image.
-
-    Args:
-        models: names of the zoo, or checkpoints; ``LABEL=`` before one is what the figure calls it.
-        pair: HR image, and LR image or None.
-        crop: ``x,y,w,h``; None: where the networks differ most (one network: from bicubic).
-        device, self_ensemble, tile, engine: as for ``effsr evaluate``.
+    """Every network on one image; arguments are the options of the command, ``pair`` the HR image and its LR image.
 
     Returns:
         (name, scores) of each network; the protocol; the crop as ``x,y,w,h``; the figure.
@@ -187,15 +181,19 @@ def compare_models(
         top, left = differing_crop(made if len(made) > 1 else [*made, panels['bicubic']], side)
         crop = f'{left},{top},{side},{side}'
     frame = frame_of(crop, gt.shape)
-    words = {name: f'{score.psnr:.2f} / {score.ssim:.4f}' for name, score in found}
+    words = {name: score_words((score.psnr, score.ssim)) for name, score in found}
     best = words[max(found, key=lambda each: (each[1].psnr, each[1].ssim))[0]] if len(found) > 1 else ''
     shown = [
         ('HR', 'PSNR [dB] / SSIM', gt),
         ('LR', f'x{scale}', panels['lq'].repeat(scale, axis=0).repeat(scale, axis=1)),
-        ('Bicubic', f'{first.bicubic_psnr:.2f} / {first.bicubic_ssim:.4f}', panels['bicubic']),
+        ('Bicubic', score_words(first.bicubic), panels['bicubic']),
         *((name, words[name], image) for (name, _), image in zip(found, made, strict=True)),
     ]
     return found, protocol, crop, figure(printable(pair.name), gt, frame, shown, best)
+
+
+def _gain(psnr: float, ssim: float, bicubic: tuple[float, float]) -> str:
+    return f'{psnr - bicubic[0]:+.2f} / {ssim - bicubic[1]:+.4f}'
 
 
 def of_option_file(opt: Path, out: Path, device: str | None, as_json: bool) -> None:
@@ -230,12 +228,7 @@ def of_option_file(opt: Path, out: Path, device: str | None, as_json: bool) -> N
         typer.echo(strict_json(scores))
         return
     rows = [
-        (
-            row.image,
-            f'{row.bicubic_psnr:.2f} / {row.bicubic_ssim:.4f}',
-            f'{row.psnr:.2f} / {row.ssim:.4f}',
-            f'{row.psnr - row.bicubic_psnr:+.2f} / {row.ssim - row.bicubic_ssim:+.4f}',
-        )
+        (row.image, score_words(row.bicubic), score_words((row.psnr, row.ssim)), _gain(row.psnr, row.ssim, row.bicubic))
         for row in scores
     ]
     Console().table(f'PSNR in dB / SSIM, {protocol}', ('image', 'bicubic', 'network', 'gain'), rows)
@@ -285,16 +278,13 @@ def command(
     pair = SetImage(image.stem, image, lr)
     found, protocol, where, page = compare_models(model, pair, crop, device, self_ensemble, tile, engine)
     write_figure(page, out)
-    base = found[0][1]
-    scores = {'bicubic': (base.bicubic_psnr, base.bicubic_ssim)} | {n: (s.psnr, s.ssim) for n, s in found}
+    base = found[0][1].bicubic
+    scores = {'bicubic': base} | {n: (s.psnr, s.ssim) for n, s in found}
     if as_json:
         rows = [{'method': name, 'psnr': psnr, 'ssim': ssim} for name, (psnr, ssim) in scores.items()]
         typer.echo(strict_json({'image': str(image), 'protocol': protocol, 'crop': where, 'scores': rows}))
         return
-    gains = [
-        (name, f'{p:.2f} / {s:.4f}', f'{p - base.bicubic_psnr:+.2f} / {s - base.bicubic_ssim:+.4f}')
-        for name, (p, s) in scores.items()
-    ]
+    gains = [(name, score_words(score), _gain(*score, base)) for name, score in scores.items()]
     gains[0] = (*gains[0][:2], '-')
     Console().table(f'PSNR in dB / SSIM of {image}, {protocol}', ('method', 'score', 'gain'), gains)
     say(f'picture: {out}, --crop {where}')

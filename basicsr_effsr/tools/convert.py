@@ -8,12 +8,15 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from basicsr_effsr.tools import networks
 from basicsr_effsr.utils.console import say
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.files import atomic_path
 from basicsr_effsr.utils.report import strict_json
+from basicsr_effsr.weights.checkpoint import as_pth, as_safetensors, can_be_fused, fused, read_state_dict
 from basicsr_effsr.weights.recognise import as_yaml, described, metadata_of, recognise
 
 
@@ -53,24 +56,13 @@ def convert(
 ) -> ConversionReport:
     """Reads ``source``, proves that it loads strictly, and writes it in another layout; nothing on failure.
 
-    Args:
-        source: any checkpoint of one of our networks.
-        out: the file to write; None only says what the source is.
-        layout: ``basicsr`` ({params: ...}), ``bare``, ``safetensors`` (with metadata), or ``module`` (bare, every
-            name behind ``module.``).
-        network: ``type`` and options; None finds out.
-        param_key: entry of the source.
-        fuse: write the fused form of a network that has one.
+    ``out`` None only says what the source is, ``network`` (``type`` and options) None finds out. Layouts are
+    ``basicsr`` ({params: ...}), ``bare``, ``safetensors`` (with metadata), ``module`` (every name behind ``module.``).
 
     Raises:
         UserError: the file is of no network of ours, or the form cannot be changed.
         OSError: it cannot be read or written.
     """
-    import torch
-
-    from basicsr_effsr.utils.files import atomic_path
-    from basicsr_effsr.weights.checkpoint import as_pth, as_safetensors, can_be_fused, fused, read_state_dict
-
     known = recognise(source, network, param_key)
     net, found, kept = known.net, known.network, known.state
     if fuse:

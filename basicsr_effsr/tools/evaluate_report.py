@@ -18,15 +18,11 @@ from basicsr_effsr.data.benchmark_sets import SetImage
 from basicsr_effsr.imaging.metrics import to_y
 from basicsr_effsr.tools.papers import bicubic_of
 from basicsr_effsr.tools.scoring import ImageScore, Panels, Protocol
-from basicsr_effsr.utils.report import csv_table, escaped, markdown_table, strict_json
+from basicsr_effsr.utils.report import csv_table, escaped, markdown_table, score_words, strict_json
 
 ERROR_GAIN = 8  # grey levels of error are shown this many times brighter
 SAME_SET = 0.1  # dB between bicubic here and in papers, whose authors round and crop in several ways
 Table = tuple[list[str], list[list[str]]]
-
-
-def _score(score: Sequence[float] | None) -> str:
-    return f'{score[0]:.2f} / {score[1]:.4f}' if score else '-'
 
 
 @dataclass
@@ -68,7 +64,7 @@ class EvaluationReport:
                 psnr, ssim = round(mean['psnr'] - paper[0], 2) + 0.0, round(mean['ssim'] - paper[1], 4) + 0.0
                 gap = f'{psnr:+.2f} / {ssim:+.4f}'
             scores = [(mean['bicubic_psnr'], mean['bicubic_ssim']), (mean['psnr'], mean['ssim']), paper]
-            rows.append([name, f'{mean["images"]:.0f}', *map(_score, scores), gap, f'{mean["seconds"]:.3f}'])
+            rows.append([name, f'{mean["images"]:.0f}', *map(score_words, scores), gap, f'{mean["seconds"]:.3f}'])
         return ['set', 'images', 'bicubic', 'this run', 'paper', 'difference', 's / image'], rows
 
     def words(self) -> tuple[str, list[str]]:
@@ -148,13 +144,13 @@ class Evaluation:
             return self.models[0].table()
         means = [report.means() for report in self.models]
         sets = list(means[0])
-        cubic = [_score((means[0][name]['bicubic_psnr'], means[0][name]['bicubic_ssim'])) for name in sets]
+        cubic = [score_words((means[0][name]['bicubic_psnr'], means[0][name]['bicubic_ssim'])) for name in sets]
         rows = [['bicubic', '-', *cubic]]
         for report, mean in zip(self.models, means, strict=True):
-            measured = [_score((mean[name]['psnr'], mean[name]['ssim'])) for name in sets]
+            measured = [score_words((mean[name]['psnr'], mean[name]['ssim'])) for name in sets]
             rows.append([report.name, f'{report.parameters:,}', *measured])
             if scores := (report.paper or {}).get('scores'):
-                rows.append([f'{report.name}, paper', '', *(_score(scores.get(name)) for name in sets)])
+                rows.append([f'{report.name}, paper', '', *(score_words(scores.get(name)) for name in sets)])
         return ['method', 'parameters', *(f'{name} ({means[0][name]["images"]:.0f})' for name in sets)], rows
 
     def paired_table(self) -> Table:

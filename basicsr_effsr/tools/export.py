@@ -69,11 +69,8 @@ def export_int8(
 
     Args:
         net: of RGB, in float32, eval mode, on the CPU.
-        out: the file.
         files: LR images to calibrate on, of which the first ``MOST_IMAGES`` are taken.
         data: a benchmark set.
-        metadata: written into the file.
-        scale: of the network.
 
     Raises:
         UserError: no images, or a network of other channels.

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 from rich.progress import MofNCompleteColumn
+from torch import nn
 
 from basicsr_effsr.imaging.picture import read_rgb
 from basicsr_effsr.tools import networks
 from basicsr_effsr.tools.compare import busiest_crop, frame_of
+from basicsr_effsr.utils.attribution import diffusion_index, local_attribution
 from basicsr_effsr.utils.console import Console, progress, say
 from basicsr_effsr.utils.errors import UserError, needs, printable
+from basicsr_effsr.utils.feature_tap import FeatureTap, as_map
 from basicsr_effsr.utils.memory import enough_memory
 from basicsr_effsr.utils.report import PAGE, new_figure, strict_json, write_figure
-
-if TYPE_CHECKING:
-    from torch import nn
 
 COLUMNS = 6
 LQ = Annotated[Path, typer.Option('--image', help='LR image.')]
@@ -27,8 +28,6 @@ LQ = Annotated[Path, typer.Option('--image', help='LR image.')]
 
 def _taken(choose: Callable[..., networks.Chosen], device: str | None, image: Path) -> tuple[Any, Any, np.ndarray, Any]:
     """What was chosen, its network, the LR image as (H, W, 3) float32 in [0, 1] and as a batch, on the device."""
-    import torch
-
     chosen, lq = choose(device=device), (read_rgb(image) / 255).astype(np.float32)
     batch = torch.from_numpy(lq.transpose(2, 0, 1)[None].copy()).to(chosen.device)
     return chosen, chosen.net.to(chosen.device), lq, batch
@@ -36,8 +35,6 @@ def _taken(choose: Callable[..., networks.Chosen], device: str | None, image: Pa
 
 def modules_of(net: nn.Module, run: Callable[[], Any]) -> list[tuple[str, str, list[int]]]:
     """(name, class, shape of its last output) of every submodule that gives one tensor when ``run`` is called."""
-    import torch
-
     shapes: dict[str, list[int]] = {}
     hooks = []
     for name, module in net.named_modules():
@@ -61,8 +58,6 @@ def feature_maps(net: nn.Module, names: Sequence[str], run: Callable[[], Any], g
     Raises:
         UserError: no such submodule, one that does not run, or one that gives no map.
     """
-    from basicsr_effsr.utils.feature_tap import FeatureTap, as_map
-
     try:
         tap = FeatureTap(net, names)
         with tap.recording():
@@ -120,8 +115,6 @@ def features(
     as_json: Annotated[bool, typer.Option('--json', help='Print the list of submodules as JSON.')] = False,
 ) -> None:
     """Draw feature and attention maps of named submodules for one image; without --module list what there is."""
-    import torch
-
     if module:
         networks.check_file(out, '.png', '.pdf', '.svg')
         if as_json:
@@ -159,10 +152,6 @@ def lam(
     as_json: Annotated[bool, typer.Option('--json', help='Print patch and diffusion index as JSON.')] = False,
 ) -> None:
     """Draw which LR pixels a network uses for a patch: local attribution map and diffusion index (Gu, Dong 2021)."""
-    import torch
-
-    from basicsr_effsr.utils.attribution import diffusion_index, local_attribution
-
     networks.check_file(out, '.png', '.pdf', '.svg')
     needs('matplotlib', 'plots')
     chosen, net, lq, batch = _taken(choose, device, image)

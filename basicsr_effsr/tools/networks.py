@@ -96,11 +96,7 @@ class Chosen:
 
 
 def settings_of(scale: int | None, settings: list[str] | None) -> dict[str, Any]:
-    """Network options of ``--scale`` and ``--set``.
-
-    Raises:
-        UserError: an ill-formed setting.
-    """
+    """Network options of ``--scale`` and ``--set``; UserError: an ill-formed setting."""
     network: dict[str, Any] = {} if scale is None else {'upscale': scale}
     for entry in settings or []:
         key, found, value = entry.partition('=')
@@ -124,7 +120,7 @@ def choose(
     param_key: ParamKey = None,
     model: Annotated[
         str | None,
-        typer.Option(help='Model of the zoo (effsr zoo lists them), or a checkpoint that tells its network.'),
+        typer.Option(help='Model of the zoo (effsr zoo lists them), or a checkpoint of a known network.'),
     ] = None,
     *,
     device: str | None = 'cpu',
@@ -132,14 +128,10 @@ def choose(
 ) -> Chosen:
     """The network of a command: a model of the zoo, from an option file, its name, or its weights alone.
 
+    The positional arguments are options of the commands; ``settings`` go before the option file and before what
+    weights show.
+
     Args:
-        opt: option file that names network and weights.
-        arch: registered network, instead of an option file.
-        scale: scale factor of the network.
-        weights: checkpoint, before the one of the option file; without ``opt`` and ``arch`` it tells the network.
-        settings: network options, ``key=value``; they go before the option file and before what weights show.
-        param_key: entry of the checkpoint.
-        model: name in the zoo, or a checkpoint, instead of all the above; ``LABEL=`` before it says what it is called.
         device: where the command will work; None for a GPU if there is one and the option file does not say
             ``num_gpu: 0``. The network stays on the CPU.
         without: whether a network may do without weights: None, no; ``'missing'``, if nothing names a file, or an
@@ -190,12 +182,10 @@ def choose(
 
 
 def choose_several(*, device: str | None = 'cpu', without: str | None = None, **named: Any) -> list[Chosen]:
-    """The networks of a command, of one scale, each with a name of its own.
+    """The networks of a command, of one scale, each with a name of its own; arguments are those of :func:`choose`.
 
-    Args:
-        device, without: as for :func:`choose`.
-        named: its other arguments, those of ``REPEATABLE`` as lists: the first of each belong together, the second of
-            each ..., and what is given once goes for all.
+    Those of ``REPEATABLE`` are lists: the first of each belong together, the second of each ..., and what is given
+    once goes for all.
 
     Raises:
         UserError: as :func:`choose`; lists of several lengths, networks of several scales.
@@ -203,8 +193,8 @@ def choose_several(*, device: str | None = 'cpu', without: str | None = None, **
     lists = {name: given for name in REPEATABLE if (given := named.pop(name, None))}
     count = max(map(len, lists.values()), default=1)
     if any(len(given) not in (1, count) for given in lists.values()):
-        told = ', '.join(f'--{name} {len(given)}' for name, given in lists.items())
-        raise UserError(f'--model, --weights, --arch or -opt must be given equally often, got {told}')
+        counts = ', '.join(f'--{name} {len(given)}' for name, given in lists.items())
+        raise UserError(f'--model, --weights, --arch or -opt must be given equally often, got {counts}')
     one_each = ({name: given[i % len(given)] for name, given in lists.items()} for i in range(count))
     return _side_by_side([choose(**named, **one, device=device, without=without) for one in one_each])
 
@@ -212,10 +202,7 @@ def choose_several(*, device: str | None = 'cpu', without: str | None = None, **
 def choose_from(models: Any, device: str | None = None) -> list[Chosen]:
     """The networks that Python names, as :func:`choose_several` gives those of a command.
 
-    Args:
-        models: a name of the zoo, a checkpoint, a network with its weights, or several: a list, or a mapping of what
-            they are to be called.
-        device: where they will work; None for a GPU if there is one.
+    ``models`` are as in ``basicsr_effsr.evaluate``; ``device`` None is a GPU if there is one.
 
     Raises:
         UserError: none is given, or as :func:`choose_several`.
@@ -246,8 +233,8 @@ def choose_from(models: Any, device: str | None = None) -> list[Chosen]:
 
 def _side_by_side(chosen: list[Chosen]) -> list[Chosen]:
     if len({one.scale for one in chosen}) > 1:
-        told = ', '.join(f'{one.name} is x{one.scale}' for one in chosen)
-        raise UserError(f'networks that are compared must have the same scale; {told}')
+        scales = ', '.join(f'{one.name} is x{one.scale}' for one in chosen)
+        raise UserError(f'networks that are compared must have the same scale; {scales}')
     names = _apart([one.name for one in chosen], [one.weights.stem if one.weights else '' for one in chosen])
     names = _apart(names, [str(place) for place in range(1, len(chosen) + 1)])
     return [replace(one, name=name) for one, name in zip(chosen, names, strict=True)]

@@ -6,9 +6,11 @@ import math
 import statistics
 from collections.abc import Container
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from basicsr_effsr.data.benchmark_sets import hr_of, images_in
 from basicsr_effsr.data.pairs import check_sizes
@@ -18,10 +20,6 @@ from basicsr_effsr.tools.papers import challenge_of
 from basicsr_effsr.utils import latency
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.memory import enough_memory
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 NTIRE_SIZE = (256, 256)  # the LR size at which the challenges count
 GATE = 26.90  # dB that an entry must reach on the validation set
@@ -71,8 +69,6 @@ def over_images(
     Raises:
         ValueError: an image has no partner, or one of another size.
     """
-    import torch
-
     times: dict[str, list[float]] = {name: [] for name in nets}
     scores = []
     judged = next(iter(nets.values()))
@@ -117,7 +113,7 @@ def ntire(
 
     The arguments from ``data`` on are the options of ``effsr benchmark``; ``timed`` False leaves out time and score.
     """
-    from basicsr_effsr.tools.yardsticks import BASELINES
+    from basicsr_effsr.tools.yardsticks import BASELINES  # with BasicSR
 
     protocol = challenge_of(year)
     found = latency.cost(net, model, 'fused', NTIRE_SIZE)

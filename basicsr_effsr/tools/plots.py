@@ -129,12 +129,8 @@ def _value(file: Path, found: BenchmarkReport, network: EvaluationReport, agains
     else:
         wanted, fix = 'latency in fp32, contiguous and not compiled,', ' and without --no-latency'
         plain = (size, 'fp32', 'contiguous', False)
-        rows = (
-            (r.median, (r.lr_size, r.dtype, r.memory_format, r.compiled))
-            for r in found.latencies
-            if r.model in _names(network)
-        )
-        values = [median for median, setting in rows if setting == plain]
+        mine = [row for row in found.latencies if row.model in _names(network)]
+        values = [r.median for r in mine if (r.lr_size, r.dtype, r.memory_format, r.compiled) == plain]
     if not values:
         raise UserError(
             f'--measured: {file} has no {wanted} at the input of 720p, {height}x{width}; run effsr benchmark with '
@@ -144,16 +140,10 @@ def _value(file: Path, found: BenchmarkReport, network: EvaluationReport, agains
 
 
 def points_of_files(files: Iterable[Path], scale: int, dataset: str, against: str, metric: str = 'psnr') -> list[Point]:
-    """What was measured here: reports of ``effsr benchmark`` joined with reports of ``effsr evaluate``.
+    """What was measured here: reports of ``effsr benchmark`` joined with reports of ``effsr evaluate``, in any order.
 
-    Both must speak of the same class with the same number of parameters, which tells AGDN from AGDN-S.
-
-    Args:
-        files: reports of both kinds, in any order.
-        scale: scale factor of the figure.
-        dataset: Set5, Set14, B100, Urban100 or Manga109.
-        against: a key of ``AXES``.
-        metric: a key of ``METRICS``.
+    Both must be of one class with one number of parameters, which tells AGDN from AGDN-S. For the other arguments see
+    :func:`points_of_papers`.
 
     Raises:
         UserError: a file is no report, of another scale, lacks what the axis needs, or has no partner.
@@ -294,13 +284,8 @@ def draw(points: Sequence[Point], title: str, x_label: str, y_label: str) -> Any
     below = {'loc': 'outside lower center', 'ncols': len(named), 'frameon': False, 'fontsize': 7}
     figure.legend(named.values(), named.keys(), **below)
     for point in shown:
-        how = {
-            'fontsize': 6.5,
-            'fontweight': 'bold' if point.stands_out else 'normal',
-            'zorder': 4,
-            'parse_math': False,
-        }
-        axes.text(point.x, point.score, point.method, **how)
+        how = {'fontweight': 'bold' if point.stands_out else 'normal', 'zorder': 4, 'parse_math': False}
+        axes.text(point.x, point.score, point.method, fontsize=6.5, **how)
     figure.canvas.draw()
     figure.set_layout_engine('none')  # names are placed on this page
     place_names(axes, list(axes.texts), discs)

@@ -87,10 +87,8 @@ class Run:
                 if not curve or when > last:
                     curve.append((when, float(found[2])))
                 if found[3]:
-                    self.best[f'{dataset} {found[1]}'] = (
-                        float(found[3]),
-                        min(int(found[4]), self.total or int(found[4])),
-                    )
+                    when = int(found[4])
+                    self.best[f'{dataset} {found[1]}'] = float(found[3]), min(when, self.total or when)
             before = line
 
     @property

@@ -6,21 +6,22 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from basicsr_effsr.data.benchmark_sets import SetImage
 from basicsr_effsr.data.pairs import check_sizes
 from basicsr_effsr.imaging.bicubic import imresize, mod_crop
 from basicsr_effsr.imaging.metrics import score_y
 from basicsr_effsr.imaging.picture import read_rgb
+from basicsr_effsr.imaging.tiling import self_ensemble as ensemble
+from basicsr_effsr.imaging.tiling import tiled_forward
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.memory import enough_memory
 from basicsr_effsr.weights.engines import Computer, engine_for
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Run = Callable[[np.ndarray], tuple[np.ndarray, float]]  # image -> (enlarged image, seconds)
 Panels = dict[str, np.ndarray]
@@ -37,6 +38,11 @@ class ImageScore:
     bicubic_psnr: float
     bicubic_ssim: float
     seconds: float
+
+    @property
+    def bicubic(self) -> tuple[float, float]:
+        """PSNR [dB] and SSIM of bicubic."""
+        return self.bicubic_psnr, self.bicubic_ssim
 
 
 def read_pair(pair: SetImage, scale: int, modulus: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -129,11 +135,6 @@ def forward_function(
         A function (H, W, 3) uint8 -> ((rH, rW, 3) uint8, seconds), rounded as BasicSR rounds; the protocol and the
         machine, in words.
     """
-    import torch
-
-    from basicsr_effsr.imaging.tiling import self_ensemble as ensemble
-    from basicsr_effsr.imaging.tiling import tiled_forward
-
     pixels *= 8 if protocol.self_ensemble else 1
     computer = engine if isinstance(engine, Computer) else engine_for(net, engine, pixels=pixels, device=device)
     net = net.to(device)

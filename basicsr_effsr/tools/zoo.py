@@ -13,15 +13,11 @@ from basicsr_effsr.tools.papers import row_of
 from basicsr_effsr.utils.console import Commands, Console, say
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.files import read_regular
-from basicsr_effsr.utils.report import strict_json
+from basicsr_effsr.utils.report import score_words, strict_json
 from basicsr_effsr.weights import zoo
 from basicsr_effsr.weights.checkpoint import read_metadata
 
 app = typer.Typer(name='zoo', cls=Commands, add_completion=False, pretty_exceptions_enable=False)
-
-
-def _score(scores: Any) -> str:
-    return f'{scores[0]:.2f} / {scores[1]:.4f}' if scores else '-'
 
 
 def listed() -> list[dict[str, Any]]:
@@ -45,19 +41,9 @@ def listed() -> list[dict[str, Any]]:
         )
     for name, file in zoo.added().items():
         facts = read_metadata(file)
-        rows.append(
-            {
-                'name': name,
-                'network': facts.get('network', '?'),
-                'scale': int(facts.get('scale', 0)),
-                'from': 'yours',
-                'bytes': file.stat().st_size,
-                'licence': None,
-                'set5': None,
-                'paper_set5': None,
-                'state': 'here',
-            }
-        )
+        known = {'network': facts.get('network', '?'), 'scale': int(facts.get('scale', 0)), 'from': 'yours'}
+        unknown = dict.fromkeys(('licence', 'set5', 'paper_set5'))
+        rows.append({'name': name, **known, 'bytes': file.stat().st_size, **unknown, 'state': 'here'})
     return rows
 
 
@@ -84,8 +70,8 @@ def command(
             row['from'],
             f'{row["bytes"] / 1e6:.1f}' if row['bytes'] else '-',
             row['licence'] or ('-' if row['from'] == 'yours' else 'none stated'),
-            _score(row['set5']),
-            _score(row['paper_set5']),
+            score_words(row['set5']),
+            score_words(row['paper_set5']),
             row['state'],
         ]
         for row in rows

@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from basicsr_effsr.utils.complexity import count_macs, count_params, peak_memory
 from basicsr_effsr.utils.errors import UserError, one_line
 from basicsr_effsr.utils.memory import out_of_memory
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+from basicsr_effsr.utils.training import DTYPES
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,6 @@ def cost(net: nn.Module, model: str, form: str, lr_size: tuple[int, int], num_in
     Raises:
         ValueError: it cannot be counted, or does not take such an input.
     """
-    from basicsr_effsr.utils.complexity import count_macs, count_params, peak_memory
-
     macs = count_macs(net, lr_size, num_in_ch=num_in_ch)
     counts = (count_params(net), macs.total, macs.fvcore, macs.activations, macs.convolutions)
     memory = peak_memory(net, lr_size, num_in_ch=num_in_ch)
@@ -75,8 +73,6 @@ def cost(net: nn.Module, model: str, form: str, lr_size: tuple[int, int], num_in
 
 def once(net: Callable, image: Tensor) -> float:
     """Milliseconds of one forward pass, by CUDA events or by the clock."""
-    import torch
-
     if image.device.type == 'cuda':
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
@@ -94,18 +90,9 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Milliseconds of every run of every network, in turns (A B C, A B C ...), the first of them the cold one.
 
-    Args:
-        nets: by name.
-        image: (1, C, H, W).
-        warmup: runs of each that come first; the caller leaves them out.
-        runs: runs of each after them.
-        found: is filled, for who wants to know where it stopped.
-
-    Returns:
-        Name -> ``warmup + runs`` times.
+    ``image`` is (1, C, H, W). The ``warmup`` runs of each come first, and the caller leaves them out. ``found`` is
+    filled, for who wants to know where it stopped.
     """
-    import torch
-
     found = {} if found is None else found
     found |= {name: [] for name in nets}
     with torch.no_grad():
@@ -121,8 +108,6 @@ def peak_mib(net: nn.Module, image: Tensor) -> float | None:
     Returns:
         None on a CPU, which does not say.
     """
-    import torch
-
     if image.device.type != 'cuda':
         return None
     own = image.nbytes + sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
@@ -152,10 +137,6 @@ def latencies(
     Raises:
         UserError: a network does not run in ``dtype`` or compiled.
     """
-    import torch
-
-    from basicsr_effsr.utils.training import DTYPES
-
     kind = DTYPES[dtype]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     torch.manual_seed(0)
@@ -194,8 +175,6 @@ def latencies(
 
 def gpu_state(device: torch.device) -> dict[str, str | int]:
     """Driver, load and clock of a GPU at this moment; what nvidia-smi does not say is left out."""
-    import torch
-
     # by its identity, since CUDA_VISIBLE_DEVICES gives GPUs other numbers than nvidia-smi has
     identity = str(getattr(torch.cuda.get_device_properties(device), 'uuid', '')).removeprefix('GPU-')
     words = ['nvidia-smi', '--query-gpu=driver_version,utilization.gpu,clocks.sm', '--format=csv,noheader,nounits']
@@ -210,8 +189,6 @@ def gpu_state(device: torch.device) -> dict[str, str | int]:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What a latency depends on, before anything is measured."""
-    import torch
-
     facts: dict[str, Any] = {'device': platform.processor() or 'CPU', 'torch': torch.__version__}
     facts |= {'threads': torch.get_num_threads(), 'CPU cores': os.cpu_count()}
     if device.type == 'cuda':

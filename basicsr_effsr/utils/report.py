@@ -31,6 +31,11 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
 
 
+def score_words(score: Sequence[float] | None) -> str:
+    """PSNR [dB] and SSIM as tables print them."""
+    return f'{score[0]:.2f} / {score[1]:.4f}' if score else '-'
+
+
 def _cell(value: Any) -> Any:
     """A cell of text that a spreadsheet would take for a formula is marked as text, as it marks it itself."""
     if not isinstance(value, str):
