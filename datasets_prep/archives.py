@@ -23,7 +23,7 @@ from basicsr_effsr.imaging.header import SUFFIXES
 from basicsr_effsr.utils.files import WriteError, atomic_path, open_regular
 
 MAX_RATIO = 50  # photographs do not shrink; a zip bomb does by hundreds
-MAX_HEADER = 64 * 2**20  # bytes that are held in memory at once: of a list of members, or of what tells of one
+MAX_HEADER = 64 * 2**20  # bytes that are held in memory at once: of a list of members, or of the header of one
 MAX_MEMBERS = 200_000  # LSDIR has 84,991 in all
 _SLACK = 64 * 2**20
 _STREAMS: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {

@@ -113,8 +113,8 @@ def _say(words: str) -> None:
 def stoppable(prefetcher: Any) -> Any:
     """BasicSR's class of that name, which ends a run between two iterations once SIGINT or SIGTERM has asked for it.
 
-    There all that the iteration saves and validates is done, and the model saves once more; there a terminal is told
-    how far the run is. BasicSR's loop takes its batches from here, in a function whose variables say what is trained.
+    There the iteration has saved and validated, and the model saves once more; there a terminal shows how far the run
+    is. BasicSR's loop takes its batches from here, in a function whose variables say what is trained.
     """
 
     class Stoppable(prefetcher):

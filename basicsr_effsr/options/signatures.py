@@ -121,15 +121,15 @@ def options_of(target: Callable, kind: str = '', *, beside: type[Section] = Sect
         parameters = inspect.signature(target, eval_str=True).parameters
     except (NameError, TypeError):  # an annotation that only a type checker can resolve
         parameters = inspect.signature(target).parameters
-    texts, told = descriptions(target), fields(known)
+    texts, bounded = descriptions(target), fields(known)
     made: dict[str, Any] = {'type': (str, Field(description='Name of the class or function.'))}
     open_ended = False
     for name, parameter in parameters.items():
         default = parameter.default
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             open_ended = open_ended or parameter.kind is parameter.VAR_KEYWORD
-        elif name in told:
-            made[name] = (told[name].annotation, told[name])
+        elif name in bounded:
+            made[name] = (bounded[name].annotation, bounded[name])
         elif name not in skip:
             accepted = _type_of(parameter.annotation) if not isinstance(parameter.annotation, str) else None
             accepted = accepted or _type_of_default(default)

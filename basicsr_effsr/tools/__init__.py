@@ -1,0 +1,1 @@
+"""The commands: parse, call, print. What a user can mend is raised as ``UserError``, which the command line prints."""

@@ -52,11 +52,7 @@ def channels_of(net: nn.Module, network: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def lr_size(text: str, scale: int) -> tuple[int, int]:
-    """``256x256`` (height x width of the input), or 720p, 1080p, 4k (of the output) as (H, W) of the input.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """``256x256`` (height x width of the input), or 720p, 1080p, 4k (of the output) as (H, W) of the input."""
     if text.lower() in OUTPUTS:
         height, width = OUTPUTS[text.lower()]
         return round(height / scale), round(width / scale)

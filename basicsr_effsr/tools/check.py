@@ -17,11 +17,7 @@ from basicsr_effsr.utils.report import strict_json
 
 
 def force(options: dict[str, Any], entry: str) -> None:
-    """Changes options as BasicSR does for ``--force_yml``: sections must be there, the key need not.
-
-    Raises:
-        UserError: it is not ``key=value`` or ``section:key=value``, or there is no such section.
-    """
+    """Changes options as BasicSR does for ``--force_yml``: sections must be there, the key need not."""
     places, is_given, value = entry.partition('=')
     *sections, key = places.strip().split(':')
     if not is_given or not key or '=' in value:

@@ -94,9 +94,6 @@ def figure(
         crop: x, y, width, height of the frame in HR pixels.
         panels: name, scores and (H, W, 3) uint8 of each method.
         best: scores that are printed bold.
-
-    Raises:
-        UserError: matplotlib is not installed.
     """
     page = new_figure(dpi=300)  # texts are measured as they will be printed
     x, y, width, height = crop
@@ -134,11 +131,7 @@ def figure(
 
 
 def frame_of(crop: str, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """``x,y,w,h`` in HR pixels.
-
-    Raises:
-        UserError: it is not that, or does not lie in the image.
-    """
+    """``x,y,w,h`` in HR pixels."""
     try:
         x, y, width, height = map(int, crop.split(','))
     except ValueError as error:
@@ -161,9 +154,6 @@ def compare_models(
 
     Returns:
         (name, scores) of each network; the protocol; the crop as ``x,y,w,h``; the figure.
-
-    Raises:
-        UserError: networks of several scales, a network or image that cannot be used.
     """
     how = protocol_of({}, self_ensemble, tile)
     found: list[tuple[str, ImageScore]] = []

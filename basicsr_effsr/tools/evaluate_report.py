@@ -1,4 +1,4 @@
-"""What an evaluation tells: networks side by side, beside their papers, with paired differences; every format."""
+"""The report of an evaluation: networks side by side, beside their papers, with paired differences; every format."""
 
 from __future__ import annotations
 
@@ -179,9 +179,9 @@ class Evaluation:
         notes += (
             [] if alike else ['The networks are not measured alike: their differences are those of the protocols, too.']
         )
-        told = [(report.name, note) for report in self.models for note in report.words()[1]]
-        shared = {note for _, note in told if sum(note == other for _, other in told) == len(self.models)}
-        named = (note if note in shared else f'{name}. {note}' for name, note in told)
+        found = [(report.name, note) for report in self.models for note in report.words()[1]]
+        shared = {note for _, note in found if sum(note == other for _, other in found) == len(self.models)}
+        named = (note if note in shared else f'{name}. {note}' for name, note in found)
         return head, [*notes, *dict.fromkeys(named)]
 
     def as_dict(self) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def export_int8(
     """Writes ``net`` as ONNX in 8 bits, and measures what that costs and gives.
 
     All convolutions are quantised, or all but the first and the last: where these cost more than ``DROP`` on the set,
-    and where there is no set to tell.
+    and without a set.
 
     Args:
         net: of RGB, in float32, eval mode, on the CPU.
@@ -103,7 +103,7 @@ def export_int8(
     return Int8Report(*about, ', '.join(sets) or None, scores.get('int8'), scores.get('fp32'))
 
 
-def tell(report: Int8Report, as_json: bool) -> None:
+def show(report: Int8Report, as_json: bool) -> None:
     """Prints a report."""
     if as_json:
         typer.echo(strict_json(asdict(report)))
@@ -160,7 +160,7 @@ def command(
     metadata = metadata_of(network, net, checkpoint, 'int8' if int8 else dtype)
     try:
         if calibrate is not None:
-            tell(export_int8(net, target, images_in(calibrate), data, metadata, chosen.scale), as_json)
+            show(export_int8(net, target, images_in(calibrate), data, metadata, chosen.scale), as_json)
             return
         report = export(
             net,

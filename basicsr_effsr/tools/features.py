@@ -53,11 +53,7 @@ def modules_of(net: nn.Module, run: Callable[[], Any]) -> list[tuple[str, str, l
 
 
 def feature_maps(net: nn.Module, names: Sequence[str], run: Callable[[], Any], grid: tuple[int, int]) -> list[Any]:
-    """(C, H, W) of each named submodule, as ``run`` leaves them; ``grid`` is the LR size, for outputs of tokens.
-
-    Raises:
-        UserError: no such submodule, one that does not run, or one that gives no map.
-    """
+    """(C, H, W) of each named submodule, as ``run`` leaves them; ``grid`` is the LR size, for outputs of tokens."""
     try:
         tap = FeatureTap(net, names)
         with tap.recording():

@@ -35,11 +35,7 @@ Computed = Annotated[Engine, typer.Option('--engine', help='What computes the ne
 
 
 def read_options(file: Path) -> dict[str, Any]:
-    """An option file, with the sections that the commands read.
-
-    Raises:
-        UserError: it cannot be read, lacks ``network_g``, or a section that the commands read is of another kind.
-    """
+    """An option file, with the sections that the commands read."""
     opt = read_option_file(file)
     if 'network_g' not in opt:
         raise UserError(f'{file} must hold options with network_g')
@@ -57,11 +53,7 @@ def read_options(file: Path) -> dict[str, Any]:
 
 
 def check_folder(folder: Path) -> None:
-    """That results can be written into a folder, asked before the work that leads to them; creates nothing.
-
-    Raises:
-        UserError: it, or what of its path exists, is no folder or cannot be written.
-    """
+    """That results can be written into a folder, asked before the work that leads to them; creates nothing."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise UserError(f'{there} is a file, must be a folder to write into; give another --out')
@@ -70,11 +62,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_file(file: Path, *endings: str) -> None:
-    """That a result can be written into a file of one of the endings, as :func:`check_folder` asks it of a folder.
-
-    Raises:
-        UserError: it ends otherwise, is a folder, or cannot be written.
-    """
+    """That a result can be written into a file of one of the endings, as :func:`check_folder` asks it of a folder."""
     if file.suffix.lower() not in endings:
         raise UserError(f'--out must end in {" or ".join(endings)}, got {file}')
     if file.is_dir():
@@ -186,9 +174,6 @@ def choose_several(*, device: str | None = 'cpu', without: str | None = None, **
 
     Those of ``REPEATABLE`` are lists: the first of each belong together, the second of each ..., and what is given
     once goes for all.
-
-    Raises:
-        UserError: as :func:`choose`; lists of several lengths, networks of several scales.
     """
     lists = {name: given for name in REPEATABLE if (given := named.pop(name, None))}
     count = max(map(len, lists.values()), default=1)
@@ -203,9 +188,6 @@ def choose_from(models: Any, device: str | None = None) -> list[Chosen]:
     """The networks that Python names, as :func:`choose_several` gives those of a command.
 
     ``models`` are as in ``basicsr_effsr.evaluate``; ``device`` None is a GPU if there is one.
-
-    Raises:
-        UserError: none is given, or as :func:`choose_several`.
     """
     from torch import nn
 
@@ -279,11 +261,7 @@ def _repeatable(option: inspect.Parameter) -> inspect.Parameter:
 
 
 def pick_device(wanted: str | None) -> Any:
-    """The torch device to work on; None is a GPU if there is one, of several that of this process under torchrun.
-
-    Raises:
-        UserError: it is not there.
-    """
+    """The torch device to work on; None is a GPU if there is one, of several that of this process under torchrun."""
     import torch
 
     try:

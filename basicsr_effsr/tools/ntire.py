@@ -33,11 +33,7 @@ def ntire_score(protocol: dict[str, Any], *, runtime_ratio: float, flops: float,
 
 
 def images_of(data: Path) -> list[Path]:
-    """The images of a folder, by name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The images of a folder, by name."""
     if found := images_in(data):
         return found
     raise UserError(f'--data: {data} holds no image')

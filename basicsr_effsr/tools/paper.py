@@ -33,17 +33,11 @@ RTX_2080_TI = 13.45  # TFLOP/s in float32 as its maker states it; the card of tw
 
 @dataclass(frozen=True)
 class Training:
-    """One recipe of a row.
+    """One recipe of a row."""
 
-    Attributes:
-        recipe: name of the option file.
-        name: of its folder under experiments/.
-        changes: as for ``--force_yml``, in its order.
-    """
-
-    recipe: str
-    name: str
-    changes: tuple[str, ...] = ()
+    recipe: str  # name of the option file
+    name: str  # of its folder under experiments/
+    changes: tuple[str, ...] = ()  # as for --force_yml, in its order
 
     def command(self) -> str:
         """What trains it, from a checkout."""
@@ -60,23 +54,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table.
+    """One row of a table."""
 
-    Attributes:
-        name: as the table calls it.
-        scores: PSNR [dB] and SSIM by set; None where nothing usable is printed.
-        trainings: one after the other; empty for published weights, or if ``absent``.
-        score: the command that measures it; empty if ``absent``.
-        params: as printed, in thousands.
-        remark: why there is no command, or what is misprinted.
-    """
-
-    name: str
-    scores: Mapping[str, tuple[float | None, float | None]]
-    trainings: tuple[Training, ...] = ()
-    score: str = ''
-    params: float | None = None
-    remark: str = ''
+    name: str  # as the table calls it
+    scores: Mapping[str, tuple[float | None, float | None]]  # PSNR [dB], SSIM by set; None where nothing is usable
+    trainings: tuple[Training, ...] = ()  # one after the other; empty for published weights, or if absent
+    score: str = ''  # the command that measures it; empty if absent
+    params: float | None = None  # as printed, in thousands
+    remark: str = ''  # why there is no command, or what is misprinted
 
     def report(self) -> Path:
         """The file that ``score`` writes."""
@@ -138,25 +123,16 @@ def trainings(place: str, names: list[str], network: dict[str, Any], forced: dic
 
 
 def tables(paper: str) -> dict[str, Table]:
-    """The tables of a paper, by number.
-
-    Raises:
-        UserError: there is no such paper.
-    """
+    """The tables of a paper, by number."""
     known = recipes('papers')
     if paper not in known:
         raise UserError(f'there is no paper {paper!r}; {near(paper, known)}')
     whole = read_option_file(known[paper])
-    return {
-        number: Table(
-            number,
-            t['title'],
-            tuple(t.get('sets', whole['sets'])),
-            t.get('note', ''),
-            list(_rows(number, {**whole, **t})),
-        )
-        for number, t in whole['tables'].items()
-    }
+    found = {}
+    for number, its in whole['tables'].items():
+        sets, rows = tuple(its.get('sets', whole['sets'])), list(_rows(number, {**whole, **its}))
+        found[number] = Table(number, its['title'], sets, its.get('note', ''), rows)
+    return found
 
 
 def _rows(number: str, table: dict[str, Any]) -> Iterator[Row]:
@@ -166,19 +142,16 @@ def _rows(number: str, table: dict[str, Any]) -> Iterator[Row]:
         remark = row.get('absent') or row.get('misprint', '')
         chain: tuple[Training, ...] = ()
         if not row.get('absent'):
-            network = row.get('network', {})
-            chain = trainings(
-                place, row.get('train', table['train']), network, row.get('force', table.get('force', {}))
-            )
+            network, names = row.get('network', {}), row.get('train', table['train'])
+            chain = trainings(place, names, network, row.get('force', table.get('force', {})))
             if chain:
                 last = chain[-1].options()
                 weights = f'experiments/{chain[-1].name}/models/net_g_latest.pth'
                 which = ['--weights', weights]
                 if network:
                     which = ['--arch', last['network_g']['type'], '--scale', str(last['scale']), *which]
-                    which += [
-                        word for k, v in network.items() if k != 'type' for word in ('--set', f'{k}={setting(v)}')
-                    ]
+                    set_to = [f'{k}={setting(v)}' for k, v in network.items() if k != 'type']
+                    which += [word for each in set_to for word in ('--set', each)]
                 out = chain[-1].name
             else:
                 which, out = ['--model', row['weights']], row['weights']

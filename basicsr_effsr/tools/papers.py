@@ -28,16 +28,12 @@ def row_of(network: str, options: dict[str, Any], scale: int) -> dict[str, Any] 
 
 
 def bicubic_of(name: str, scale: int) -> list[float] | None:
-    """PSNR [dB] and SSIM that papers print for bicubic enlargement of a set: they tell whether images are theirs."""
+    """PSNR [dB] and SSIM that papers print for bicubic enlargement of a set, to see whether images are theirs."""
     return papers()['bicubic'].get(name, {}).get(str(scale))
 
 
 def challenge_of(name: str) -> dict[str, Any]:
-    """Baseline values and weights of a year's challenge, as published.
-
-    Raises:
-        UserError: there is none of that name.
-    """
+    """Baseline values and weights of a year's challenge, as published."""
     years = {f'ntire{row["year"]}': row for row in papers()['ntire']}
     if name not in years:
         raise UserError(f'--protocol must be one of {", ".join(years)}, got {name!r}')

@@ -77,11 +77,7 @@ def points_of_papers(
 
 
 def read_report(file: Path) -> BenchmarkReport | list[EvaluationReport]:
-    """A report of ``effsr benchmark``, or those of an ``effsr evaluate``, a network each.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """A report of ``effsr benchmark``, or those of an ``effsr evaluate``, a network each."""
     from basicsr_effsr.tools.evaluate_report import Evaluation, EvaluationReport
 
     kinds: Any = TypeAdapter(BenchmarkReport | Evaluation | EvaluationReport)
@@ -114,11 +110,7 @@ def _device(report: BenchmarkReport) -> str:
 
 
 def _value(file: Path, found: BenchmarkReport, network: EvaluationReport, against: str) -> float:
-    """The value of a network on an axis, at 1280x720 output where the size matters.
-
-    Raises:
-        UserError: the report does not have it.
-    """
+    """The value of a network on an axis, at 1280x720 output where the size matters."""
     params, (key, _, unit, _) = network.parameters, AXES[against]
     if against == 'params':
         return params / unit
@@ -144,9 +136,6 @@ def points_of_files(files: Iterable[Path], scale: int, dataset: str, against: st
 
     Both must be of one class with one number of parameters, which tells AGDN from AGDN-S. For the other arguments see
     :func:`points_of_papers`.
-
-    Raises:
-        UserError: a file is no report, of another scale, lacks what the axis needs, or has no partner.
     """
     benchmarks: dict[Path, BenchmarkReport] = {}
     evaluations: list[tuple[Path, EvaluationReport]] = []
@@ -247,9 +236,6 @@ def draw(points: Sequence[Point], title: str, x_label: str, y_label: str) -> Any
     """The figure, two columns of a page wide: discs with the area of the parameters, ours in colour, a legend below.
 
     The x axis is logarithmic where an evenly divided one would be empty over a third of its length.
-
-    Raises:
-        UserError: matplotlib is not installed.
     """
     figure = new_figure(figsize=(PAGE, 5), layout='constrained', dpi=300)
     ticker = needs('matplotlib.ticker', 'plots')

@@ -27,11 +27,7 @@ def recipes(kind: str) -> dict[str, Path]:
 
 
 def named(name: str, kind: str) -> Path:
-    """The option file of that name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The option file of that name."""
     known = recipes(kind)
     if name not in known:
         raise UserError(f'there is no recipe {name!r} to {kind}; {near(name, known)} (effsr recipe list shows all)')
@@ -60,11 +56,7 @@ def summary(file: Path) -> dict[str, Any]:
 
 
 def packed(text: str, scale: int) -> str:
-    """The option file ``text`` with packs to train from, whole images instead of sub-images.
-
-    Raises:
-        UserError: its training data cannot be packed.
-    """
+    """The option file ``text`` with packs to train from, whole images instead of sub-images."""
     before, mark, after = text.partition('\n  val:\n')
     if 'type: PackedPairedImageDataset' in before:
         return text

@@ -22,34 +22,22 @@ ITERATION = re.compile(r'\[epoch: *[\d,]+, iter: *([\d,]+), lr:\([^)]*\)\] *(?:\
 START = re.compile(r'(?:Start|Resuming) training from epoch: \d+, iter: (\d+)')
 SCORE = re.compile(r'^\t # (\S+): (\S+)(?:\tBest: (\S+) @ (\d+) iter)?')
 ROOT = Path('experiments')
-Curve = list[tuple[int, float]]
+Curve = list[tuple[int, float]]  # (iteration, value)
 
 
 @dataclass
 class Run:
-    """A training, as its logs tell it.
+    """A training, from its logs."""
 
-    Attributes:
-        name: of its folder.
-        network: type of ``network_g``; empty if no log says it.
-        iterations: done, as far as they were logged.
-        total: iterations asked for; None if no log says it.
-        best: ``{'Set5 psnr': (score, iteration)}``, as BasicSR logs it.
-        checkpoint: the last file of weights in ``models/``; None without one.
-        seen: time of the last line.
-        scores: of every validation, ``{'Set5 psnr': [(iteration, score), ...]}``.
-        losses: of every printed iteration, ``{'l_pix': [(iteration, value), ...]}``.
-    """
-
-    name: str
-    network: str = ''
-    iterations: int = 0
-    total: int | None = None
-    best: dict[str, tuple[float, int]] = field(default_factory=dict)
-    checkpoint: str | None = None
-    seen: str = ''
-    scores: dict[str, Curve] = field(default_factory=dict)
-    losses: dict[str, Curve] = field(default_factory=dict)
+    name: str  # of its folder
+    network: str = ''  # type of network_g; empty if no log says it
+    iterations: int = 0  # done, as far as they were logged
+    total: int | None = None  # iterations asked for; None if no log says it
+    best: dict[str, tuple[float, int]] = field(default_factory=dict)  # 'Set5 psnr' -> (score, iteration)
+    checkpoint: str | None = None  # the last file of weights in models/
+    seen: str = ''  # time of the last line
+    scores: dict[str, Curve] = field(default_factory=dict)  # 'Set5 psnr' -> every validation
+    losses: dict[str, Curve] = field(default_factory=dict)  # 'l_pix' -> every printed iteration
 
     def read(self, text: str) -> None:
         """One log; those of a run in the order of their time, as a resumed one takes back what came after its state."""
@@ -123,11 +111,7 @@ def run_of(folder: Path) -> Run:
 
 
 def folder_of(name: str) -> Path:
-    """The folder of a training: ``name`` itself, or below experiments/.
-
-    Raises:
-        UserError: neither has a log of a training.
-    """
+    """The folder of a training: ``name`` itself, or below experiments/."""
     for folder in (Path(name), ROOT / name):
         if logs_of(folder):
             return folder
@@ -150,11 +134,7 @@ def smooth(values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def draw(runs: Sequence[Run], metric: str) -> Any:
-    """The figure: a panel for ``metric`` on every data set of validation, and one for the loss; a colour for every run.
-
-    Raises:
-        UserError: matplotlib is not installed, or the logs have nothing to draw.
-    """
+    """A panel for ``metric`` on every data set of validation, and one for the loss; a colour for every run."""
     panels = list(dict.fromkeys(name for run in runs for name in run.scores if name.endswith(f' {metric}')))
     panels += ['loss'] if any(run.loss for run in runs) else []
     if not panels:

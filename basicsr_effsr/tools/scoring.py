@@ -98,9 +98,6 @@ def protocol_of(
 
     A paper's own (``protocols`` of ``papers.json``) is read in the same way. The arguments behind ``val`` are fields of
     :class:`Protocol`, with a tile of 0 for whole images.
-
-    Raises:
-        UserError: ``val.tile`` is no section of a tile, or an option matters to tiles and there are none.
     """
     stated = val.get('tile')
     if stated and not (isinstance(stated, Mapping) and isinstance(stated.get('size'), int)):
@@ -169,9 +166,6 @@ def measure(
 
     Returns:
         The scores, and the images ``lq``, ``bicubic``, ``net``, ``gt``, (H, W, 3) uint8 RGB each.
-
-    Raises:
-        UserError: a file cannot be read, is too small or of another scale, or the network fails on it.
     """
     lq, gt = read_pair(pair, scale, protocol.modulus)
     cubic, whole = imresize(lq, scale=scale), protocol.ssim == 'matlab'

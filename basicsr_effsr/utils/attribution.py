@@ -14,15 +14,7 @@ from torch import Tensor, nn
 
 
 def gradient_detector(sr: Tensor, patch: tuple[int, int, int, int]) -> Tensor:
-    """D of the paper: the sum of gradient magnitudes over a patch.
-
-    Args:
-        sr: (1, C, H, W).
-        patch: x, y, width, height.
-
-    Returns:
-        A scalar.
-    """
+    """D of the paper: the sum of gradient magnitudes over a patch (x, y, width, height) of (1, C, H, W); a scalar."""
     x, y, width, height = patch
     inside = sr[..., y : y + height, x : x + width]
     down, right = inside[..., 1:, :-1] - inside[..., :-1, :-1], inside[..., :-1, 1:] - inside[..., :-1, :-1]

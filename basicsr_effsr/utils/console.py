@@ -41,7 +41,7 @@ class Console(rich.console.Console):
         )
 
     def table(self, title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """A table whose cells are folded and never cut, since a name that is cut cannot be copied."""
+        """A table whose cells are wrapped and never cut, since a name that is cut cannot be copied."""
         cells = list(rows)
         table = Table(title=title, title_justify='left', show_header=bool(head))
         for name in head or [''] * len(cells[0] if cells else ()):

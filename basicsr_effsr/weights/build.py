@@ -51,14 +51,7 @@ def build(
     fuse: bool = True,
     parts: int = MAX_PARTS,
 ) -> nn.Module:
-    """The network in eval mode on the CPU, fused if it offers ``fuse()``.
-
-    Args:
-        network: ``type`` and its options.
-        weights: checkpoint; None leaves the network as it was initialised.
-        param_key: entry of the checkpoint.
-        fuse: return the fused form where there is one.
-        parts: how many layers and tensors it may have.
+    """The network in eval mode on the CPU, fused if it offers ``fuse()``; ``parts`` layers and tensors at most.
 
     Raises:
         UserError: no such network, or an option it does not have.
@@ -89,20 +82,15 @@ def on_meta(option: Mapping[str, Any], parts: int = MAX_PARTS) -> nn.Module:
         return build(option, fuse=False, parts=parts)
 
 
-def scale_of(net: nn.Module, network: Mapping[str, Any], told: Any = None) -> int:
-    """The scale factor of a network.
-
-    Args:
-        net: the network; ours state ``upscale``.
-        network: its options.
-        told: ``scale`` of the option file, if there is one.
+def scale_of(net: nn.Module, network: Mapping[str, Any], stated: Any = None) -> int:
+    """The scale factor: ``upscale`` of the network, ``scale`` of an option file (``stated``), or an option of it.
 
     Raises:
         UserError: nothing says it.
     """
     found, _ = lookup('ARCH', network['type'])
     usual, names = defaults_of(found), ('upscale', 'scale')
-    for value in (getattr(net, 'upscale', None), told, *map(network.get, names), *map(usual.get, names)):
+    for value in (getattr(net, 'upscale', None), stated, *map(network.get, names), *map(usual.get, names)):
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     raise UserError(f'{network["type"]} does not say its scale factor; give an option file with scale')

@@ -140,19 +140,12 @@ def named_for(net: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Te
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Parameters as a network names them, and where they came from.
+    """Parameters as a network names them, and where they came from."""
 
-    Attributes:
-        state: parameters by name, on the CPU.
-        renamed: name in the file, without wrappers -> name of the network.
-        dropped: names that were left out: computed, or not the network's.
-        entry: the entries of the file they lay in, from the outside in; empty for a bare state dict.
-    """
-
-    state: dict[str, Tensor]
-    renamed: dict[str, str] = field(default_factory=dict)
-    dropped: list[str] = field(default_factory=list)
-    entry: tuple[str, ...] = ()
+    state: dict[str, Tensor]  # by name, on the CPU
+    renamed: dict[str, str] = field(default_factory=dict)  # name in the file, without wrappers -> of the network
+    dropped: list[str] = field(default_factory=list)  # names that were left out, which the network computes itself
+    entry: tuple[str, ...] = ()  # of the file, from the outside in; empty for a bare state dict
 
 
 def opened(stored: Any, key: str | None = None, depth: int = MAX_DEPTH) -> tuple[tuple[str, ...], dict] | None:
@@ -309,10 +302,10 @@ def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     if wanted == given or _tried(net, state, strict=True) is not None:
         return ''
     shapes = [name for name in wanted if name in given and wanted[name] != given[name]]
-    told = _tried(net, {name: tensor for name, tensor in state.items() if name not in shapes}, strict=False)
-    lacked, unknown = (wanted, given) if told is None else (set(told.missing_keys), set(told.unexpected_keys))
+    loaded = _tried(net, {name: tensor for name, tensor in state.items() if name not in shapes}, strict=False)
+    lacked, unexpected = (wanted, given) if loaded is None else (set(loaded.missing_keys), set(loaded.unexpected_keys))
     missing = [n for n in wanted if n not in given and n in lacked]
-    surplus = [n for n in given if n not in wanted and n in unknown]
+    surplus = [n for n in given if n not in wanted and n in unexpected]
     parts = []
     if shapes:
         shown = ', '.join(f'{n} is {given[n]} and must be {wanted[n]}' for n in shapes[:MAX_SHOWN])
@@ -335,13 +328,9 @@ def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:
 
 
 def load_into(net: nn.Module, path: str | Path, *, param_key: str | None = None, strict: bool = True) -> Checkpoint:
-    """Loads a checkpoint into ``net`` and returns what was read.
+    """Loads a checkpoint into the bare ``net`` and returns what was read; for ``param_key`` see ``read_checkpoint``.
 
-    Args:
-        net: the bare network.
-        path: the checkpoint.
-        param_key: see ``read_state_dict``.
-        strict: False loads what fits by name and shape and leaves the rest as it is.
+    ``strict`` False loads what fits by name and shape and leaves the rest as it is.
 
     Raises:
         FileNotFoundError: there is no such file.

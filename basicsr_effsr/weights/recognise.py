@@ -56,7 +56,7 @@ NOT_COMPARED = (*COMPUTED, 'num_batches_tracked')
 
 
 def known_networks() -> dict[str, Any]:
-    """Registered name -> class, for every network that states how to tell its options from weights."""
+    """Registered name -> class, for every network that states how its options are found from weights."""
     from basicsr.utils.registry import ARCH_REGISTRY
 
     register('arch')
@@ -79,7 +79,7 @@ def variant_of(cls: Any, options: Mapping[str, Any]) -> str | None:
 def method_of(cls: Any, options: Mapping[str, Any]) -> str | None:
     """The published network that these options make: a variant, or the class as it is by default at any scale.
 
-    None for a network of one's own making, as for classes that do not say how to tell their options.
+    None for a network of one's own making, as for classes without ``options_of``.
     """
     usual = defaults_of(cls)
     free = {'type', 'upscale', 'deploy', *getattr(cls, 'unseen', ())}
@@ -142,17 +142,11 @@ def described(network: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Recognised(Checkpoint):
-    """Parameters of a file and the network they are of.
+    """Parameters of a file and the network they are of."""
 
-    Attributes:
-        net: the network with these parameters, in eval mode on the CPU and in the form that they are of.
-        network: ``type`` and options.
-        assumed: options that neither the weights nor the caller show, with the values they were taken to have.
-    """
-
-    net: nn.Module
-    network: Options
-    assumed: Options
+    net: nn.Module  # with these parameters, in eval mode on the CPU and in the form that they are of
+    network: Options  # type and options
+    assumed: Options  # options that neither the weights nor the caller show, with the values they were taken to have
 
 
 def _stated(source: Path) -> Options:

@@ -19,7 +19,7 @@ from basicsr_effsr._registration import defaults_of, lookup
 from basicsr_effsr.utils.download import fetch
 from basicsr_effsr.utils.errors import UserError, near
 from basicsr_effsr.utils.files import atomic_path, read_regular, write_bytes
-from basicsr_effsr.utils.report import strict_json
+from basicsr_effsr.utils.report import markdown_table, strict_json
 
 SCHEME = 'zoo:'
 HOST = 'https://raw.githubusercontent.com'
@@ -27,31 +27,18 @@ HOST = 'https://raw.githubusercontent.com'
 
 @dataclass(frozen=True)
 class Published:
-    """Weights that an author has published.
+    """Weights that an author has published; the facts of a file are None where it has not been at hand."""
 
-    Attributes:
-        name: in this zoo.
-        repository: of the author, owner/name.
-        commit: at which the file lies there; None if no address of it stays.
-        licence: that the repository states; None if it states none.
-        path: of the file in the repository, or where it is to be found.
-        network: ``type`` and options that are not the default.
-        bytes: its size; None where the file has not been at hand.
-        sha256: its hash; None likewise.
-        content: hash of its parameters, see :func:`content_of`; None likewise.
-        scores: set -> (PSNR [dB], SSIM) as measured.
-    """
-
-    name: str
-    repository: str
-    commit: str | None
-    licence: str | None
-    path: str
-    network: dict[str, Any]
+    name: str  # in this zoo
+    repository: str  # of the author, owner/name
+    commit: str | None  # at which the file lies there; None if no address of it stays
+    licence: str | None  # that the repository states; None if it states none
+    path: str  # of the file in the repository, or where it is to be found
+    network: dict[str, Any]  # type and options that are not the default
     bytes: int | None = None
     sha256: str | None = None
-    content: str | None = None
-    scores: dict[str, tuple[float, float]] = field(default_factory=dict)
+    content: str | None = None  # hash of its parameters, see content_of
+    scores: dict[str, tuple[float, float]] = field(default_factory=dict)  # set -> (PSNR [dB], SSIM) as measured
 
     @property
     def url(self) -> str | None:
@@ -103,9 +90,7 @@ def named(source: str | Path) -> str | None:
 def located(source: str | Path, *, say: Callable[[str], None] | None = None) -> Path:
     """The file of ``zoo://NAME``, fetched if it is not in the cache yet; any path is itself.
 
-    Args:
-        source: ``zoo://`` and a name, or a path.
-        say: called with a sentence about what is being fetched, and whose it is.
+    ``say`` is called with a sentence about what is being fetched, and whose it is.
 
     Raises:
         UserError: no such name, no address to fetch it from, or a file that is not the author's.
@@ -184,7 +169,7 @@ def _options(network: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def known_as(file: Path) -> tuple[str, str] | None:
-    """The published name of a file, and how it was told: hash, content, or network (whose hash is not known).
+    """The published name of a file, and how it was found: by hash, content, or network (whose hash is not known).
 
     Raises:
         ValueError: no checkpoint, or of no known network.
@@ -248,17 +233,9 @@ def add(
     scores: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> tuple[Path, Path]:
-    """Puts a model of one's own into the zoo: safetensors that states its network, and a model card.
+    """Puts a model of one's own into the zoo: safetensors that states its network, and a model card; gives both.
 
-    Args:
-        name: letters, digits, ``_`` and ``-``; from then on ``zoo://NAME``.
-        file: its checkpoint.
-        training: the option file it was trained with.
-        scores: ``report.json`` of ``effsr evaluate``.
-        overwrite: replace a model of that name.
-
-    Returns:
-        the file and the card.
+    ``training`` is the option file it was trained with, ``scores`` the ``report.json`` of ``effsr evaluate``.
 
     Raises:
         UserError: a name that is taken or cannot be one, or scores of other weights.
@@ -286,14 +263,9 @@ def _card(name: str, facts: Mapping[str, str], training: Mapping[str, Any], scor
 
     lines = [f'# {name}', '', *(f'- {key}: {value}' for key, value in facts.items()), f'- torch: {torch.__version__}']
     if scores:
-        lines += [
-            '',
-            f'## Scores ({scores.get("protocol", "")})',
-            '',
-            '| set | PSNR [dB] | SSIM |',
-            '| --- | --- | --- |',
-        ]
-        lines += [f'| {key} | {m["psnr"]:.2f} | {m["ssim"]:.4f} |' for key, m in scores.get('means', {}).items()]
+        rows = [[key, f'{m["psnr"]:.2f}', f'{m["ssim"]:.4f}'] for key, m in scores.get('means', {}).items()]
+        table = markdown_table(['set', 'PSNR [dB]', 'SSIM'], rows).rstrip()
+        lines += ['', f'## Scores ({scores.get("protocol", "")})', '', table]
     if training:
         wanted = ('name', 'manual_seed', 'scale', 'network_g', 'datasets', 'train')
         shown = {key: training[key] for key in wanted if key in training}
