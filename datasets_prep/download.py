@@ -209,12 +209,9 @@ def download(
         by_url.setdefault(row.url, []).append(row)
     mine = schedule.mine([*by_url.items()])
     todo = {name_in(url): rows for url, rows in mine if not all(_is_there(row, root) for row in rows)}
+    jobs = [Job(name, partial(get, its)) for name, its in todo.items()]
     with progress(DownloadColumn(), TransferSpeedColumn(), shown=schedule.progress) as bars:
-        summary = run_jobs(
-            'download',
-            [Job(name, partial(get, its)) for name, its in todo.items()],
-            replace(ALONE, dry_run=schedule.dry_run),
-        )
+        summary = run_jobs('download', jobs, replace(ALONE, dry_run=schedule.dry_run))
     summary.skipped = len(mine) - len(todo)
     for name in todo if schedule.dry_run else summary.results:
         if todo[name][-1].checksum is None:

@@ -164,9 +164,8 @@ def make_files(
 def _protect_sources(command: str, jobs: Sequence[Job], folders: Sequence[Path]) -> None:
     """Symbolic links and ``..`` are followed. A link in an output folder is no danger: it is replaced itself."""
     originals = {source for job in jobs for source in job.sources}
-    inputs = {source.parent for source in originals} | {
-        Path(os.path.realpath(s)).parent for s in originals if s.is_symlink()
-    }
+    inputs = {source.parent for source in originals}
+    inputs |= {Path(os.path.realpath(source)).parent for source in originals if source.is_symlink()}
     for i, folder in enumerate(folders):
         for other in inputs:
             if same_folder(folder, other):
@@ -312,12 +311,9 @@ def build(
     ``out`` is needed on the disk.
 
     Args:
-        out: file or folder to be made.
-        staging: from ``staging_folder``.
         jobs: one per item, in order, each with its file in ``staging`` as output.
         put_together: makes the output within ``staging`` and returns its path.
         is_whole: whether ``out`` is there, complete and not older than this time (ns), that of its newest source.
-        overwrite: make ``out`` again although it is whole.
 
     Raises:
         WriteError: the output cannot be written.

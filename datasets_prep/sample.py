@@ -19,13 +19,8 @@ from datasets_prep.pack import make_pack
 MODULUS = 12  # divisible by every scale, so that all scales have the same photographs and the same HR
 PHOTOGRAPHS = {
     'train': (
-        'coffee.png',
-        'hubble_deep_field.jpg',
-        'ihc.png',
-        'motorcycle_left.png',
-        'motorcycle_right.png',
-        'retina.jpg',
-        'rocket.jpg',
+        *('coffee.png', 'hubble_deep_field.jpg', 'ihc.png', 'motorcycle_left.png', 'motorcycle_right.png'),
+        *('retina.jpg', 'rocket.jpg'),
     ),
     'val': ('astronaut.png', 'chelsea.png'),
 }

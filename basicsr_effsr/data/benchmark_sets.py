@@ -92,10 +92,8 @@ def images_of(folder: Path, scale: int, make_lr: bool = False) -> list[SetImage]
 def find_sets(root: Path, wanted: Sequence[str] | None, scale: int) -> dict[str, Path]:
     """Name -> folder of the benchmark sets in ``root``, in the order of the papers.
 
-    Args:
-        root: their folder; without ``wanted``, or if that names it, a set itself.
-        wanted: names of sets; ``all``, all known ones, if need be in the folders of ``root``.
-        scale: scale factor of the images.
+    ``root`` is their folder; without ``wanted``, or if that names it, a set itself. ``wanted`` are names of sets, or
+    ``all``: all known ones, if need be in the folders of ``root``.
 
     Raises:
         UserError: a set that was asked for is not there, or there is none at all.

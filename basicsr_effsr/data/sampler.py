@@ -51,12 +51,8 @@ class Draw(NamedTuple):
 def draw(index: int, lq_size: tuple[int, int], lq_patch: int, use_hflip: bool, use_rot: bool) -> Draw:
     """Draws a sample in the distribution of BasicSR: uniform corner, every allowed symmetry with chance 1/2.
 
-    Args:
-        index: the sample; of an ``int`` without history the draw is fresh, from Python's generator.
-        lq_size: H, W of the LR image.
-        lq_patch: side of the LR patch, at most H and W.
-        use_hflip: allow horizontal flips.
-        use_rot: allow vertical flips and transpositions.
+    Of an ``int`` without history the draw is fresh, from Python's generator. ``lq_size`` is (H, W), ``lq_patch`` the
+    side of the patch; ``use_rot`` allows vertical flips and transpositions.
     """
     seed = [index.seed, index.epoch, index.position] if isinstance(index, SampleIndex) else random.getrandbits(64)
     generator = np.random.default_rng(seed)

@@ -54,13 +54,8 @@ def take_folder(opt: Options) -> list[Problem]:
     """Makes this process the one that writes the run's folder, and sweeps what a killed one left in it.
 
     It is so until ``opt`` is dropped or the process ends, however it ends. The lock lies beside the folder, which
-    BasicSR renames when a run begins. Reading is free.
-
-    Args:
-        opt: as BasicSR has parsed it, of a class that can be referred to weakly.
-
-    Returns:
-        a problem if another process writes the folder, or nobody can.
+    BasicSR renames when a run begins. Reading is free. Gives a problem if another process writes the folder, or nobody
+    can.
     """
     folder = Path(opt['path']['experiments_root']).absolute()
     lock = FileLock(folder.with_name(f'.{folder.name}.lock'), blocking=False, thread_local=False, is_singleton=True)
@@ -172,13 +167,8 @@ def _settle(run: RunState, sampling: Options, plan: StagePlan, samples: int) -> 
 
     Where they were drawn otherwise before, epochs have another length now. The host ends a run after a number of
     epochs, so the run goes on in the epoch that the new plan has reached at its iteration. The host takes the epoch
-    from the resumed state, and only after the data set is known: it is put right there.
-
-    Args:
-        run: the run, new or resumed.
-        sampling: how samples are drawn; empty for a data set of the host, which starts again.
-        plan: the stages.
-        samples: per epoch and rank.
+    from the resumed state, and only after the data set is known: it is put right there. ``sampling`` is empty for a
+    data set of the host, which starts again; ``samples`` are those of an epoch and rank.
     """
     state, anchor = run.resumed, (0, 0)
     before = {key: value for key, value in run.sampling.items() if key != 'anchor'}

@@ -72,11 +72,7 @@ class ProgressLine:
             self.stream.flush()
 
     def __call__(self, loop: dict[str, Any]) -> None:
-        """Between two iterations.
-
-        Args:
-            loop: the variables of BasicSR's loop.
-        """
+        """Between two iterations, of which ``loop`` are the variables of BasicSR's loop."""
         now, done, total = time.monotonic(), loop['current_iter'], loop['total_iters']
         began, before = self.began = self.began or (now, done)  # the first iteration is slower
         if done == before or now < self.shown + 0.2:

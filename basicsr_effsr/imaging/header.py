@@ -39,13 +39,7 @@ _PLANES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type of PNG -> channels
 # raw bytes that a byte of the file can stand for at most; None: any number
 _DEFLATE, _LZW, _HUFFMAN = 1032, 2731, 512  # a JPEG has at least a bit for every 8 x 8 pixels of a channel
 _VP8 = 2400  # a lossy WebP at least 3.4 for every 16 x 16 pixels: their modes, whose probabilities RFC 6386 fixes
-_SMALLEST = {
-    'PNG': _DEFLATE,
-    'JPEG': _HUFFMAN,
-    'GIF': _LZW,
-    'PPM': 1,
-    'BMP': 2**14,
-}  # run lengths of BMP may skip pixels
+_SMALLEST = {'GIF': _LZW, 'PPM': 1, 'BMP': 2**14}  # run lengths of BMP may skip pixels
 _SMALLEST_TIFF = {1: 1, 5: _LZW, 7: _HUFFMAN, 8: _DEFLATE, 32946: _DEFLATE, 32773: 64}
 _MUCH = 2**28  # bytes that are asked for without looking at what is free
 _PPM = re.compile(rb'P([56])' + 3 * rb'(?:\s|#[^\n]*\n)+(\d+)' + rb'\s')

@@ -88,13 +88,9 @@ class EffSRModel(SRModel):
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
     ) -> None:
-        """Loads any layout of checkpoint; one sentence says what does not fit.
+        """Loads any layout of checkpoint; one sentence says what does not fit, the log which entry was there.
 
-        Args:
-            net: the network, wrapped or bare.
-            load_path: the file.
-            strict: every parameter must be there, of the right shape; False loads what fits and logs what does not.
-            param_key: entry of the file, see ``read_checkpoint``; the log says which one was there.
+        ``strict`` False loads what fits and logs what does not; for ``param_key`` see ``read_checkpoint``.
         """
         bare, log = self.get_bare_model(net), get_root_logger()
         read = load_into(bare, load_path, param_key=param_key, strict=strict)
@@ -154,12 +150,7 @@ class EffSRModel(SRModel):
         return output
 
     def loss_terms(self, lq: Tensor, gt: Tensor) -> dict[str, Tensor]:
-        """Forward pass and the weighted terms of a batch, by log name; subclasses add theirs.
-
-        Args:
-            lq: (N, C, H, W).
-            gt: (N, C, rH, rW).
-        """
+        """Forward pass and the weighted terms of a batch, by log name; subclasses add theirs."""
         return self.output_terms(self.forward_student(lq), gt)
 
     def output_terms(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:

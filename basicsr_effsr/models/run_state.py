@@ -82,10 +82,7 @@ class RunState:
         write({name: getattr(self, name) for name in SAVED}, side_file(state, rank))
 
     def compare(self, now: dict[str, Any]) -> list[str]:
-        """A line for each setting that is taken over from the option file; from here on the run is made with ``now``.
-
-        Args:
-            now: what ``recipe`` gives for the option file.
+        """A line for each setting that is taken over from the option file, of which ``recipe`` has given ``now``.
 
         Raises:
             UserError: a setting differs with which the run cannot go on.
@@ -183,12 +180,6 @@ def leaves(section: Mapping[str, Any], place: str = '') -> Iterator[tuple[str, A
 
 def restore(optimizers: list[Any], schedulers: list[Any], state: Mapping[str, Any], total: int) -> list[str]:
     """Puts optimizers and schedules back from a state; a line for each setting of the option file that it overrules.
-
-    Args:
-        optimizers: of the option file.
-        schedulers: of the option file, of BasicSR's classes.
-        state: with ``optimizers``, ``schedulers`` and ``iter``.
-        total: ``total_iter``.
 
     Raises:
         UserError: the state is of other classes or parameters, or has a schedule that ends before ``total``.

@@ -19,27 +19,17 @@ LEAST_SCALE = 1.0  # of the loss under fp16; a gradient that overflows without b
 
 
 class TrainingStep:
-    """What ``train.amp``, ``accumulate``, ``grad_clip`` and ``max_nonfinite`` ask of an iteration.
-
-    Args:
-        train: the section of the option file.
-        device: where the network is.
-
-    Attributes:
-        dtype: of the forward pass; None is the network's own.
-        scaler: of the loss, which does nothing unless under fp16.
-        nonfinite: iterations skipped in a row.
-    """
+    """What ``train.amp``, ``accumulate``, ``grad_clip`` and ``max_nonfinite`` ask of an iteration."""
 
     def __init__(self, train: Mapping[str, Any], device: torch.device) -> None:
         self.device = device
-        self.dtype = DTYPES[train['amp']] if train.get('amp') else None
+        self.dtype = DTYPES[train['amp']] if train.get('amp') else None  # of the forward pass; None: the network's
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.parts: int = train.get('accumulate') or 1
         self.largest_norm: float = train.get('grad_clip') or 0
         asked = train.get('max_nonfinite')
         self.max_nonfinite: int = MAX_NONFINITE if asked is None else asked
-        self.nonfinite = 0
+        self.nonfinite = 0  # iterations skipped in a row
 
     def autocast(self) -> AbstractContextManager:
         """The context of the forward pass."""
@@ -50,11 +40,8 @@ class TrainingStep:
     ) -> dict[str, Tensor]:
         """Adds the gradients of a batch, part by part; returns the mean of each term over the parts, detached.
 
-        Args:
-            net: the network, whose wrapper averages gradients over ranks after the last part alone.
-            lq: (N, C, H, W).
-            gt: (N, C, rH, rW).
-            loss_terms: (lq, gt) of a part -> weighted terms.
+        The wrapper of ``net`` averages gradients over ranks after the last part alone; ``loss_terms`` makes weighted
+        terms of a part of ``lq`` and ``gt``.
 
         Raises:
             ValueError: the parts do not divide the batch.

@@ -57,11 +57,7 @@ def course_of(context: Context) -> Course | None:
 
 
 def forecast(context: Context) -> dict[str, Any]:
-    """Name -> value of what a run will do; what problems make unknowable is left out.
-
-    Args:
-        context: after all rules.
-    """
+    """Name -> value of what a run will do, after all rules; what problems make unknowable is left out."""
     if not context.opt:
         return {}
     will: dict[str, Any] = {'option file for': 'training' if context.is_train else 'testing'}

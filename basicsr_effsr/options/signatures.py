@@ -56,9 +56,7 @@ OTHERS: Mapping[str, tuple[Callable[[], dict[str, Any]] | None, type[Section], t
 def find(kind: str, name: Any) -> tuple[Any, list[str]]:
     """The class or function of that name, None if there is none, and the names there are.
 
-    Args:
-        kind: OPTIMIZER, SCHEDULER, or a registry of BasicSR: ARCH, LOSS, DATASET, MODEL, METRIC.
-        name: as an option file has it.
+    ``kind`` is OPTIMIZER, SCHEDULER, or a registry of BasicSR: ARCH, LOSS, DATASET, MODEL, METRIC.
     """
     classes = OTHERS.get(kind, (None,))[0]
     if classes is None:
@@ -109,12 +107,8 @@ def descriptions(target: Callable) -> dict[str, str]:
 def options_of(target: Callable, kind: str = '', *, beside: type[Section] = Section) -> tuple[type[Section], bool]:
     """The section of a class or function as its signature has it, and whether it takes any other key too.
 
-    An option whose default is not None cannot be null, unless its annotation allows it.
-
-    Args:
-        target: a network, loss, optimizer, scheduler or metric.
-        kind: see :func:`find`.
-        beside: keys that it has beside its parameters.
+    An option whose default is not None cannot be null, unless its annotation allows it. For ``kind`` see :func:`find`;
+    ``beside`` are keys that it has beside its parameters.
     """
     _, known, skip = OTHERS.get(kind, (None, Section, ()))
     try:

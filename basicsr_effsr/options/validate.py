@@ -114,11 +114,7 @@ def validate(
 def validate_typed(where: str, kind: str, option: Any, *, beside: type[Section] = Section) -> tuple[Any, list[Problem]]:
     """The class or function of a section {type: ..., options}, None if there is none; and what is wrong with it.
 
-    Args:
-        where: its place, dotted.
-        kind: see :func:`find`.
-        option: the section, as the file has it.
-        beside: keys that it has beside those of the signature.
+    ``where`` is its dotted place; for ``kind`` and ``beside`` see ``signatures.options_of``.
     """
     name = option.get('type') if isinstance(option, dict) else None
     if not isinstance(name, str):

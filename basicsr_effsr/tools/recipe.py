@@ -72,10 +72,8 @@ def packed(text: str, scale: int) -> str:
         before = re.sub(ratio, lambda m: f'{m[1]} {int(m[2]) * SUB_IMAGES}  # of whole images, not sub-images', before)
     before = re.sub(r'^ +# .*sub-images.*\n|^    dataroot_lq: .*\n', '', before, flags=re.M)
     before = before.replace('type: EffSRPairedDataset', 'type: PackedPairedImageDataset')
-    before = re.sub(
-        r'^    dataroot_gt: .*$', lambda _: '\n'.join(f'    {line}' for line in lines + data), before, flags=re.M
-    )
-    return before + mark + after
+    indented = '\n'.join(f'    {line}' for line in lines + data)
+    return re.sub(r'^    dataroot_gt: .*$', lambda _: indented, before, flags=re.M) + mark + after
 
 
 def filled(text: str, data: Path) -> str:

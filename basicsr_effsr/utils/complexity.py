@@ -131,11 +131,8 @@ def saved_for_backward(
 ) -> int:
     """Bytes of activations that a forward pass in train mode keeps for the backward pass.
 
-    The larger part of what training needs beside weights, gradients and optimizer; work space of the
-    kernels and the holes of the allocator come on top. Arguments and errors are those of :func:`count_macs`, and:
-
-    Args:
-        amp: bf16 or fp16 under autocast; None for float32.
+    The larger part of what training needs beside weights, gradients and optimizer; work space of the kernels and the
+    holes of the allocator come on top. ``amp`` is bf16 or fp16 under autocast; the rest as for :func:`count_macs`.
     """
     kept: dict[int, Any] = {}  # storages by identity, alive as long as they are counted
 

@@ -20,12 +20,7 @@ LAUNCHERS = {  # -> what it puts into the environment, how to start with it
 
 
 def init_dist(launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
-    """BasicSR's ``init_dist``; without a GPU the group of ``pytorch`` runs over gloo.
-
-    Args:
-        launcher: ``pytorch`` (torchrun) or ``slurm``.
-        backend: used with GPUs.
-        kwargs: as the host's, ``port`` for slurm.
+    """BasicSR's ``init_dist``, with its arguments; without a GPU the group of ``pytorch`` runs over gloo.
 
     Raises:
         SystemExit: the launcher's environment or a GPU is missing; the sentence says which.
