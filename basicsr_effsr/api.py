@@ -101,20 +101,14 @@ def upscale(
         model = load_model(model)
     device = device or next(model.parameters()).device
     given: Any = image
-    if engine == 'torch':
-        computer = None
-    else:
-        size = given.shape[-2:] if isinstance(given, torch.Tensor) else np.shape(given)[:2]
-        views = 8 if self_ensemble else 1
-        computer = engine_for(model, engine, pixels=views * math.prod(size), device=device)
+    size = given.shape[-2:] if isinstance(given, torch.Tensor) else np.shape(given)[:2]
+    computer = engine_for(model, engine, pixels=(8 if self_ensemble else 1) * math.prod(size), device=device)
     enlarge = Enlarger(model, engine=computer, device=device, tile=tile, self_ensemble=self_ensemble)
 
     def floats(batch: torch.Tensor) -> torch.Tensor:
         if batch.shape[1] not in (1, 3) or not batch.dtype.is_floating_point or not batch.numel():
-            shown = f'{tuple(batch.shape)} {batch.dtype}'
-            raise UserError(
-                f'an image must have 1 or 3 channels of floats in [0, 1], or of uint8 or uint16, got {shown}'
-            )
+            wanted = '1 or 3 channels of floats in [0, 1], or of uint8 or uint16'
+            raise UserError(f'an image must have {wanted}, got {tuple(batch.shape)} {batch.dtype}')
         side = enlarge.tile_for(*batch.shape[2:])
         return torch.stack([torch.cat(list(enlarge.image_bands(lq, side)), dim=1) for lq in batch.float().cpu()])
 

@@ -238,9 +238,7 @@ def command(
     crop: Annotated[
         str | None, typer.Option(help='x,y,w,h of the detail in HR pixels; default: where the networks differ most.')
     ] = None,
-    self_ensemble: Annotated[
-        bool, typer.Option('--self-ensemble', help='Mean over eight flips and rotations, for --model.')
-    ] = False,
+    self_ensemble: networks.SelfEnsemble = False,
     tile: Annotated[
         int | None, typer.Option(min=0, help='Side of the tiles in LR pixels, for --model; default: whole images.')
     ] = None,

@@ -66,9 +66,7 @@ def command(
     overlap: Annotated[int | None, typer.Option(help='LR pixels that tiles share; default: the halo, or 32.')] = None,
     blend: Annotated[Blend, typer.Option(help='auto: halo where it is exact, else feather.')] = Blend.auto,
     dtype: Annotated[str, typer.Option(help='fp32, fp16 or bf16.')] = 'fp32',
-    self_ensemble: Annotated[
-        bool, typer.Option('--self-ensemble', help='Mean over eight flips and rotations.')
-    ] = False,
+    self_ensemble: networks.SelfEnsemble = False,
     overwrite: Annotated[bool, typer.Option('--overwrite', help='Overwrite results that exist.')] = False,
     device: networks.Device = None,
     engine: networks.Computed = Engine.auto,

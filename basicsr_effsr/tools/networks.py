@@ -31,6 +31,7 @@ Settings = Annotated[list[str] | None, typer.Option('--set', help='Network optio
 ParamKey = Annotated[str | None, typer.Option(help='Entry of the checkpoint: params, params_ema; default: the best.')]
 REPEATABLE = ('opt', 'arch', 'weights', 'model')
 Device = Annotated[str | None, typer.Option(help='cpu, cuda, cuda:1 ...; default: a GPU, if any.')]
+SelfEnsemble = Annotated[bool, typer.Option('--self-ensemble', help='Mean over eight flips and rotations.')]
 Computed = Annotated[Engine, typer.Option('--engine', help='What computes the network; auto: the fastest that agrees.')]
 
 

@@ -108,8 +108,13 @@ def command(
         rows = [summary(file) for file in recipes(kind).values()]
         if as_json:
             typer.echo(strict_json(rows))
-        else:
-            _print(kind, rows)
+            return
+        cells = []
+        for row in rows:
+            stage = f'{row["stage"]}, after {row["after"]}' if row['after'] else str(row['stage'] or '-')
+            reproduces = filled(row['reproduces'] or '-', Path('datasets')).split('. ')[0].removesuffix('.')
+            cells.append((row['name'], row['network'], f'x{row["scale"]}', stage, reproduces))
+        Console().table(f'Recipes to {kind}', ('name', 'network', 'scale', 'stage', 'reproduces'), cells)
         return
     file = named(name, kind)
     text = option_text(file)
@@ -120,12 +125,3 @@ def command(
     words = ['effsr', 'recipe', name, '--data', str(data), *['--pack'] * pack, *['--test'] * test]
     recipe = f'# Made by:    {printable(shlex.join(words))}\n{filled(text, data)}'.encode()
     typer.echo(recipe, nl=False)
-
-
-def _print(kind: str, rows: list[dict[str, Any]]) -> None:
-    cells = []
-    for row in rows:
-        stage = f'{row["stage"]}, after {row["after"]}' if row['after'] else str(row['stage'] or '-')
-        reproduces = filled(row['reproduces'] or '-', Path('datasets')).split('. ')[0].removesuffix('.')
-        cells.append((row['name'], row['network'], f'x{row["scale"]}', stage, reproduces))
-    Console().table(f'Recipes to {kind}', ('name', 'network', 'scale', 'stage', 'reproduces'), cells)

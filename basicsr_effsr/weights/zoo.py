@@ -107,7 +107,8 @@ def located(source: str | Path, *, say: Callable[[str], None] | None = None) -> 
         raise UserError(f'zoo://{name}: no such model; {near(name, [*published(), *mine])} (effsr zoo lists all)')
     file = kept(name)
     if file.is_file():
-        hashed, expected = sha256_of(file), _recorded(file) or model.sha256
+        hashed, note = sha256_of(file), _record(file)
+        expected = note.read_text(encoding='utf-8').strip() if note.is_file() else model.sha256
         if hashed != expected:
             raise UserError(f'{file} has the SHA-256 {hashed}, expected {expected}; remove it and fetch it again')
         return file
@@ -142,13 +143,8 @@ def sha256_of(file: Path) -> str:
 
 
 def _record(file: Path) -> Path:
+    """Where the hash is noted of weights of unknown hash that were imported."""
     return file.with_suffix('.sha256')
-
-
-def _recorded(file: Path) -> str | None:
-    """The hash that was noted when weights of unknown hash were imported."""
-    note = _record(file)
-    return note.read_text(encoding='utf-8').strip() if note.is_file() else None
 
 
 def content_of(state: Mapping[str, Any]) -> str:
@@ -192,10 +188,7 @@ def known_as(file: Path) -> tuple[str, str] | None:
 
 
 def bring(source: Path) -> Iterator[tuple[Path, str]]:
-    """Copies the authors' files below a folder, or one file, into the cache under their names.
-
-    Yields:
-        each checkpoint, and in words what it is.
+    """Copies the authors' files below a folder, or one file, into the cache; gives each checkpoint and what it is.
 
     Raises:
         UserError: no checkpoint is there.
