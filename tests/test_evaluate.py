@@ -218,7 +218,7 @@ class TestCommand:
         torch.save({'params': state}, weights)
         done = run(*SETTINGS, '--weights', weights, '--data', root, '--out', tmp_path / 'out')
         assert done.exit_code == 2
-        assert '0.png: HASN gave not-a-number or infinity' in done.output
+        assert '0.png: HASN gave NaN' in done.output
         assert not (tmp_path / 'out').exists()
 
     def test_memory_that_runs_out_is_one_sentence_and_a_bug_is_not(self, root, weights, tmp_path, monkeypatch):

@@ -293,7 +293,7 @@ def test_command_exports_the_fused_form(tmp_path):
 def test_command_names_operators_that_engines_may_lack(weights):
     result = run(*NAMED, '--weights', weights)
     assert 'operators: ' in result.stdout
-    assert 'TensorRT: all known to it' in result.stdout
+    assert 'TensorRT: takes all' in result.stdout
     assert 'ncnn: runs, by pnnx' in result.stdout
 
 

@@ -126,7 +126,7 @@ def _decode(image: Image.Image, depth: int) -> tuple[np.ndarray, bytes | None, s
         except (OSError, ImageCms.PyCMSError):
             return np.asarray(image.convert('RGB')), None, 'colour profile that does not fit'
     if image.mode not in ('P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV'):
-        raise UnfitError(f'its pixels are of the kind {image.mode}; convert it to 8 or 16 bits per channel')
+        raise UnfitError(f'its pixel format {image.mode} is not supported; convert it to 8 or 16 bits per channel')
     kept = icc if image.mode in ('P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'YCbCr') else None
     return np.asarray(image.convert('RGBA' if transparent else 'RGB')), kept, ''
 
@@ -205,7 +205,7 @@ def _read_others(data: bytes, header: Header) -> Picture:
         elif header.kind == 'PPM' and header.bits == 16:
             pixels = _decode_deep_ppm(data, header)
         else:
-            raise UnfitError(f'its pixels are of the kind {image.mode}; convert it to 8 or 16 bits per channel')
+            raise UnfitError(f'its pixel format {image.mode} is not supported; convert it to 8 or 16 bits per channel')
         if header.kind == 'TIFF' and 0 in image.tag_v2.get(338, ()):  # type: ignore[attr-defined]
             lost = _and(lost, UNKNOWN_CHANNEL)
     return Picture(pixels, None, exif, icc, _and(damage, lost, shape), colour, resolution)

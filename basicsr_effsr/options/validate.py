@@ -81,7 +81,7 @@ def validate(
         read: keys that somebody reads here, None for all of the model.
         others: keys that somebody reads and of which nothing more is known.
         strict: an unknown key is fatal; if False a warning, unless it looks like a misspelling of a key not given.
-        open_ended: an unknown key is nothing to speak of; a warning if it looks like a misspelling.
+        open_ended: an unknown key is no problem, unless it looks like a misspelling: a warning.
     """
     known, place = fields(section), f'{where}.' if where else ''
     names = list(dict.fromkeys([*(known if read is None else read), *others]))

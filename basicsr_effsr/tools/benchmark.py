@@ -81,7 +81,7 @@ def benchmark(
     scale, device = chosen[0].scale, chosen[0].device
     channels = {one.name: channels_of(one.net, one.network) for one in chosen}
     if len(set(channels.values())) > 1:
-        raise UserError(f'networks that take turns must have equal channels of input and output, got {channels}')
+        raise UserError(f'networks measured together must have the same input and output channels, got {channels}')
     taken, given = channels[chosen[0].name]
     usual = (50, 10) if device.type == 'cuda' else (10, 2)
     runs, warmup = runs or usual[0], usual[1] if warmup is None else warmup
@@ -235,9 +235,9 @@ def command(
         return ', '.join(f'--{name.replace("_", "-")}' for name in there)
 
     if protocol is None and (idle := given(asked)):
-        raise UserError(f'{idle} only matter to the row of a challenge; give --protocol')
+        raise UserError(f'{idle} can only be used with --protocol')
     if no_latency and (idle := given(asked | measured, 'gt', 'psnr', 'data' if gt else '')):
-        raise UserError(f'--no-latency measures nothing, so {idle} would not matter; leave one or the other')
+        raise UserError(f'--no-latency cannot be combined with {idle}, which nothing would use')
     if gt is not None and (data is None or psnr is not None):
         raise UserError('--gt needs --data, the LR images, and measures the PSNR that --psnr states')
     if protocol is not None and dtype and 'fp32' not in dtype:
@@ -250,8 +250,8 @@ def command(
         challenge_of(protocol)
         channels = channels_of(first.net, first.network)
         if len(chosen) > 1 or first.scale != 4 or channels != (3, 3):
-            what = f'{len(chosen)} of upscale {first.scale}, with {channels[0]}, {channels[1]} channels'
-            raise UserError(f'--protocol is for x4 and RGB and one network, got {what}')
+            what = f'{len(chosen)} of x{first.scale} with {channels[0]} input and {channels[1]} output channels'
+            raise UserError(f'--protocol needs one x4 network for RGB images, got {what}')
     if threads is not None:
         torch.set_num_threads(threads)
     grid: dict[str, Any] = {'dtypes': () if no_latency else dtype or ['fp32'], 'compiled': compiled}

@@ -256,7 +256,7 @@ def command(
     if opt is not None:
         given = {'--model': model, '--image': image, '--lr': lr, '--crop': crop, '--tile': tile}
         if useless := [name for name, value in given.items() if value] + ['--self-ensemble'] * self_ensemble:
-            raise UserError(f'{", ".join(useless)}: not beside an option file (-opt), which says what is compared')
+            raise UserError(f'-opt cannot be combined with {", ".join(useless)}; the option file says what is compared')
         of_option_file(opt, out, device, as_json)
         return
     if not model or image is None:

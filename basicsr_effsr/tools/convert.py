@@ -133,6 +133,6 @@ def command(
         guessed = ', '.join(f'{name}={as_yaml(value)}' for name, value in report.assumed.items())
         say(f'  cannot be inferred from the weights; assumed {guessed}')
     if report.dropped:
-        say(f'  left out, they are computed: {", ".join(report.dropped[:4])}')
+        say(f'  left out, the network computes them: {", ".join(report.dropped[:4])}')
     if report.file:
         say(f'{report.file}: written as {report.layout}, read back and equal')

@@ -110,7 +110,7 @@ def show(report: Int8Report, as_json: bool) -> None:
         return
     sizes = f'{report.bytes:,} bytes (fp32 {report.bytes_fp32:,})'
     say(f'{report.file}: {report.network} x{report.scale}, onnx, int8, {sizes}, calibrated on {report.images} images')
-    say(f'  in float32: {", ".join(report.kept) or "no convolution"}, and what is no convolution')
+    say(f'  in float32: {", ".join(report.kept) or "no convolution"}, and all other operators')
     if report.psnr is None or report.psnr_fp32 is None:
         say('  not scored; --data SET measures PSNR')
     else:
@@ -141,7 +141,7 @@ def command(
     if (calibrate is not None) != int8 or (data is not None and not int8):
         raise UserError('--int8 needs --calibrate, a folder of LR images; --calibrate and --data need --int8')
     if int8 and (form is not Form.onnx or dtype != 'fp32' or tolerance is not None):
-        raise UserError('--int8 is ONNX of its own precision; leave --form, --dtype and --tolerance out')
+        raise UserError('--int8 writes ONNX and cannot be combined with --form, --dtype or --tolerance')
     if dtype not in TOLERANCE:
         raise UserError(f'--dtype must be one of {", ".join(TOLERANCE)}, got {dtype!r}')
     chosen = choose(without='always' if random else None)
@@ -184,10 +184,10 @@ def command(
         say(f'  {each.image} of {height}x{width}: largest difference to PyTorch {each.difference:.2e}')
     say(f'  largest of all {report.largest:.2e}, tolerance {report.tolerance:.0e}: passed')
     if report.smallest:
-        say(f'  takes images from {report.smallest}x{report.smallest} on')
+        say(f'  smallest image: {report.smallest}x{report.smallest}')
     if report.operators:
         say('  operators: ' + ', '.join(f'{name} {n}' for name, n in report.operators.items()))
-        odd = f'look at {", ".join(report.tensorrt)} first' if report.tensorrt else 'all known to it'
+        odd = f'look at {", ".join(report.tensorrt)} first' if report.tensorrt else 'takes all'
         say(f'  TensorRT: {odd} (by the names of operators, not run)')
         say(f'  maps of {report.dimensions} dimensions at most; TensorRT takes 8, Core ML 5')
     if form in (Form.onnx, Form.torchscript):

@@ -166,7 +166,7 @@ def lam(
             found = local_attribution(net, lq, patch, steps=steps, sigma=sigma, report=lambda: bars.advance(task))
     strength = np.abs(found.sum(axis=2))
     if not np.isfinite(strength).all() or not strength.any():
-        raise UserError(f'--crop {crop}: no pixel has a part in this patch; give one with edges')
+        raise UserError(f'--crop {crop}: no pixel contributes to this patch; choose one with edges')
     index = diffusion_index(found)
     size = (PAGE, PAGE / 3 * lq.shape[0] / lq.shape[1] + 0.3)
     page = new_figure(figsize=size, layout='constrained', dpi=300)

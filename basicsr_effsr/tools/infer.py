@@ -74,7 +74,7 @@ def command(
     rank: Annotated[int, typer.Option(envvar='RANK', min=0, hidden=True)] = 0,
     world: Annotated[int, typer.Option(envvar='WORLD_SIZE', hidden=True)] = 1,
 ) -> None:
-    """Enlarge images; results that are there are left, so a stopped run goes on where it was.
+    """Enlarge images; results that exist are skipped, so a run that was stopped can go on.
 
     Exit code 1 if an image failed, 2 for bad input. Under torchrun each process takes its share.
     """
@@ -88,7 +88,10 @@ def command(
         raise UserError(f'RANK must be from 0 to WORLD_SIZE - 1, got {rank} of {world}; torchrun sets them')
     chosen = choose(device=device)
     if dtype != 'fp32' and not getattr(chosen.net, 'supports_half', True):
-        say(f'effsr infer: {chosen.network["type"]} shows errors on text, hatching and dither in {dtype}', err=True)
+        say(
+            f'effsr infer: {chosen.network["type"]} is visibly wrong on text, hatching and dither in {dtype}',
+            err=True,
+        )
     ending = f'_x{chosen.scale}' if suffix is None else suffix
     jobs = plan(inputs, out, suffix=ending, kind=kind, recursive=recursive)
     net = fused(chosen.net)
@@ -122,7 +125,7 @@ def command(
     except (KeyboardInterrupt, WriteError) as stop:
         why = '' if isinstance(stop, KeyboardInterrupt) else f'{stop}; '
         done_of = f'{len(images)} of {len(mine)}'
-        say(f'effsr infer: {why}stopped after {done_of} images; the same command goes on from there', err=True)
+        say(f'effsr infer: {why}stopped after {done_of} images; run the same command again to go on', err=True)
         raise typer.Exit(1 if why else 130) from None
     counts = {name: sum(image.status == name for image in images) for name in ('written', 'skipped', 'failed')}
     if as_json:

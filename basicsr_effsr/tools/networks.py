@@ -134,7 +134,7 @@ def choose(
     from basicsr_effsr.weights.recognise import recognise, variant_of
 
     if opt is not None and arch is not None:
-        raise UserError('give either an option file (-opt) or a network (--arch), one of the two')
+        raise UserError('-opt and --arch cannot be combined; give an option file or a network')
     if model is not None and (opt, arch, weights) != (None, None, None):
         raise UserError('--model names network and weights; leave out -opt, --arch and --weights')
     label = ''

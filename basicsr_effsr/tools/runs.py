@@ -117,7 +117,7 @@ def folder_of(name: str) -> Path:
             return folder
     there = [folder.name for folder in folders(ROOT)]
     hint = near(name, there) if there else 'there is none'
-    raise UserError(f'{name} is no training: no folder of that name, also not in {ROOT}, has train_*.log; {hint}')
+    raise UserError(f'{name}: no folder of that name, here or in {ROOT}, holds a log of training (train_*.log); {hint}')
 
 
 def folders(root: Path) -> list[Path]:

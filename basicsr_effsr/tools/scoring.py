@@ -150,7 +150,7 @@ def forward_function(
             finite = bool(torch.isfinite(out).all())  # on a GPU this waits for the result
         seconds = time.perf_counter() - start
         if not finite:
-            raise UserError(f'{type(net).__name__} gave not-a-number or infinity; the weights are damaged or diverged')
+            raise UserError(f'{type(net).__name__} gave NaN or infinity; the weights are damaged or diverged')
         image = (out[0].clamp(0, 1) * 255.0).permute(1, 2, 0).cpu().numpy().round().astype(np.uint8)
         return image, seconds
 

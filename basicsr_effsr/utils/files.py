@@ -52,7 +52,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(f'{os.fspath(path)} is no regular file but a folder, pipe or device; give a file')
+        raise OSError(f'{os.fspath(path)} is a folder, pipe or device; give a regular file')
     return open(path, 'rb', opener=lambda *_: handle)  # which knows its name, unlike what os.fdopen gives
 
 
