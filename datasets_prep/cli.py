@@ -6,7 +6,6 @@ What a function annotates for typer is an argument or an option; ``schedule`` co
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from importlib import import_module
 from inspect import Parameter, Signature, getdoc, signature
@@ -85,7 +84,7 @@ class _Prepare(Commands):
             kind, default, how = _SCHEDULE[key]
             shown.append(Parameter(key, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, how]))
         command.__signature__ = Signature(shown)  # type: ignore[attr-defined]
-        paragraphs = re.split(r'\n\nReturns:|\n\nRaises:', getdoc(function) or '')[0].split('\n\n')
+        paragraphs = (getdoc(function) or '').partition('\n\nReturns:')[0].split('\n\n')
         command.__doc__ = '\n\n'.join(paragraph.replace('\n', ' ') for paragraph in paragraphs)
         return as_command(cmd_name, command)
 

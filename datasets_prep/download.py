@@ -166,10 +166,6 @@ def download(
     A partial download is resumed by the next run, if the server still has the same file. An archive that lies in
     ROOT/archives already, put there by hand for instance, is used. An archive is removed once its images are unpacked
     and counted. For pauses and timeout see ``fetch``.
-
-    Raises:
-        ValueError: for a bad table, or a data set that is not in it.
-        FileNotFoundError: when the table or the folder ``archives`` does not exist.
     """
     table = read_sources(sources)
     if not names:

@@ -47,11 +47,6 @@ def make_lmdb(
 
     With shards, several machines that share the disk encode; the run that finds all encoded puts them into the LMDB in
     the order of their names, so that equal images give an equal file.
-
-    Raises:
-        ValueError: for an impossible option or name, an empty folder, or when ``out`` is there and holds
-            anything but an LMDB.
-        FileNotFoundError: when the folder does not exist.
     """
     if out.suffix != '.lmdb':
         raise ValueError(f'lmdb: the output must end in .lmdb, got {out.name!r}')
@@ -140,11 +135,6 @@ def make_meta_info(
     """Writes BasicSR's meta_info_file: the name and shape of every image, from its header.
 
     Nothing is written when an image cannot be read.
-
-    Raises:
-        ValueError: when the folder holds no image or one whose name BasicSR would not read back, ``out`` has the
-            name of an image, or for a shard.
-        FileNotFoundError: when the folder does not exist.
     """
     if schedule.shard != (1, 1):
         raise ValueError('meta-info: writes one small file from headers only; run it without --shard')

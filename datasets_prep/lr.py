@@ -40,11 +40,6 @@ def make_lr(
 
     Without --hr-out an image that would lose pixels is an error, as it would not fit its LR images, and so is a file
     that is not .png, as BasicSR looks for its LR image under its own suffix.
-
-    Raises:
-        ValueError: for impossible options, two HR files of one stem, HR files other than ``.png`` without
-            ``hr_out``, or outputs among the originals.
-        FileNotFoundError: when ``hr`` does not exist.
     """
     if not scales or min(scales) < 1:
         raise ValueError(f'lr: scales must be positive integers, got {scales}')

@@ -30,10 +30,6 @@ def make_pack(
 
     The pack appears under its name only when every image is in it. With a shard i/n it is called
     <stem>-<i>-of-<n>.pack and holds every n-th image; the data set reads a folder of such packs as one.
-
-    Raises:
-        ValueError: when ``out`` has another ending, the source is empty or not readable as what it seems.
-        FileNotFoundError: when the source does not exist.
     """
     if out.suffix != PACK_SUFFIX:
         raise ValueError(f'pack: the output must end in {PACK_SUFFIX}, got {out.name!r}')

@@ -55,11 +55,6 @@ def write_sample(
     OUT/{train,val}/HR and OUT/{train,val}/LR_bicubic/X<scale> have the same names; packs lie beside the folders.
     Photographs that are stored as JPEG are halved first, so that no compression blocks are left in what the networks
     should learn to restore.
-
-    Raises:
-        ValueError: for a scale that does not divide 12.
-        FileNotFoundError: when the photographs are not installed.
-        WriteError: when a file cannot be written.
     """
     odd = [scale for scale in scales if scale < 1 or MODULUS % scale]
     if odd:

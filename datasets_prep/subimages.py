@@ -49,10 +49,6 @@ def make_subimages(
 
     The n-th LR sub-image belongs to the n-th HR sub-image. An ending x<scale> of the names of LR files (DIV2K's way) is
     left out of the names of their sub-images.
-
-    Raises:
-        ValueError: for impossible options, two files with the same sub-image names, or ``out`` being ``folder``.
-        FileNotFoundError: when ``folder`` does not exist.
     """
     if any(pixels % scale for pixels in (crop, step, thresh)):
         raise ValueError(

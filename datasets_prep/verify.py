@@ -40,10 +40,6 @@ def verify(
     Returns:
         Failures under the name of the offending file; the fraction of differing values of each pair in
         ``results``.
-
-    Raises:
-        ValueError: for impossible options or an empty data set.
-        FileNotFoundError: when one of the two does not exist.
     """
     if report is not None:
         refuse_image_name('verify', report)

@@ -35,10 +35,8 @@ class EffSRPairedDataset(Dataset):
     number of workers, different in every epoch, and repeatable after a resume. Only the crop is
     converted to float; nothing is changed in place.
 
-    Option keys: dataroot_gt, dataroot_lq, io_backend, meta_info_file, filename_tmpl, scale, phase,
-    gt_size, use_hflip, use_rot, color, mean, std; ``uint8: true`` returns bytes, to be converted on the
-    device by ``EffSRModel``. ``dataroot_lq: bicubic`` makes the LR images of the HR images, cropped to
-    multiples of the scale, as ``datasets_prep lr --modulus SCALE`` does.
+    ``uint8: true`` returns bytes, to be converted on the device by ``EffSRModel``. ``dataroot_lq: bicubic`` makes the
+    LR images of the HR images, cropped to multiples of the scale, as ``datasets_prep lr --modulus SCALE`` does.
 
     Items: ``lq`` (3, h, w) and ``gt`` (3, rh, rw), RGB float32 in [0, 1] (or uint8), ``lq_path``, ``gt_path``.
 
