@@ -43,12 +43,8 @@ def registry_of(kind: str) -> Any:
 def register(registry: str | None = None) -> None:
     """Registers the networks, losses, data sets and model classes of this package with BasicSR.
 
-    Safe to call again. Names that a fork or another plugin owns stay theirs; ours are always
-    reachable with the suffix ``_effsr`` (``HASN_effsr``).
-
-    Args:
-        registry: ``arch``, ``loss``, ``dataset`` or ``model`` for one kind only; None for all. A
-            registry we have nothing for (``metric``) is no error.
+    Safe to call again. Names that a fork or another plugin owns stay theirs; ours are always reachable with the suffix
+    ``_effsr`` (``HASN_effsr``). ``registry`` is ``arch``, ``loss`` ... for one kind only.
     """
     from basicsr_effsr.archs.effsr_blocks import register_in  # with torch, which most users of this module do without
 

@@ -33,17 +33,11 @@ class DistillationModel(EffSRModel):
     loss = alpha * L1(student, teacher) + beta * L1(student, HR) + gamma * sum over pairs of the feature loss, beside
     whatever ``train.losses`` names. Logged as ``l_teacher``, ``l_hr`` and ``l_feat``, weights included.
 
-    Options beyond EffSRModel: ``network_t``; ``path.pretrain_network_t`` (must be given), ``path.param_key_t``,
-    ``path.strict_load_t``; ``train.distill`` with
-
-    * ``alpha``, ``beta``, ``gamma``: weights, 0 leaves a term out. Defaults: FAKD's 0.5, 0.5 and 10 for images in
-      [0, 255], which is 10 / 255 = 0.039 for [0, 1]: L1 grows with the range of the images, affinities do not.
-    * ``feature_pairs``: {submodule of the student: submodule of the teacher}, names as in ``named_modules()``. Tokens
-      (N, HW, C) are laid out as maps; maps of a teacher that pads to whole windows are cropped to the image.
-    * ``feature_loss``: option of a loss (student, teacher) -> scalar.
-    * ``adapter``: none or conv1x1, a trained convolution from the student's channels to the teacher's; left out, what
-      a loss with an option of this name says (FAKDLoss: conv1x1), else none.
-    * ``teacher_dtype``: fp32 (default), bf16 or fp16.
+    Options beyond EffSRModel: ``network_t``, its weights in ``path``, and ``train.distill`` (``docs/training.md``).
+    Defaults of the weights are FAKD's 0.5, 0.5 and 10 for images in [0, 255], which is 10 / 255 = 0.039 for [0, 1]: L1
+    grows with the range of the images, affinities do not. Tokens (N, HW, C) are laid out as maps; maps of a teacher
+    that pads to whole windows are cropped to the image. ``adapter``, left out, is what a loss with an option of this
+    name says (FAKDLoss: conv1x1), else none.
 
     The teacher is in eval mode, gets no gradient and is never saved. Adapters are trained by the student's optimizer
     and saved as ``net_a_*.pth``.

@@ -287,10 +287,8 @@ def inspected(opt: Mapping[str, Any], is_train: bool, *, every_image: bool = Fal
 
     Reads names of files, headers of images to train on, and decodes images of validation; fetches zoo://NAME.
 
-    Args:
-        opt: as in the file, or as BasicSR has parsed it.
-        is_train: for training; False for testing.
-        every_image: read the header of every image to train on, however many there are.
+    ``opt`` is as in the file, or as BasicSR has parsed it; ``every_image`` reads all headers of images to train on,
+    however many there are.
     """
     context = Context(copied(opt), is_train, every_image)
     _apply(context, (*SECTIONS, *TRAINING * is_train, *AFTER, *AFTER_TRAINING * is_train))

@@ -88,12 +88,8 @@ def figure(
 ) -> Any:
     """A figure as papers print it: HR with a frame on the left, beside it what is in the frame, two rows of methods.
 
-    Args:
-        title: what stands below the HR image.
-        gt: (H, W, 3) uint8.
-        crop: x, y, width, height of the frame in HR pixels.
-        panels: name, scores and (H, W, 3) uint8 of each method.
-        best: scores that are printed bold.
+    ``title`` stands below ``gt``, (H, W, 3) uint8; ``crop`` is x, y, width, height of the frame; ``panels`` are name,
+    scores and (H, W, 3) uint8 of each method; the scores ``best`` are printed bold.
     """
     page = new_figure(dpi=300)  # texts are measured as they will be printed
     x, y, width, height = crop

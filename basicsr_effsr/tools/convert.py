@@ -58,10 +58,6 @@ def convert(
 
     ``out`` None only says what the source is, ``network`` (``type`` and options) None finds out. Layouts are
     ``basicsr`` ({params: ...}), ``bare``, ``safetensors`` (with metadata), ``module`` (every name behind ``module.``).
-
-    Raises:
-        UserError: the file is of no network of ours, or the form cannot be changed.
-        OSError: it cannot be read or written.
     """
     known = recognise(source, network, param_key)
     net, found, kept = known.net, known.network, known.state

@@ -251,11 +251,7 @@ def remarks(
 ) -> list[str]:
     """What keeps the scores of a report from being compared with the paper's, a sentence each.
 
-    Args:
-        report: with its scores.
-        used: how they were measured.
-        theirs: how the paper's were; None without a paper.
-        work: (name of the set, pair) of the images.
+    They were measured as ``used`` says, the paper's as ``theirs``; ``work`` are (name of the set, pair) of the images.
     """
     scale, found = report.scale, []
     if theirs is not None:

@@ -125,11 +125,6 @@ def choose(
             ``num_gpu: 0``. The network stays on the CPU.
         without: whether a network may do without weights: None, no; ``'missing'``, if nothing names a file, or an
             option file one that is not there; ``'always'``, none are read.
-
-    Raises:
-        UserError: nothing or too much names the network, there are no weights, they are not of it, or there is no
-            such device.
-        OSError, ValueError: a checkpoint that cannot be read, an option out of its range.
     """
     from basicsr_effsr.weights.recognise import recognise, variant_of
 

@@ -58,12 +58,8 @@ def points_of_papers(
 ) -> list[Point]:
     """What the papers print, one point per method: of its own paper, else of the first that lists it.
 
-    Args:
-        scale: scale factor.
-        dataset: Set5, Set14, B100, Urban100 or Manga109.
-        against: a key of ``AXES``.
-        sources: only rows of these papers, such as ``DPARN``; empty takes all.
-        metric: a key of ``METRICS``.
+    ``against`` is a key of ``AXES``, ``metric`` of ``METRICS``; of ``sources``, such as ``DPARN``, only the rows are
+    taken, unless it is empty.
     """
     key, factor = AXES[against][:2]
     found: dict[str, Point] = {}

@@ -36,12 +36,8 @@ class RLFB(nn.Module):
 class RLFN(nn.Module):
     """Residual local feature network, pruned: 0.317218 M parameters at x4.
 
-    Input (N, 3, H, W) in [0, 1] with H, W >= ``min_size``, output (N, 3, rH, rW).
-
-    Args:
-        upscale: scale factor r.
-        num_in_ch: channels of the input, to stand beside a network that has other than 3.
-        num_out_ch: channels of the output.
+    Input (N, 3, H, W) in [0, 1] with H, W >= ``min_size``, output (N, 3, rH, rW); other channels to stand beside a
+    network that has them.
     """
 
     min_size = ESA.min_size
