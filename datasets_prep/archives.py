@@ -49,7 +49,7 @@ class _Member:
 
 
 def extract(archive: Path, into: Path, *, first: int | None = None) -> tuple[int, int]:
-    """Unpacks a ``.zip`` or (compressed) ``.tar`` archive below ``into``, or only its ``first`` so many images by name.
+    """Unpacks a ``.zip`` or (compressed) ``.tar`` archive below ``into``, or only its ``first`` images by name.
 
     The whole list of members is judged before the first one is written. A file that is there already, whole,
     is kept, so an interrupted run goes on.

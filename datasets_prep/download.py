@@ -78,7 +78,7 @@ class Merge(_Row):
 class DataSet(_Row):
     """A data set: archives to fetch, others that it needs, or (``manual``) how to get what is handed out on request.
 
-    Of the latter the files like ``archives`` are unpacked, ``first`` so many images or all.
+    Of the latter the files like ``archives`` are unpacked, the ``first`` images or all.
     """
 
     about: str = ''

@@ -99,7 +99,7 @@ def test_a_checkpoint_of_another_scale_says_so_and_loads_nothing(tmp_path):
     torch.save({'params': HASN(upscale=2, **TINY).state_dict()}, tmp_path / 'x2.pth')
     net = HASN(upscale=4, **TINY)
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    with pytest.raises(CheckpointError, match=r'x2\.pth does not fit HASN: 2 of other shape .* another scale'):
+    with pytest.raises(CheckpointError, match=r'x2\.pth does not fit HASN: 2 of another shape .* another scale'):
         load_into(net, tmp_path / 'x2.pth')
     assert same(before, net.state_dict())
 

@@ -282,7 +282,7 @@ class TestExtras:
         trained(opt, [])
         (message,) = warned
         assert message.startswith(f'HASN was loaded in part from {tmp_path}/part.pth [params], the rest stays')
-        assert f'1 missing ({name}); 1 unknown (foreign)' in message
+        assert f'1 missing ({name}); 1 unexpected (foreign)' in message
 
     def test_two_steps_match_two_steps_by_hand(self, opt):
         change(opt, optim_g={'type': 'SGD', 'lr': 0.1}, grad_clip=0.05, ema_decay=0)

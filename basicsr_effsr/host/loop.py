@@ -6,7 +6,7 @@ The host's loop lives in ``basicsr/train.py`` and takes these names from its own
 * ``load_resume_state``: the host needs a GPU to resume (1.4.2 and head), picks the newest state even
   if it is truncated, and looks for a frozen teacher among the run's own checkpoints.
 * ``EnlargedSampler``, ``build_dataloader``: the host starts an epoch again after a resume, its workers
-  repeat their draws in every epoch, and it ends a run early without a word.
+  repeat their draws in every epoch, and it silently ends a run early.
 * ``init_tb_logger``: what it cannot write ends the host in two tracebacks that name no file.
 * ``init_wandb_logger``: the host asks wandb for a function that current versions do not have.
 * ``CPUPrefetcher``, ``CUDAPrefetcher``: a signal ends the host in a traceback, with nothing saved.

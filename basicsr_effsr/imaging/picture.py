@@ -356,7 +356,7 @@ def fitting(picture: Picture, kind: str) -> Picture:
     if picture.icc and picture.icc[16:20] == b'GRAY' and (widened or not gray):
         picture, lost = replace(picture, icc=None), _and(lost, 'colour profile of gray')
     if picture.colour and kind != 'png':
-        named = [chunk.decode() for chunk in picture.colour if chunk != b'sRGB']  # which is assumed without a word
+        named = [chunk.decode() for chunk in picture.colour if chunk != b'sRGB']  # which is assumed silently
         picture, lost = replace(picture, colour={}), _and(lost, ', '.join(named))
     if picture.resolution and kind == 'webp' and not (picture.exif and X_RESOLUTION in picture.exif):
         picture, lost = replace(picture, resolution=None), _and(lost, 'resolution')

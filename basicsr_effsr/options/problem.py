@@ -58,7 +58,7 @@ class Context:
 
     @property
     def gpus_of_one_process(self) -> int:
-        """By so many BasicSR multiplies the batch of a loader: num_gpu, but not if a launcher starts the processes."""
+        """Factor of BasicSR on the batch of a loader: num_gpu, but 1 if a launcher starts the processes."""
         import torch
 
         number = torch.cuda.device_count() if self.opt.get('num_gpu') == 'auto' else self.opt.get('num_gpu')

@@ -158,7 +158,7 @@ class Train(Section):
     grad_clip: float | None = key('Largest norm of the gradient; 0 = off.', ge=0)
     accumulate: Positive | None = key('Gradient accumulation: number of parts of each batch.')
     max_nonfinite: Natural | None = key(
-        f'Stop after so many skipped iterations (infinite or NaN) in a row ({MAX_NONFINITE}); 0 = no.'
+        f'Stop after this many skipped iterations (infinite or NaN) in a row ({MAX_NONFINITE}); 0 = no.'
     )
     progressive: Progressive | None = key('Progressive training: patch sizes in stages.')
     distill: Distill | None = key('Terms of the teacher.')

@@ -68,7 +68,7 @@ class EvaluationReport:
         return ['set', 'images', 'bicubic', 'this run', 'paper', 'difference', 's / image'], rows
 
     def words(self) -> tuple[str, list[str]]:
-        """What was measured, and what is to be known of it: where the paper's values stand, the remarks."""
+        """What was measured; where the paper's values stand, and the remarks."""
         head = f'{self.network}, x{self.scale}, {self.parameters:,} parameters; PSNR [dB] / SSIM on {self.protocol}'
         paper = self.paper or {}
         source = '; '.join(paper[key] for key in ('source', 'note') if paper.get(key))
@@ -167,7 +167,7 @@ class Evaluation:
         return f'Differences to {self.models[0].name} per image: mean, paired t-test'
 
     def words(self) -> tuple[str, list[str]]:
-        """What was measured, and what is to be known of it, a sentence each."""
+        """What was measured, and the remarks."""
         first = self.models[0]
         if len(self.models) == 1:
             return first.words()

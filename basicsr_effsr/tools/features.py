@@ -105,7 +105,7 @@ def features(
     module: Annotated[
         list[str] | None, typer.Option(help='Submodule whose output is drawn; repeatable; without it all are listed.')
     ] = None,
-    channels: Annotated[int, typer.Option(min=0, help='At most so many channels of each, those that vary most.')] = 16,
+    channels: Annotated[int, typer.Option(min=0, help='Most channels of each, those that vary most.')] = 16,
     device: networks.Device = None,
     out: Annotated[Path, typer.Option(help='PNG, PDF or SVG to write.')] = Path('results/features.png'),
     as_json: Annotated[bool, typer.Option('--json', help='Print the list of submodules as JSON.')] = False,

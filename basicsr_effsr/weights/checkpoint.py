@@ -258,7 +258,7 @@ def shapes_of(state: Mapping[str, Tensor], without: tuple[str, ...] = ()) -> dic
 
 
 def _cast(net: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Names whose integers or booleans torch would take for floating-point values without a word."""
+    """Names whose integers or booleans torch would silently take for floating-point values."""
     own = net.state_dict()
     return [n for n, t in state.items() if n in own and own[n].is_floating_point() > t.is_floating_point()]
 
@@ -309,12 +309,12 @@ def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:
     parts = []
     if shapes:
         shown = ', '.join(f'{n} is {given[n]} and must be {wanted[n]}' for n in shapes[:MAX_SHOWN])
-        parts.append(f'{len(shapes)} of other shape ({shown})')
+        parts.append(f'{len(shapes)} of another shape ({shown})')
     if missing:
         parts.append(f'{len(missing)} missing ({", ".join(missing[:MAX_SHOWN])})')
     if surplus:
         close = ((n, nearest(n, missing)) for n in surplus[:MAX_SHOWN])
-        parts.append(f'{len(surplus)} unknown ({", ".join(n + (f", near {m}" if m else "") for n, m in close)})')
+        parts.append(f'{len(surplus)} unexpected ({", ".join(n + (f", near {m}" if m else "") for n, m in close)})')
     if len(missing) == len(wanted) or len(surplus) == len(given):
         cause = 'the checkpoint is of another network: check type'
     elif all(name.startswith('up') for name in (*shapes, *missing, *surplus)):  # up_deep, upsampler, upsample.2 ...
