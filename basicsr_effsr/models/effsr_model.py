@@ -90,7 +90,7 @@ class EffSRModel(SRModel):
     ) -> None:
         """Loads any layout of checkpoint; one sentence says what does not fit, the log which entry was there.
 
-        ``strict`` False loads what fits and logs what does not; for ``param_key`` see ``read_checkpoint``.
+        ``strict`` False loads what fits and logs what does not; for ``param_key`` see ``open_checkpoint``.
         """
         bare, log = self.get_bare_model(net), get_root_logger()
         read = load_into(bare, load_path, param_key=param_key, strict=strict)

@@ -203,7 +203,12 @@ def _refuse_unusable(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def open_checkpoint(path: str | Path, param_key: str | None = None) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """(entries from the outside in, the state dict they lead to) of a file, names as they are stored.
+    """(entries from the outside in, the state dict they lead to) of a file of any program, names as they are stored.
+
+    No code of the file is executed. Containers are opened (``params_ema``, ``state_dict``, ``model`` ..., one inside
+    another too), ``param_key`` before the others; None takes ``params_ema`` before ``params`` before the rest. These
+    two stand in for each other and are not looked for in files of other programs; a bare file is taken whatever the
+    key.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -223,33 +228,14 @@ def open_checkpoint(path: str | Path, param_key: str | None = None) -> tuple[tup
     return found
 
 
-def read_checkpoint(path: str | Path, param_key: str | None = None, net: nn.Module | None = None) -> Checkpoint:
-    """The parameters stored in ``path``, whatever program wrote it. Never executes code from the file.
-
-    Containers are opened (``params_ema``, ``state_dict``, ``model`` ..., one inside another too), and what programs
-    put in front of names is taken away (``module.``, ``_orig_mod.``, ``net_g.``, ``model.`` ..., in any order); names
-    that stand beside such a prefix, as the buffers of a loss do in Lightning's files, are not the network's.
-
-    Args:
-        path: a file of ``torch.save``, or safetensors.
-        param_key: take this entry; None takes ``params_ema`` before ``params`` before the others. ``params`` and
-            ``params_ema`` stand in for each other and are not looked for in files of other programs; a bare file is
-            taken whatever the key.
-        net: the network that the parameters are for; those that it names otherwise get its names.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: the file is no checkpoint, or lacks ``param_key``.
-    """
-    entry, state = open_checkpoint(path, param_key)
-    if net is None:
-        return Checkpoint(next(views(state)), entry=entry)
-    return Checkpoint(*named_for(net, state), entry=entry)
-
-
 def read_state_dict(path: str | Path, param_key: str | None = None, net: nn.Module | None = None) -> dict[str, Tensor]:
-    """The parameters alone; see :func:`read_checkpoint`."""
-    return read_checkpoint(path, param_key, net).state
+    """The parameters stored in ``path``, under the names of ``net`` if it is given; see :func:`open_checkpoint`.
+
+    What programs put in front of names is taken away (``module.``, ``_orig_mod.``, ``net_g.``, ``model.`` ..., in any
+    order); names beside such a prefix, as the buffers of a loss in Lightning's files, are not the network's.
+    """
+    _, state = open_checkpoint(path, param_key)
+    return next(views(state)) if net is None else named_for(net, state)[0]
 
 
 def shapes_of(state: Mapping[str, Tensor], without: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:
@@ -328,7 +314,7 @@ def mismatch(net: nn.Module, state: Mapping[str, Tensor]) -> str:
 
 
 def load_into(net: nn.Module, path: str | Path, *, param_key: str | None = None, strict: bool = True) -> Checkpoint:
-    """Loads a checkpoint into the bare ``net`` and returns what was read; for ``param_key`` see ``read_checkpoint``.
+    """Loads a checkpoint into the bare ``net`` and returns what was read; for ``param_key`` see ``open_checkpoint``.
 
     ``strict`` False loads what fits by name and shape and leaves the rest as it is.
 
@@ -336,7 +322,8 @@ def load_into(net: nn.Module, path: str | Path, *, param_key: str | None = None,
         FileNotFoundError: there is no such file.
         CheckpointError: it cannot be read or, if ``strict``, does not fit; nothing was loaded.
     """
-    read = read_checkpoint(path, param_key, net)
+    entry, stored = open_checkpoint(path, param_key)
+    read = Checkpoint(*named_for(net, stored), entry=entry)
     state, own, cast = read.state, net.state_dict(), _cast(net, read.state)
     problem = mismatch(net, state) if strict else ''
     if problem:
