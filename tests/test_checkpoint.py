@@ -115,7 +115,7 @@ def test_other_options_name_the_nearest_parameter(tmp_path):
     state['block_1.gg.conv.weight'] = state.pop('block_1.g.conv.weight')
     torch.save(state, tmp_path / 'odd.pth')
     with pytest.raises(
-        CheckpointError, match=r'1 unknown \(block_1\.gg\.conv\.weight, near block_1\.g\.conv\.weight\)'
+        CheckpointError, match=r'1 unexpected \(block_1\.gg\.conv\.weight, near block_1\.g\.conv\.weight\)'
     ):
         load_into(HASN(**TINY), tmp_path / 'odd.pth')
 
