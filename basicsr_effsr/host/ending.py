@@ -218,11 +218,7 @@ class _Asked:
 
 
 def _write_image(image: Any, file_path: str, params: Any = None, auto_mkdir: bool = True) -> None:
-    """BasicSR's ``imwrite``, all or nothing.
-
-    Raises:
-        WriteError: it cannot be written.
-    """
+    """BasicSR's ``imwrite``, all or nothing."""
     import cv2
 
     write_bytes(Path(file_path), cv2.imencode(os.path.splitext(file_path)[1], image, params or [])[1].data)

@@ -191,11 +191,7 @@ def _settle(run: RunState, sampling: Options, plan: StagePlan, samples: int) -> 
 
 
 def _same_on_all_ranks(opt: Options, phase: str, dataset: Any) -> None:
-    """Compares options, state and images, which machines may have each its own of.
-
-    Raises:
-        ValueError: on another rank one is different.
-    """
+    """Compares options, state and images, which machines may have each its own of."""
     if not active():
         return
     names = getattr(dataset, 'paths', None) or getattr(dataset, 'pairs', None)

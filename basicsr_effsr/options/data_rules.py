@@ -94,11 +94,7 @@ def pairs(context: Context) -> Iterator[Problem]:
 
 
 def _measure(context: Context, phase: str, found: list[Pair]) -> None:
-    """Learns the smallest LR image of a data set.
-
-    Raises:
-        OSError, ValueError: an image cannot be read, or is not of the size that its partner asks for.
-    """
+    """Learns the smallest LR image of a data set."""
     training, scale = phase == 'train', context.scale or 0
     every = context.every_image or not training or len(found) <= FEW_PAIRS or found[0].known is not None
     measured = []

@@ -77,9 +77,6 @@ def _passing(
     """A copy of ``net`` in eval mode and an input, both with shapes and no content, for one pass in the block.
 
     ``net`` keeps its own tensors. Gradients are off.
-
-    Raises:
-        ValueError: the pass of a foreign network fails on them in whatever way; the message says why.
     """
     logger = logging.getLogger('torch._subclasses.fake_tensor')  # writes a traceback before torch raises
     before, logger.disabled = logger.disabled, True

@@ -47,11 +47,7 @@ def listed(names: Iterable[Any], most: int = 8) -> str:
 
 
 def _kind(path: Path) -> str:
-    """'safetensors', or 'torch' for what ``torch.save`` writes, by content and not by name.
-
-    Raises:
-        CheckpointError: a zip that is something else, or claims more than its bytes hold.
-    """
+    """'safetensors', or 'torch' for what ``torch.save`` writes, by content and not by name."""
     with path.open('rb') as file:
         head = file.read(9)
     if head[8:] == b'{' and int.from_bytes(head[:8], 'little') <= path.stat().st_size:
