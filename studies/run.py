@@ -184,8 +184,8 @@ def do(name: str, study: dict[str, Any], seed: int, run: str, work: Path, refere
     """
     title = slug(name, run, seed)
     out = work / 'runs' / f'{title}.json'
-    if not out.is_file():
-        opt = placed(options_of(study, run), work, reference, title, seed)
+    opt = placed(options_of(study, run), work, reference, title, seed)
+    if not out.is_file() or json.loads(out.read_text())['iterations'] != opt['train']['total_iter']:
         if start := study['runs'][run].get('start'):
             do(name, study, seed, start['run'], work, reference)
             models = work / 'experiments' / slug(name, start['run'], seed) / 'models'
@@ -207,6 +207,7 @@ def main(words: list[str] | None = None) -> None:
     known = [name for name in studies() if name != 'every']
     parser.add_argument('names', nargs='+', choices=[*known, 'all'], metavar='NAME', help=', '.join([*known, 'all']))
     parser.add_argument('--seeds', type=int, default=3, help='how many, from 0 on (3)')
+    parser.add_argument('--iterations', type=int, help='how far a study that takes a recipe as it is goes now')
     usual = os.environ.get('EFFSR_REFERENCE', HERE.parents[1] / 'shared' / 'reference')
     parser.add_argument('--reference', type=Path, default=Path(usual), help='folder with photos, set5, checkpoints')
     parser.add_argument('--work', type=Path, default=Path('experiments/studies'), help='folder of data and trainings')
@@ -230,6 +231,8 @@ def main(words: list[str] | None = None) -> None:
     images = prepare(work, reference)
     for name in names:
         study = studies()[name]
+        if args.iterations and 'recipe' in study:  # whose schedule does not hang on it
+            study = merged(study, {'set': {'train': {'total_iter': args.iterations}}})
         about = {'images': images, 'torch': torch.__version__, 'python': platform.python_version()}
         found: dict[str, Any] = {'study': name, **about, 'runs': {}}
         for seed in range(study.get('seeds', args.seeds)):
