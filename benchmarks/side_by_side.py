@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import platform
 import statistics
 import time
@@ -72,7 +71,7 @@ class Settings:
     nets: Sequence[str] = tuple(NETS)
     quick: bool = False
     device: str = 'cpu'
-    seconds: float = 8.0  # about how long the forms of one comparison take turns
+    seconds: float = 5.0  # about how long the forms of one comparison take turns
     frame: tuple[int, int] = field(default=(90, 160))  # LR rows and columns of an image
     patch: int = 48  # LR side of a training patch
     batch: int = 4
@@ -95,19 +94,18 @@ def inference_step(net: nn.Module, lq: torch.Tensor) -> Step:
 
 
 def timed(step: Step, device: str) -> float:
-    """Milliseconds of one call: of the processor, as other work shares it; on a GPU by the clock."""
-    clock = time.process_time if device == 'cpu' else time.perf_counter
+    """Milliseconds of one call by the clock."""
     if device == 'cuda':
         torch.cuda.synchronize()
-    start = clock()
+    start = time.perf_counter()
     step()
     if device == 'cuda':
         torch.cuda.synchronize()
-    return (clock() - start) * 1e3
+    return (time.perf_counter() - start) * 1e3
 
 
 def measure(
-    steps: Mapping[str, Step], device: str = 'cpu', seconds: float = 8.0, least: int = 3, most: int = 15
+    steps: Mapping[str, Step], device: str = 'cpu', seconds: float = 5.0, least: int = 3, most: int = 15
 ) -> dict[str, float]:
     """Median milliseconds of every form; they take turns until ``seconds`` are over, after a round that is not counted.
 
@@ -186,9 +184,3 @@ def run(cases: Mapping[str, Case], settings: Settings, until: float = math.inf) 
             if time.monotonic() > until:
                 print(f'no time is left for the rest of {name} and what comes after it')
                 return
-
-
-def threads(count: int = 1) -> None:
-    """One thread, as figures of several vary with whatever else runs."""
-    os.environ.setdefault('OMP_NUM_THREADS', str(count))
-    torch.set_num_threads(count)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,16 +16,16 @@ from torch.nn import functional as F
 
 from basicsr_effsr.utils.memory import keep_freed_memory
 from benchmarks.plain import plain
-from benchmarks.side_by_side import NETS, Row, Settings, Step, inference_step, measure, peak_memory, profile, threads
+from benchmarks.side_by_side import NETS, Row, Settings, Step, inference_step, measure, peak_memory, profile
 
 EAGER_STEP = {'HASN': 1.5, 'AGDN': 1.5, 'ASID': 1.3, 'EFRDN': 1.3, 'DPARN': 2.5}
 
 
-def training_step(net: nn.Module, settings: Settings, *, channels_last: bool = False, amp: bool = False) -> Step:
-    """Forward pass, L1, backward pass and Adam on a batch of patches."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+def training_step(net: nn.Module, settings: Settings, *, options: bool = False, amp: bool = False) -> Step:
+    """Forward pass, L1, backward pass and Adam on a batch of patches; ``options``: channels_last and one fused Adam."""
+    layout = torch.channels_last if options else torch.contiguous_format
     net = net.train().to(memory_format=layout)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, fused=options)
     side, scale = settings.patch, net.upscale
     lq = torch.rand(settings.batch, 3, side, side, device=settings.device).contiguous(memory_format=layout)
     gt = torch.rand(settings.batch, 3, scale * side, scale * side, device=settings.device)
@@ -44,14 +46,19 @@ def row(case: str, what: str, plain: float, ours: float, target: float, step: St
     return found if found.verdict == 'reached' else replace(found, note=profile(step, settings.device))
 
 
+def has_bf16() -> bool:
+    """Whether the CPU multiplies in bf16; without it such a step takes ten times as long as in float32."""
+    return 'bf16' in Path('/proc/cpuinfo').read_text()
+
+
 def training(settings: Settings) -> Iterator[Row]:
-    """The step and its peak of memory, eager and with the options of EffSRModel."""
+    """The step and its peak of memory, eager and with the options of EffSRModel (bf16 where the CPU has it)."""
     for name in settings.nets:
         net = settings.build(name)
         steps = {
             'plain': training_step(plain(net), settings),
             'eager': training_step(settings.build(name), settings),
-            'options': training_step(settings.build(name), settings, channels_last=True, amp=True),
+            'options': training_step(settings.build(name), settings, options=True, amp=has_bf16()),
         }
         ms = measure(steps, settings.device, settings.seconds)
         for form, target in (('eager', EAGER_STEP[name]), ('options', 1.8)):
@@ -117,27 +124,29 @@ def options(settings: Settings, **train: Any) -> dict[str, Any]:
 
 
 def model(settings: Settings) -> Iterator[Row]:
-    """An iteration of EffSRModel with moving average, clipping, guard and log, against one with none of them."""
+    """An iteration of EffSRModel, and what moving average, clipping, the guard and the log add, measured alone."""
     from basicsr.models import build_model
 
     side = settings.patch
     data = {'lq': torch.rand(settings.batch, 3, side, side), 'gt': torch.rand(settings.batch, 3, 4 * side, 4 * side)}
+    bare = build_model(options(settings, max_nonfinite=0))
+    guarded = build_model(options(settings, ema_decay=0.999, grad_clip=1.0))
+    nothing = SimpleNamespace(param_groups=guarded.optimizer_g.param_groups, step=lambda: None)
 
-    def iteration(**train: Any) -> Step:
-        trained = build_model(options(settings, **train))
+    def iteration() -> None:
+        bare.feed_data(data)
+        bare.optimize_parameters(1)
 
-        def step() -> None:
-            trained.feed_data(data)
-            trained.optimize_parameters(1)
-            if 'grad_clip' in train:
-                trained.get_current_log()
+    def guards() -> None:
+        guarded.step.finish(nothing, guarded._terms, 1)
+        guarded.model_ema(0.999)
+        guarded.get_current_log()
 
-        return step
-
-    steps = {'bare': iteration(max_nonfinite=0), 'all': iteration(ema_decay=0.999, grad_clip=1.0)}
-    ms = measure(steps, settings.device, settings.seconds)
+    guarded.feed_data(data)
+    guarded.optimize_parameters(1)
+    ms = measure({'bare': iteration, 'guards': guards}, settings.device, settings.seconds)
     what = f'{settings.nets[0]}: average, clipping, log'
-    yield row('iteration of EffSRModel', what, ms['bare'], ms['all'], 0.97, steps['all'], settings)
+    yield row('iteration of EffSRModel', what, ms['bare'], ms['bare'] + ms['guards'], 0.97, guards, settings)
 
 
 def distillation(settings: Settings) -> Iterator[Row]:
@@ -162,7 +171,6 @@ def distillation(settings: Settings) -> Iterator[Row]:
 
 if __name__ == '__main__':  # one network in a process of its own, for ``allocator``
     name, rows, columns, quick, how = sys.argv[1:]
-    threads(1)
     if how == 'keep':
         keep_freed_memory()
     settings = Settings(quick=quick == 'True', frame=(int(rows), int(columns)))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from itertools import product
-from typing import Any, ClassVar, Dict, Iterator, Literal, Mapping, Optional, Sequence, Tuple
+from typing import Any, ClassVar, Dict, Iterable, Iterator, Literal, Mapping, Optional, Sequence, Tuple
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -32,6 +32,9 @@ from .effsr_blocks import (
     check_input,
     cosines,
     eager_on_cpu,
+    gelu,
+    in_parts,
+    infers_on_cpu,
     is_compiling,
     pixelshuffle_upsampler,
     register_in,
@@ -135,8 +138,8 @@ class RCCA(nn.Module):
         self.cca = CCALayer(num_feat, num_feat // (num_feat // 4))
 
     def forward(self, x: Tensor) -> Tensor:
-        deep = F.gelu(self.dwconv(x))
-        complement = (deep - F.gelu(self.decompose(deep))) * self.sigma['scale']
+        deep = gelu(self.dwconv(x))
+        complement = (deep - gelu(self.decompose(deep))) * self.sigma['scale']
         return complement + self.cca(deep) + x
 
 
@@ -199,7 +202,7 @@ class SGSA(nn.Module):
         (height, width), heads = qkv.shape[-2:], self.num_heads
         rows, columns = (_Axis(length, kernel, qkv.device) for length in (height, width))
         if eager_on_cpu(qkv):
-            return self.attend_in_turn(qkv, rows, columns)
+            return self.attend_in_turn(qkv.chunk(3, dim=1), kernel)
         take = rows.take[:, None, :, None] * width + columns.take[:, None]
         windows = _pick(qkv.flatten(2), take.flatten()).unflatten(2, (rows.count * columns.count, -1))
         q, k, v = (part.unflatten(1, (heads, -1)).flatten(0, 1).transpose(1, 2) for part in windows.chunk(3, dim=1))
@@ -213,9 +216,10 @@ class SGSA(nn.Module):
         upper, lower = (at(row, columns.first) + at(row, columns.last) for row in (rows.first, rows.last))
         return ((upper / 2 + lower / 2) / 2).reshape(len(qkv), -1, height, width)
 
-    def attend_in_turn(self, qkv: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
-        """The same window after window, which holds one of them at a time."""
-        q, k, v = (part.unflatten(1, (self.num_heads, -1)) for part in qkv.chunk(3, dim=1))
+    def attend_in_turn(self, qkv: Iterable[Tensor], kernel: int) -> Tensor:
+        """The same of three (N, C, H, W), window after window, which holds one of them at a time."""
+        q, k, v = (part.unflatten(1, (self.num_heads, -1)) for part in qkv)
+        rows, columns = (_Axis(length, kernel, v.device) for length in v.shape[-2:])
         total, count = torch.zeros_like(v), torch.zeros_like(v[:1, :1, :1])
         for top, left in product(rows.starts.tolist(), columns.starts.tolist()):
             here = (..., slice(top, top + rows.side), slice(left, left + columns.side))
@@ -226,11 +230,15 @@ class SGSA(nn.Module):
         return total.div_(count).flatten(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv_dwconv(self.qkv(x))
         # a graph with symbolic sizes must not branch on them: there one window per axis takes the general way
         symbolic = is_compiling()
-        if self.tlc and not self.training and (symbolic or max(x.shape[-2:]) > self.tlc):
-            out = self.attend_locally(qkv, self.tlc)
+        local = self.tlc and not self.training and (symbolic or max(x.shape[-2:]) > self.tlc)
+        if local and infers_on_cpu(x, 0, self):
+            out = self.attend_in_turn(in_parts(x, self.qkv, self.qkv_dwconv, 3), self.tlc or 0)
+            return self.project_out(out)
+        qkv = self.qkv_dwconv(self.qkv(x))
+        if local:
+            out = self.attend_locally(qkv, self.tlc or 0)
         else:
             q, k, v = (part.reshape(len(part), self.num_heads, -1, x[0, 0].numel()) for part in qkv.chunk(3, dim=1))
             out = self.attend(q, k, v, self.temperature).reshape(x.shape)
@@ -281,12 +289,15 @@ class AGDB(nn.Module):
         self.ea = EnhancedAttention(num_feat, num_heads, tlc) if use_sgsa else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        r1 = F.gelu(self.c1_r(x) + x)
-        r2 = F.gelu(self.c2_r(r1) + r1)
-        r3 = F.gelu(self.c3_r(r2) + r2)
+        return self.ea(self.cca(self.esa(self.fused(x)))) + x
+
+    def fused(self, x: Tensor) -> Tensor:
+        """Distillation alone, Eq. 6; apart, so that what it holds is gone before the attentions."""
+        r1 = gelu(self.c1_r(x) + x)
+        r2 = gelu(self.c2_r(r1) + r1)
+        r3 = gelu(self.c3_r(r2) + r2)
         distilled = torch.cat((self.c1_d(x), self.c2_d(r1), self.c3_d(r2), self.c4(r3)), dim=1)
-        fused = self.c5(F.gelu(distilled))
-        return self.ea(self.cca(self.esa(fused))) + x
+        return self.c5(gelu(distilled))
 
 
 @register_in(ARCH_REGISTRY)
@@ -365,12 +376,25 @@ class AGDN(Network):
         for spatial, channel, each in product(('mvsa', 'esa', 'none'), ('rcca', 'cca', 'none'), usual):
             yield {**each, **options, 'spatial_attn': spatial, 'channel_attn': channel}
 
+    def levels(self, deep: Tensor) -> Iterator[Tensor]:
+        """What each block gives, one after the other."""
+        for i in range(1, self.num_block + 1):
+            deep = self.get_submodule(f'B{i}')(deep)
+            yield deep
+
+    def merged(self, shallow: Tensor) -> Tensor:
+        """``c1`` of all levels; where nothing else needs them, each is added and let go, not kept for the last."""
+        levels = self.levels(shallow)
+        if not infers_on_cpu(shallow, 0, self.c1):
+            return self.c1(torch.cat(list(levels), dim=1))
+        parts = self.c1.weight.chunk(self.num_block, dim=1)
+        total = self.c1.bias.view(1, -1, 1, 1)
+        for part, level in zip(parts, levels):  # noqa: B905 (Python 3.8)
+            total = F.conv2d(level, part) + total
+        return total
+
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)
         shallow = self.fea_conv(channels_last(x - self.mean_in))
-        deep, levels = shallow, []
-        for i in range(1, self.num_block + 1):
-            deep = self.get_submodule(f'B{i}')(deep)
-            levels.append(deep)
-        fused = self.c2(F.gelu(self.c1(torch.cat(levels, dim=1))))
+        fused = self.c2(gelu(self.merged(shallow)))
         return self.upsampler(fused + shallow) + self.mean_out

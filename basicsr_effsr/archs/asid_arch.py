@@ -23,6 +23,7 @@ from .effsr_blocks import (
     GatedDconvFFN,
     LayerNorm2d,
     Network,
+    channels_last,
     check_input,
     cosines,
     exporting,
@@ -47,9 +48,9 @@ def tokens_of(x: Tensor, sides: Sides, blocks: bool) -> Tensor:
     n, c = x.shape[:2]
     if exporting():
         return _exported_tokens(x, sides, blocks)
-    group, pixel = ((2, 4), (3, 5)) if blocks else ((3, 5), (2, 4))
-    counts = [sides[i - 2] * sides[j - 2] for i, j in (group, pixel)]
-    return x.reshape(n, c, *sides).permute(0, *group, *pixel, 1).reshape(n, *counts, c)
+    group, pixel = ((1, 3), (2, 4)) if blocks else ((2, 4), (1, 3))
+    counts = [sides[i - 1] * sides[j - 1] for i, j in (group, pixel)]
+    return x.permute(0, 2, 3, 1).reshape(n, *sides, c).permute(0, *group, *pixel, 5).reshape(n, *counts, c)
 
 
 def image_of(tokens: Tensor, sides: Sides, blocks: bool) -> Tensor:
@@ -58,9 +59,9 @@ def image_of(tokens: Tensor, sides: Sides, blocks: bool) -> Tensor:
     if exporting():
         return _exported_image(tokens, sides, blocks)
     apart = (a, c, b, d) if blocks else (b, d, a, c)
-    order = (0, 5, 1, 3, 2, 4) if blocks else (0, 5, 3, 1, 4, 2)
+    order = (0, 1, 3, 2, 4, 5) if blocks else (0, 3, 1, 4, 2, 5)
     x = tokens.reshape(tokens.shape[0], *apart, tokens.shape[-1]).permute(*order)
-    return x.reshape(tokens.shape[0], tokens.shape[-1], a * b, c * d)
+    return x.reshape(tokens.shape[0], a * b, c * d, tokens.shape[-1]).permute(0, 3, 1, 2)
 
 
 def _exported_tokens(x: Tensor, sides: Sides, blocks: bool) -> Tensor:
@@ -191,11 +192,10 @@ class TransposedAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
         sides = grid[0], WINDOW, grid[1], WINDOW
-        # the channels are the tokens: (N, groups, C, pixels)
-        qkv = tokens_of(self.qkv_dwconv(self.qkv(x)), sides, not self.spread).transpose(-1, -2).contiguous()
-        q, k, v = qkv.chunk(3, dim=2)
-        out = torch.softmax(cosines(q, k) * self.temperature, dim=-1) @ v
-        out = image_of(out.transpose(-1, -2), sides, not self.spread)
+        q, k, v = tokens_of(self.qkv_dwconv(self.qkv(x)), sides, not self.spread).chunk(3, dim=-1)
+        # the channels are the tokens: maps of (N, groups, C, C)
+        scores = cosines(q.transpose(-1, -2), k.transpose(-1, -2)) * self.temperature
+        out = image_of(v @ torch.softmax(scores, dim=-1).transpose(-1, -2), sides, not self.spread)
         return self.project_out(out)
 
 
@@ -383,7 +383,7 @@ class ASID(Network):
         x = F.pad(2 * x - 1, (0, right, 0, below))  # mid-grey, in the code too
         if torch.jit.is_tracing():
             x = x[:, :, : WINDOW * grid[0], : WINDOW * grid[1]]
-        shallow = deep = self.input(x)
+        shallow = deep = self.input(channels_last(x))
         maps: Maps = []
         for i in range(self.num_block):
             deep, computed = self.get_submodule(f'block{i}')(deep, grid, maps)
