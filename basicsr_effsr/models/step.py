@@ -70,11 +70,11 @@ class TrainingStep:
         params = [p for group in optimizer.param_groups for p in group['params']]
         if self.largest_norm or self.max_nonfinite:
             self.scaler.unscale_(optimizer)
-        if self.largest_norm:
-            torch.nn.utils.clip_grad_norm_(params, self.largest_norm)
+        norm = torch.nn.utils.clip_grad_norm_(params, self.largest_norm) if self.largest_norm else None
         if self.max_nonfinite:
             loss = [torch.isfinite(value).all() for value in terms.values()]
-            gradient = all_finite(p.grad for p in params if p.grad is not None)
+            grads = (p.grad for p in params if p.grad is not None)
+            gradient = all_finite(grads) if norm is None else torch.isfinite(norm)
             *finite, last = distributed.true_everywhere(torch.stack([*loss, gradient]))
             bad = [name for name, fine in zip(terms, finite, strict=True) if not fine]
             if bad or not last:
