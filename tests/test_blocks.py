@@ -13,6 +13,8 @@ from basicsr_effsr.archs.effsr_blocks import (
     GatedDconvFFN,
     LayerNorm2d,
     check_input,
+    cosines,
+    gelu,
     is_compiling,
     normalize,
     pixelshuffle_upsampler,
@@ -67,6 +69,38 @@ def test_gated_ffn_takes_the_first_half_as_gate():
     hidden = F.conv2d(F.conv2d(x, ffn.project_in.weight), ffn.dwconv.weight, padding=1, groups=6)
     expected = F.conv2d(F.gelu(hidden[:, :3]) * hidden[:, 3:], ffn.project_out.weight)
     torch.testing.assert_close(ffn(x), expected)
+
+
+@pytest.mark.parametrize('rows', [12, 13, 31, 99], ids='rows {}'.format)
+def test_gated_ffn_in_strips_is_that_of_the_whole_map(rows):
+    ffn = GatedDconvFFN(4, 6).double()
+    x = torch.randn(2, 4, 31, 25, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        torch.testing.assert_close(ffn.in_strips(x, pixels=25 * rows), ffn(x))
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['rows', 'channels last'])
+def test_gelu_and_its_gradient_hold_in_both_layouts(layout):
+    x = torch.randn(2, 3, 5, 7, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    torch.testing.assert_close(gelu(x), F.gelu(x))
+    assert gelu(x).stride() == x.stride()
+    assert torch.autograd.gradcheck(gelu, x)
+
+
+@pytest.mark.parametrize('along', [-1, -2], ids=['rows', 'columns'])
+def test_cosines_by_their_definition_gradients_included(along):
+    q, k = (torch.randn(2, 4, 4, dtype=torch.float64).transpose(-1, along).requires_grad_() for _ in range(2))
+    torch.testing.assert_close(cosines(q, k), F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-1, -2))
+    assert torch.autograd.gradcheck(cosines, (q, k))
+
+
+def test_cosines_of_zeros_are_zero_with_a_finite_gradient():
+    q = torch.zeros(1, 2, 3, requires_grad=True)
+    found = cosines(q, torch.randn(1, 2, 3))
+    found.sum().backward()
+    assert not found.any()
+    assert q.grad is not None
+    assert q.grad.isfinite().all()
 
 
 def test_upsampler_orders_channels_as_pixel_shuffle():
