@@ -1,10 +1,11 @@
 """The speed of the package on a CPU: every network against the plain form of its authors' structure, with targets.
 
-The forms take turns within one process on every core; a figure is the median by the clock, a ratio says how many times
-better ours is. Prints the table, writes it as Markdown and JSON, exits 0 whether targets are reached or not. Beside
-other work, as root: nice -n -12 python -m benchmarks.run.
+The forms take turns within one process with a thread for each core; a figure is the median of the processor's time over
+all threads, a ratio says how many times better ours is. Prints the table, writes it as Markdown and JSON, exits 0
+whether targets are reached or not.
 
-Run: python -m benchmarks.run [training inference ...] [--net HASN ...] [--threads 1] [--quick]
+Run: OMP_WAIT_POLICY=PASSIVE python -m benchmarks.run [training inference ...] [--net HASN ...] [--threads 1] [--quick]
+     (passive: threads that wait for each other take no time)
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ CASES: dict[str, Case] = {  # a case yields the rows that it has measured
     'windows': speed.windows,
     'model': speed.model,
     'distillation': speed.distillation,
-    'allocator': speed.allocator,
-    'folder': deploy.folder,
     'engines': deploy.engines,
+    'folder': deploy.folder,
+    'allocator': speed.allocator,
     'compile': deploy.compiled,
 }
 
