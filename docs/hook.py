@@ -21,7 +21,7 @@ PAGES = {'README.md': 'index.md'} | {
         'THIRD_PARTY.md',
         'benchmarks/README.md',
         'benchmarks/results/cpu.md',
-        'benchmarks/results/model.md',
+        'benchmarks/results/cpu_before.md',
     )
 }
 
