@@ -387,9 +387,9 @@ class AGDN(Network):
         levels = self.levels(shallow)
         if not infers_on_cpu(shallow, 0, self.c1):
             return self.c1(torch.cat(list(levels), dim=1))
-        parts = self.c1.weight.chunk(self.num_block, dim=1)
-        total = self.c1.bias.view(1, -1, 1, 1)
-        for part, level in zip(parts, levels):  # noqa: B905 (Python 3.8)
+        weight, bias = self.c1.parameters()
+        total = bias.view(1, -1, 1, 1)
+        for part, level in zip(weight.chunk(self.num_block, dim=1), levels):  # noqa: B905 (Python 3.8)
             total = F.conv2d(level, part) + total
         return total
 
