@@ -393,6 +393,36 @@ class TestDerivedDataSet:
         assert not uses_our_classes({'datasets': {'train': {'type': 'PairedImageDataset'}}})
 
 
+def test_the_validation_that_a_kill_came_before_is_done_after_all(photos, tmp_path, train):
+    """A kill between checkpoint and validation of one iteration leaves images, scores and side files as without it."""
+    opt = small(photos, 6)
+    opt['val'] |= {'val_freq': 2, 'save_img': True}
+
+    def saved(name: str) -> dict[str, bytes]:
+        folder = tmp_path / 'experiments' / name
+        files = (file for kind in ('training_states', 'visualization') for file in (folder / kind).rglob('*.*'))
+        return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+    straight = train(opt)
+    expected = saved('short')
+    shutil.rmtree(tmp_path / 'experiments')
+    original = EffSRModel.validation
+
+    def validation(self, dataloader, current_iter, *others):
+        if current_iter == 4:
+            raise Killed
+        original(self, dataloader, current_iter, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EffSRModel, 'validation', validation)
+        with pytest.raises(Killed):
+            train(opt)
+    assert 'training_states/4.state' in saved('short')
+    assert same(straight, train(opt, '--auto_resume'))
+    found = saved('short')
+    assert sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name)) == []
+
+
 class TestBrokenCheckpoints:
     @pytest.fixture(scope='class')
     def made(self, photos, tmp_path_factory):

@@ -114,7 +114,8 @@ def stoppable(prefetcher: Any) -> Any:
     """BasicSR's class of that name, which ends a run between two iterations once SIGINT or SIGTERM has asked for it.
 
     There the iteration has saved and validated, and the model saves once more; there a terminal shows how far the run
-    is. BasicSR's loop takes its batches from here, in a function whose variables say what is trained.
+    is. Before the first, a resumed run does the validation that a kill came before. BasicSR's loop takes its batches
+    from here, in a function whose variables say what is trained.
     """
 
     class Stoppable(prefetcher):
@@ -124,6 +125,10 @@ def stoppable(prefetcher: Any) -> Any:
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # others know what they do
                     with suppress(ValueError):  # only the main thread may
                         weakref.finalize(self, signal.signal, number, signal.signal(number, self.asked))
+            loop = sys._getframe(1).f_locals
+            due = getattr(loop.get('model'), 'validate_what_is_due', None)
+            if due is not None:  # before the loader draws a number
+                due(loop.get('val_loaders', ()), loop.get('tb_logger'))
             super().__init__(_Leaving(loader), *arguments)
 
         def reset(self) -> None:

@@ -86,11 +86,9 @@ def _leave_folder(lock: BaseFileLock, owner: int) -> None:
 
 def _read_state(file: Path) -> dict[str, Any]:
     fix = 'give a whole file of training_states/; weights belong in path.pretrain_network_g'
-    if not file.is_file():
-        raise CheckpointError(f'path.resume_state: {file} does not exist; {fix}')
     try:
         state = load_stored(file)
-    except CheckpointError as error:
+    except (CheckpointError, FileNotFoundError) as error:
         raise CheckpointError(f'path.resume_state: {error}; {fix}') from error
     match state:
         case {'epoch': int(), 'iter': int(), 'optimizers': [*optimizers], 'schedulers': [*schedulers]} if all(

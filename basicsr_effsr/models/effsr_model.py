@@ -205,8 +205,21 @@ class EffSRModel(SRModel):
         finally:
             self._fused, self._engine, self._to_show = None, None, None
             restore_random_states(states)  # loaders and new layers draw; a run resumed after this validation does not
-        if self.is_train and self._saved == current_iter:
-            self._save_run_state(current_iter)  # with the scores of this validation
+        if self.is_train:
+            self.run.validated[dataloader.dataset.opt['name']] = current_iter
+            if self._saved == current_iter:
+                self._save_run_state(current_iter)  # with the scores of this validation
+
+    def validate_what_is_due(self, loaders: Any, tb_logger: Any) -> None:
+        """Validations of the iteration that is resumed which a kill came before, as the host's loop does them."""
+        val, iteration = self.opt.get('val'), self.iteration
+        if self.run.resumed is None or not val or iteration % val['val_freq']:
+            return
+        if self._state_file(iteration).is_file():  # else it is of a run of another name
+            self._saved = iteration
+        for loader in loaders:
+            if self.run.validated.get(loader.dataset.opt['name']) != iteration:
+                self.validation(loader, iteration, tb_logger, val['save_img'])
 
     def _computer(self, net: nn.Module) -> Callable[[Tensor], Tensor] | None:
         """What ``val.engine`` says, for a network as it is now; None is PyTorch."""

@@ -43,6 +43,7 @@ class RunState:
     random: dict[str, Any] = field(default_factory=dict)  # states of the random generators of this rank
     scaler: dict[str, Any] = field(default_factory=dict)  # of the loss under fp16
     best: dict[str, Any] = field(default_factory=dict)  # scores, by data set and metric
+    validated: dict[str, Any] = field(default_factory=dict)  # the latest iteration, by data set
     nonfinite: int = 0  # iterations skipped in a row
     teacher: dict[str, Any] = field(default_factory=dict)  # its file and param_key
     networks: list[str] = field(default_factory=list)  # labels of the net_LABEL_N.pth saved with the state
