@@ -376,22 +376,18 @@ class AGDN(Network):
         for spatial, channel, each in product(('mvsa', 'esa', 'none'), ('rcca', 'cca', 'none'), usual):
             yield {**each, **options, 'spatial_attn': spatial, 'channel_attn': channel}
 
-    def levels(self, deep: Tensor) -> Iterator[Tensor]:
-        """What each block gives, one after the other."""
-        for i in range(1, self.num_block + 1):
-            deep = self.get_submodule(f'B{i}')(deep)
-            yield deep
-
     def merged(self, shallow: Tensor) -> Tensor:
-        """``c1`` of all levels; where nothing else needs them, each is added and let go, not kept for the last."""
-        levels = self.levels(shallow)
-        if not infers_on_cpu(shallow, 0, self.c1):
-            return self.c1(torch.cat(list(levels), dim=1))
+        """``c1`` of what all blocks give; where nobody needs that any more it is added up, not kept to the end."""
+        deep, levels, alone = shallow, [], infers_on_cpu(shallow, 0, self.c1)
         weight, bias = self.c1.parameters()
         total = bias.view(1, -1, 1, 1)
-        for part, level in zip(weight.chunk(self.num_block, dim=1), levels):  # noqa: B905 (Python 3.8)
-            total = F.conv2d(level, part) + total
-        return total
+        for i, part in enumerate(weight.chunk(self.num_block, dim=1), 1):
+            deep = self.get_submodule(f'B{i}')(deep)
+            if alone:
+                total = total + F.conv2d(deep, part)
+            else:
+                levels.append(deep)
+        return total if alone else self.c1(torch.cat(levels, dim=1))
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)
