@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.feature_tap import FeatureTap, as_map
 from basicsr_effsr.utils.training import random_states, restore_random_states
+
+VALIDATION = SimpleNamespace(dataset=SimpleNamespace(opt={'name': 'val'}))  # a loader of which only the name is read
 
 
 class BatchNormSR(nn.Module):
@@ -217,7 +220,7 @@ class TestExtras:
         model = trained(change(opt, ema_decay=decay), batches(1))
         before = copy.deepcopy(model)
         monkeypatch.setattr(type(model).__mro__[1], 'validation', lambda self, *_: self.test())
-        model.validation(None, 1, None)
+        model.validation(VALIDATION, 1, None)
         assert equal(model.net_g, before.net_g)
         assert not decay or equal(model.net_g_ema, before.net_g_ema)
         model.optimize_parameters(2)
@@ -540,11 +543,11 @@ class TestInference:
         model = self.model(opt, engine='onnxruntime')
         monkeypatch.setattr(effsr_model, 'engine_for', engine_for)
         monkeypatch.setattr(type(model).__mro__[1], 'validation', lambda self, *_: self.test())
-        model.validation(None, 1, None)
+        model.validation(VALIDATION, 1, None)
         assert asked == [('onnxruntime', False, False)]
         assert (model.output == 0.25).all()
         model.opt['val']['engine'] = 'auto'  # while training each validation has new weights
-        model.validation(None, 1, None)
+        model.validation(VALIDATION, 1, None)
         assert model.output.unique().numel() > 1
 
     def test_validation_runs_the_fused_network_and_the_checkpoint_stays_in_training_form(self, opt, monkeypatch):
@@ -555,7 +558,7 @@ class TestInference:
             type(model).__mro__[1], 'validation', lambda self, *_: (self.test(), seen.append(self._fused))
         )
         before = torch.get_rng_state()
-        model.validation(None, 1, None)
+        model.validation(VALIDATION, 1, None)
         assert torch.equal(torch.get_rng_state(), before), 'a run that is resumed before it must draw the same'
         assert seen[0].deploy
         assert model._fused is None
@@ -565,7 +568,7 @@ class TestInference:
         assert not model.net_g_ema.deploy
         opt['val']['fuse'] = False
         model = self.model(opt)
-        model.validation(None, 1, None)
+        model.validation(VALIDATION, 1, None)
         assert seen[1] is None
 
     @pytest.mark.parametrize('off', [0, ...])

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from basicsr_effsr.archs.hasn_arch import HASN
 from basicsr_effsr.cli import COMMANDS, app
-from basicsr_effsr.utils import attribution
+from basicsr_effsr.tools import features
 from datasets_prep.cli import COMMANDS as PREPARATIONS
 from datasets_prep.cli import function_of
 
@@ -144,7 +144,7 @@ def call(words: Sequence[str], cwd: Path, before: Callable[[], None] = lambda: N
                 pages = int(Path('/proc/self/statm').read_text().split()[0])
                 faulthandler.enable(told)
                 # torch computes no gradient in a fork of a process that has, as other tests do: lam is theirs
-                attribution.local_attribution = lambda net, lq, *_, **__: np.ones_like(lq)
+                features.local_attribution = lambda net, lq, *_, **__: np.ones_like(lq)
                 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE,) * 2)
                 before()
                 done = CliRunner().invoke(app, list(words))
