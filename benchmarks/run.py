@@ -49,8 +49,12 @@ def main(argv: list[str] | None = None) -> list[Row]:
     if args.quick:
         settings = Settings(tuple(args.net), True, seconds=0, frame=(20, 26), patch=18, batch=1)
     about = facts('cpu')
-    rows = list(run({name: CASES[name] for name in args.case}, settings, until=time.monotonic() + 60 * MINUTES))
-    write(rows, about, 'python -m benchmarks.run', args.out)
+    rows: list[Row] = []
+    try:
+        for row in run({name: CASES[name] for name in args.case}, settings, until=time.monotonic() + 60 * MINUTES):
+            rows.append(row)
+    finally:  # also of a run that was stopped
+        write(rows, about, 'python -m benchmarks.run', args.out)
     return rows
 
 

@@ -21,7 +21,6 @@ PAGES = {'README.md': 'index.md'} | {
         'THIRD_PARTY.md',
         'benchmarks/README.md',
         'benchmarks/results/cpu.md',
-        'benchmarks/results/cpu_before.md',
     )
 }
 
