@@ -150,7 +150,7 @@ class EffSRModel(SRModel):
         return output
 
     def loss_terms(self, lq: Tensor, gt: Tensor) -> dict[str, Tensor]:
-        """Forward pass and the weighted terms of a batch, by log name; subclasses add theirs."""
+        """Weighted terms of (N, C, H, W) and (N, C, rH, rW), by log name; subclasses add theirs."""
         return self.output_terms(self.forward_student(lq), gt)
 
     def output_terms(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ class TrainingStep:
         """Adds the gradients of a batch, part by part; returns the mean of each term over the parts, detached.
 
         The wrapper of ``net`` averages gradients over ranks after the last part alone; ``loss_terms`` makes weighted
-        terms of a part of ``lq`` and ``gt``.
+        terms of a part of ``lq``, (N, C, H, W), and ``gt``, (N, C, rH, rW).
 
         Raises:
             ValueError: the parts do not divide the batch.
