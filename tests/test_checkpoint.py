@@ -14,8 +14,8 @@ from basicsr_effsr.archs.dparn_arch import DPARN
 from basicsr_effsr.archs.dparn_teacher_arch import DPARNTeacher
 from basicsr_effsr.archs.efrdn_arch import EFRDN
 from basicsr_effsr.archs.hasn_arch import HASN
+from basicsr_effsr.utils.stored import CheckpointError
 from basicsr_effsr.weights.checkpoint import (
-    CheckpointError,
     load_into,
     mismatch,
     read_state_dict,

@@ -17,9 +17,10 @@ from nets import CASES, needs_programs
 from typer.testing import CliRunner
 
 from basicsr_effsr.cli import app
+from basicsr_effsr.utils.stored import read_metadata
 from basicsr_effsr.weights import export as tool
 from basicsr_effsr.weights.build import build
-from basicsr_effsr.weights.checkpoint import read_metadata, read_state_dict
+from basicsr_effsr.weights.checkpoint import read_state_dict
 from basicsr_effsr.weights.export import ENDINGS, HARD, TENSORRT, ExportError, Form, export
 
 for extra in ('onnx', 'onnxruntime', 'onnxscript', 'safetensors'):

@@ -25,7 +25,7 @@ from basicsr_effsr.host.adapt import uses_our_classes
 from basicsr_effsr.host.loop import load_resume_state, replacements
 from basicsr_effsr.models.effsr_model import EffSRModel
 from basicsr_effsr.models.run_state import RunState
-from basicsr_effsr.weights.checkpoint import CheckpointError
+from basicsr_effsr.utils.stored import CheckpointError
 from datasets_prep.pack import make_pack
 
 TEACHER = {'type': 'DPARNTeacher', 'num_feat': 8, 'num_block': 1, 'num_heads': 2, 'num_grow_ch': 4, 'window_size': 4}

@@ -18,7 +18,7 @@ from basicsr_effsr.host import dry_run
 from basicsr_effsr.host.loop import load_resume_state
 from basicsr_effsr.models.run_state import RunState, read_side_file, recipe, side_file
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.weights.checkpoint import CheckpointError
+from basicsr_effsr.utils.stored import CheckpointError
 
 NETWORK = {**TINY_HASN, 'num_block': 2, 'upscale': 2}
 COSINE = {'type': 'CosineAnnealingRestartLR', 'periods': [100], 'restart_weights': [1]}

@@ -19,8 +19,8 @@ from basicsr_effsr.cli import app
 from basicsr_effsr.options.check import inspected
 from basicsr_effsr.utils.download import DownloadError
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.stored import read_metadata
 from basicsr_effsr.weights import zoo
-from basicsr_effsr.weights.checkpoint import read_metadata
 
 TINY = {'upscale': 2, 'num_feat': 8, 'num_block': 1}
 

@@ -38,7 +38,8 @@ from basicsr_effsr.models.run_state import RunState, leaves, read_side_file, rec
 from basicsr_effsr.options.problem import Problem
 from basicsr_effsr.utils.distributed import active, first, from_all
 from basicsr_effsr.utils.files import sweep_parts
-from basicsr_effsr.weights.checkpoint import CheckpointError, load_stored, read_state_dict
+from basicsr_effsr.utils.stored import CheckpointError, load_stored
+from basicsr_effsr.weights.checkpoint import read_state_dict
 
 Options = dict[str, Any]
 

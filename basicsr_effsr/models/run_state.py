@@ -17,7 +17,8 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from basicsr_effsr._registration import defaults_of
 from basicsr_effsr.utils.errors import UserError, one_line
 from basicsr_effsr.utils.files import WriteError
-from basicsr_effsr.weights.checkpoint import CheckpointError, load_stored, save_atomic
+from basicsr_effsr.utils.stored import CheckpointError, load_stored
+from basicsr_effsr.weights.checkpoint import save_atomic
 
 NO_EFFECT = {'name', 'num_worker_per_gpu', 'persistent_workers', 'pin_memory', 'prefetch_mode'}  # of the training data
 REFUSED = re.compile(

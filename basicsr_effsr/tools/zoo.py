@@ -14,8 +14,8 @@ from basicsr_effsr.utils.console import Commands, Console, say
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.files import read_regular
 from basicsr_effsr.utils.report import score_words, strict_json
+from basicsr_effsr.utils.stored import read_metadata
 from basicsr_effsr.weights import zoo
-from basicsr_effsr.weights.checkpoint import read_metadata
 
 app = typer.Typer(name='zoo', cls=Commands, add_completion=False, pretty_exceptions_enable=False)
 

@@ -6,11 +6,9 @@ import copy
 import inspect
 import io
 import json
-import re
 import sys
-import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basicsr_effsr.utils.errors import UserError, nearest, needs
+from basicsr_effsr.utils.errors import nearest, needs
 from basicsr_effsr.utils.files import atomic_path
+from basicsr_effsr.utils.stored import CheckpointError, listed, load_stored, refuse_unusable
 
 # entries that hold a network's parameters, in order of preference: moving averages first
 CONTAINERS = (
@@ -35,64 +34,6 @@ WRAPPERS = (*AVERAGED, 'module.', 'net_g.', 'netG.', 'model.', 'net.', 'generato
 MAX_WRAPPERS = 8  # of wrappers in wrappers
 COMPILED = '_orig_mod.'  # torch.compile puts it in front of whatever was compiled, a part of a network too
 COMPUTED = ('rel_pos_indices', 'relative_position_index', 'attn_mask', 'total_ops', 'total_params')
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or does not fit the network; the message says why and what to do."""
-
-
-def listed(names: Iterable[Any], most: int = 8) -> str:
-    """Some names of a file, which may hold many, long and unprintable ones."""
-    return ', '.join(ascii(str(name)[:80]) for name, _ in zip(names, range(most)))  # noqa: B905 (the first few)
-
-
-def _kind(path: Path) -> str:
-    """'safetensors', or 'torch' for what ``torch.save`` writes, by content and not by name."""
-    with path.open('rb') as file:
-        head = file.read(9)
-    if head[8:] == b'{' and int.from_bytes(head[:8], 'little') <= path.stat().st_size:
-        return 'safetensors'
-    if head.startswith(b'PK'):
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-        names = [entry.filename.partition('/')[2] for entry in entries]
-        if 'data.pkl' not in names or any(name.startswith('code/') for name in names):
-            kind = 'a TorchScript program' if 'constants.pkl' in names else 'an archive of another kind'
-            raise CheckpointError(f'is {kind}, must hold weights; save the state dict of the network with torch.save')
-        if sum(entry.file_size for entry in entries) > path.stat().st_size:
-            raise CheckpointError('claims more bytes than it has; copy or download it again')
-    return 'torch'
-
-
-def load_stored(path: Path) -> Any:
-    """What ``torch.save`` or safetensors put into a file; never executes code from it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: it is none of theirs, damaged, or would call something.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f'checkpoint {path} does not exist; check the path, or train or download it first')
-    if not path.is_file():
-        kind = 'a folder' if path.is_dir() else 'no regular file'
-        raise CheckpointError(f'checkpoint {path} is {kind}, must be a file')
-    try:
-        if _kind(path) == 'safetensors':
-            return needs('safetensors.torch').load(path.read_bytes())
-        return torch.load(path, map_location='cpu', weights_only=True)
-    except (CheckpointError, UserError) as error:
-        raise CheckpointError(f'checkpoint {path} {error}') from error
-    except (Exception, RecursionError) as error:  # torch raises half a dozen types, safetensors one of its own
-        wanted = re.search(r'GLOBAL ([\w.]+)', str(error))
-        if wanted:
-            raise CheckpointError(
-                f'checkpoint {path} cannot be read safely: it must hold tensors only, and would call {wanted[1]}; '
-                'if you trust its source, save its state dict alone with torch.save'
-            ) from error
-        raise CheckpointError(
-            f'checkpoint {path} cannot be read: it must be a file of torch.save holding tensors only, or safetensors, '
-            f'and is truncated or in another format ({type(error).__name__}); copy or download it again'
-        ) from error
 
 
 def views(state: Mapping[str, Tensor], depth: int = MAX_WRAPPERS) -> Iterator[dict[str, Tensor]]:
@@ -162,42 +103,6 @@ def opened(stored: Any, key: str | None = None, depth: int = MAX_DEPTH) -> tuple
     return None
 
 
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """The texts in the header of a safetensors file; none for other files, or if it cannot be read."""
-    try:
-        if _kind(Path(path)) != 'safetensors':
-            return {}
-        with needs('safetensors').safe_open(path, 'pt') as file:
-            return dict(file.metadata() or {})
-    except Exception:  # whoever reads the tensors gets the sentence
-        return {}
-
-
-def _refuse_unusable(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Refuses tensors that no network can be run with; those that networks compute themselves are not looked at."""
-    for name, tensor in state.items():
-        if name.endswith(COMPUTED):
-            continue
-        kind = ''
-        if tensor.is_quantized:
-            kind = 'quantised'
-        elif tensor.layout is not torch.strided:
-            kind = 'sparse'
-        elif tensor.is_meta:
-            kind = 'without values'
-        elif tensor.is_complex():
-            kind = 'complex'
-        elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            kind = f'of shape {tuple(tensor.shape)}, of which the file holds {tensor.untyped_storage().nbytes()} bytes'
-        elif tensor.is_floating_point():
-            bad = (~torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor)).sum().item()
-            kind = f'NaN or infinite in {bad} of {tensor.numel()} values' if bad else ''
-        if kind:
-            raise CheckpointError(
-                f'checkpoint {path} holds a tensor {listed([name])} that is {kind}; weights must be plain and finite'
-            )
-
-
 def open_checkpoint(path: str | Path, param_key: str | None = None) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """(entries from the outside in, the state dict they lead to) of a file of any program, names as they are stored.
 
@@ -220,7 +125,7 @@ def open_checkpoint(path: str | Path, param_key: str | None = None) -> tuple[tup
         raise CheckpointError(f'checkpoint {path} {lack}; its entries are {listed(stored)}')
     if found is None:
         raise CheckpointError(f'checkpoint {path} holds no parameters, its entries are {listed(stored)}')
-    _refuse_unusable(path, found[1])
+    refuse_unusable(path, {n: t for n, t in found[1].items() if not n.endswith(COMPUTED)})
     return found
 
 

@@ -32,16 +32,15 @@ from torch import Tensor, nn
 from basicsr_effsr._registration import defaults_of, lookup, register
 from basicsr_effsr._version import __version__
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.stored import listed, read_metadata
 from basicsr_effsr.weights.build import MAX_PARTS, build, on_meta, scale_of
 from basicsr_effsr.weights.checkpoint import (
     COMPUTED,
     Checkpoint,
     can_be_fused,
-    listed,
     mismatch,
     named_for,
     open_checkpoint,
-    read_metadata,
     renamed_by,
     shapes_of,
     views,

@@ -23,12 +23,11 @@ from basicsr_effsr.cli import app
 from basicsr_effsr.host.loop import _read_state
 from basicsr_effsr.models.effsr_model import EffSRModel
 from basicsr_effsr.models.run_state import read_side_file
+from basicsr_effsr.utils.stored import CheckpointError, load_stored
 from basicsr_effsr.weights.build import build, on_meta
 from basicsr_effsr.weights.checkpoint import (
-    CheckpointError,
     as_pth,
     load_into,
-    load_stored,
     open_checkpoint,
     read_state_dict,
 )
