@@ -49,7 +49,7 @@ MAKERS = {  # functions of the host and of our models that make or use what an o
     '_build_adapters': 'train.distill',
     'build_network': 'network_g',
 }
-NAMED = re.compile(r'\b((?:train|val|datasets|path|logger|network_\w+)\.\w+(?:\.\w+)*)')
+NAMED = re.compile(r'((?:train|val|datasets|path|logger|network_\w+)\.\w+(?:\.\w+)*)')
 
 
 class _StepError(Exception):
@@ -164,8 +164,10 @@ class _Step:
             frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
             ours = frames[-1].f_globals.get('__name__', '').startswith('basicsr_effsr.')
             text = one_line(error)
-            named = NAMED.search(text) if ours else None
+            named = NAMED.match(text) if ours else None  # a message may end with other options, to mend it by
             place = named[1] if named else next(filter(None, map(self._place, reversed(frames))), where)
+            if isinstance(error, FloatingPointError):
+                place = 'train.optim_g'  # whose rate the message says to lower
             if out_of_memory(error):
                 text = 'even one small step does not fit into memory'
             elif place.startswith('path.pretrain') and not (ours or isinstance(error, FileNotFoundError)):
