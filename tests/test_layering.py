@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -177,3 +178,26 @@ def test_drop_in_files_parse_on_old_pythons(file):
 def test_no_class_takes_a_name_that_is_not_free():
     """BasicSR's own decorator stops where a fork has the name; ``register_in`` gives way."""
     assert not [file for file in PACKAGE.rglob('*.py') if '_REGISTRY.register(' in file.read_text(encoding='utf-8')]
+
+
+# what opens a file that somebody else has written, and believes what it says -> where that is done
+READERS = {
+    'torch.load': 'utils/stored.py',
+    'safe_open': 'utils/stored.py',
+    'yaml.load': 'options/file.py',
+    'Image.open': 'imaging/',
+    'cv2.imread': '',
+    'cv2.imdecode': 'imaging/',
+    'lmdb.open': 'lmdb',
+    'tarfile.open': 'archives.py',
+    'np.load': '',
+    'pickle.load': '',
+}
+
+
+@pytest.mark.parametrize('reader', READERS)
+def test_what_others_wrote_has_one_reader(reader):
+    """Whose claims it checks, see ``tests/faults``."""
+    files = [file for folder in (PACKAGE, ROOT / 'datasets_prep') for file in folder.rglob('*.py')]
+    found = [str(f) for f in files if re.search(rf'\b{reader}\(', f.read_text(encoding='utf-8'))]
+    assert all(READERS[reader] and READERS[reader] in name for name in found), found

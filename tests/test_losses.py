@@ -5,6 +5,8 @@ from __future__ import annotations
 import email.message
 import io
 import math
+import os
+import zipfile
 from http.client import IncompleteRead
 from urllib.error import URLError
 
@@ -472,6 +474,32 @@ class TestPerceptual:
         file.write_bytes(stored) if isinstance(stored, bytes) else torch.save(stored, file)
         with pytest.raises(ValueError, match=rf"^VGGFeatureLoss: {file} must be a state dict of torchvision's vgg16"):
             VGGFeatureLoss(weights_path=str(file), if_missing=if_missing)
+
+    @pytest.mark.parametrize('kind', ['nan', 'integers', 'shape', 'text', 'number', 'sparse', 'bytes', 'pipe', 'long'])
+    def test_what_no_network_can_use_is_refused_as_in_any_checkpoint(self, no_cache, kind):
+        file = no_cache / ('vgg.pth' if kind != 'long' else 'x' * 300)
+        if kind == 'pipe':
+            os.mkfifo(file)
+        elif kind != 'long':
+            vgg_file(file, classifier=False)
+            state = torch.load(file, weights_only=True)
+            first = state['features.0.bias']
+            state |= {
+                'nan': {'features.0.bias': first.clone().fill_(torch.nan)},
+                'integers': {'features.0.bias': first.long()},
+                'shape': {'features.0.bias': first[1:]},
+                'text': {'features.0.bias': 'none'},
+                'number': {7: first},
+                'sparse': {'features.0.bias': first.to_sparse()},
+                'bytes': {},
+            }[kind]
+            torch.save(state, file)
+        if kind == 'bytes':
+            with zipfile.ZipFile(io.BytesIO(file.read_bytes())) as whole, zipfile.ZipFile(file, 'w') as small:
+                for name in whole.namelist():
+                    small.writestr(name, bytes(len(whole.read(name))), zipfile.ZIP_DEFLATED)
+        with pytest.raises(ValueError, match=rf"^VGGFeatureLoss: {file} must be a state dict of torchvision's vgg16"):
+            VGGFeatureLoss(weights_path=str(file), if_missing='zero')
 
     def test_a_path_in_the_home_folder(self, no_cache, monkeypatch):
         monkeypatch.setenv('HOME', str(no_cache))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from basicsr_effsr.archs.effsr_blocks import at_least_float32, check_options, register_in
 from basicsr_effsr.losses._inputs import check_pair, constant
+from basicsr_effsr.utils.stored import CheckpointError, listed, load_stored, refuse_unusable
 
 __all__ = ['VGGFeatureLoss', 'VGGFeatures', 'vgg_weights']
 
@@ -86,7 +87,9 @@ class VGGFeatures(nn.Module):
         return found
 
 
-def vgg_weights(network: str, weights_path: str | None = None, download: bool = False) -> dict[str, Tensor]:
+def vgg_weights(
+    network: Literal['vgg16', 'vgg19'], weights_path: str | None = None, download: bool = False
+) -> dict[str, Tensor]:
     """The convolutions of an ImageNet VGG, keys as in ``VGGFeatures``.
 
     Args:
@@ -110,25 +113,29 @@ def vgg_weights(network: str, weights_path: str | None = None, download: bool = 
             torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.split('-')[-1], progress=False)
         except (OSError, HTTPException, RuntimeError) as error:  # the last for a file with another sum
             reason = f'which does not exist and could not be fetched ({" ".join(str(error).split())[:120]})'
-    if not file.is_file():
+    wrong = f"VGGFeatureLoss: {file} must be a state dict of torchvision's {network}"
+    try:
+        state = load_stored(file)
+        if not isinstance(state, Mapping):
+            raise ValueError(f'{wrong}, found a {type(state).__name__}')
+        named = {str(key).removeprefix('features.'): value for key, value in state.items()}
+        found = {key: value for key, value in named.items() if not key.startswith('classifier.')}
+        with torch.device('meta'):
+            whole = VGGFeatures(network, _layer_names(network))
+        shapes = {name: tensor.shape for name, tensor in whole.state_dict().items()}
+        for name in sorted(found.keys() | shapes.keys()):
+            its = found.get(name)
+            if not isinstance(its, Tensor) or not its.is_floating_point() or its.shape != shapes.get(name):
+                raise ValueError(f'{wrong}, it differs at {listed([name])}')
+        refuse_unusable(file, found)
+    except FileNotFoundError as error:
         raise FileNotFoundError(
             f'VGGFeatureLoss: the ImageNet weights of {network} must be in {file}, {reason}; put {url} there, or set '
             'weights_path to your copy, or download: true to fetch it once, or if_missing: zero to train without this '
             'term'
-        )
-    wrong = f"VGGFeatureLoss: {file} must be a state dict of torchvision's {network}"
-    try:
-        state = torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a truncated or foreign file
-        kind = type(error).__name__
-        raise ValueError(f'{wrong}, and is truncated or in another format ({kind}); get {url} again') from error
-    if not isinstance(state, Mapping):
-        raise ValueError(f'{wrong}, found a {type(state).__name__}')
-    found = {key.removeprefix('features.'): value for key, value in state.items() if not key.startswith('classifier.')}
-    convolutions = [index for index, name in enumerate(_layer_names(network)) if name.startswith('conv')]
-    odd = sorted(found.keys() ^ {f'{index}.{name}' for index in convolutions for name in ('weight', 'bias')})
-    if odd:
-        raise ValueError(f'{wrong}, it differs at {odd[0]!r}')
+        ) from error
+    except CheckpointError as error:
+        raise ValueError(f'{wrong}: {error}') from error
     return found
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from basicsr_effsr.utils.errors import UserError, needs
+from basicsr_effsr.utils.files import open_regular
 
 
 class CheckpointError(ValueError):
@@ -23,42 +25,59 @@ def listed(names: Iterable[Any], most: int = 8) -> str:
     return ', '.join(ascii(str(name)[:80]) for name, _ in zip(names, range(most)))  # noqa: B905 (the first few)
 
 
-def kind_of(path: Path) -> str:
+def _kind(file: BinaryIO) -> str:
     """'safetensors', or 'torch' for what ``torch.save`` writes, by content and not by name."""
-    with path.open('rb') as file:
-        head = file.read(9)
-    if head[8:] == b'{' and int.from_bytes(head[:8], 'little') <= path.stat().st_size:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(9)
+    if head[8:] == b'{' and int.from_bytes(head[:8], 'little') <= size:
         return 'safetensors'
     if head.startswith(b'PK'):
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
         names = [entry.filename.partition('/')[2] for entry in entries]
         if 'data.pkl' not in names or any(name.startswith('code/') for name in names):
             kind = 'a TorchScript program' if 'constants.pkl' in names else 'an archive of another kind'
             raise CheckpointError(f'is {kind}, must hold weights; save the state dict of the network with torch.save')
-        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        if sum(entry.file_size for entry in entries) > size:
             raise CheckpointError('claims more bytes than it has; copy or download it again')
     return 'torch'
 
 
+def stored_in(file: BinaryIO) -> Any:
+    """What ``torch.save`` or safetensors put into a file, on the CPU; executes no code of it.
+
+    Raises:
+        CheckpointError: it claims more than it has, or is of another kind.
+        Exception: whatever torch and safetensors raise; see ``load_stored``.
+    """
+    kind = _kind(file)
+    file.seek(0)
+    if kind == 'safetensors':
+        return needs('safetensors.torch').load(file.read())
+    return torch.load(file, map_location='cpu', weights_only=True)
+
+
 def load_stored(path: Path) -> Any:
-    """What ``torch.save`` or safetensors put into a file; never executes code from it.
+    """:func:`stored_in` of a regular file.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: it is none of theirs, damaged, or would call something.
     """
-    if not path.exists():
-        raise FileNotFoundError(f'checkpoint {path} does not exist; check the path, or train or download it first')
-    if not path.is_file():
-        kind = 'a folder' if path.is_dir() else 'no regular file'
-        raise CheckpointError(f'checkpoint {path} is {kind}, must be a file')
     try:
-        if kind_of(path) == 'safetensors':
-            return needs('safetensors.torch').load(path.read_bytes())
-        return torch.load(path, map_location='cpu', weights_only=True)
+        if not path.exists():
+            raise FileNotFoundError(f'checkpoint {path} does not exist; check the path, or train or download it first')
+        if not path.is_file():
+            raise CheckpointError(f'is {"a folder" if path.is_dir() else "no regular file"}, must be a file')
+        with open_regular(path) as file:
+            return stored_in(file)
+    except FileNotFoundError:
+        raise
     except (CheckpointError, UserError) as error:
         raise CheckpointError(f'checkpoint {path} {error}') from error
+    except OSError as error:
+        raise CheckpointError(f'checkpoint {path} cannot be read ({error.strerror or error})') from error
     except (Exception, RecursionError) as error:  # torch raises half a dozen types, safetensors one of its own
         wanted = re.search(r'GLOBAL ([\w.]+)', str(error))
         if wanted:
@@ -75,8 +94,9 @@ def load_stored(path: Path) -> Any:
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The texts in the header of a safetensors file; none for other files, or if it cannot be read."""
     try:
-        if kind_of(Path(path)) != 'safetensors':
-            return {}
+        with open_regular(path) as file:
+            if _kind(file) != 'safetensors':
+                return {}
         with needs('safetensors').safe_open(path, 'pt') as file:
             return dict(file.metadata() or {})
     except Exception:  # whoever reads the tensors gets the sentence

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from basicsr_effsr.utils.errors import needs, one_line
 from basicsr_effsr.utils.files import write_bytes
+from basicsr_effsr.utils.stored import stored_in
 from basicsr_effsr.weights.checkpoint import as_pth, as_safetensors
 
 OPSET = 18
@@ -352,11 +353,8 @@ def _run_weights(net: nn.Module, file: bytes) -> Callable[[Tensor], Tensor]:
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.zero_()
-    if file.startswith(b'PK'):
-        state = torch.load(io.BytesIO(file), weights_only=True)['params']
-    else:
-        state = needs('safetensors.torch').load(file)
-    twin.load_state_dict(state, strict=True)
+    state = stored_in(io.BytesIO(file))
+    twin.load_state_dict(state.get('params', state), strict=True)
     return twin
 
 
