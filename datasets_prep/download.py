@@ -19,7 +19,7 @@ from rich.progress import DownloadColumn, TransferSpeedColumn
 from basicsr_effsr.imaging.header import SUFFIXES
 from basicsr_effsr.utils.console import Console, progress
 from basicsr_effsr.utils.download import PAUSES, DownloadError, UnreachableError, fetch
-from basicsr_effsr.utils.files import WriteError, atomic_path, sweep_parts
+from basicsr_effsr.utils.files import WriteError, atomic_path, read_text, sweep_parts
 from datasets_prep.archives import extract
 from datasets_prep.jobs import ALONE, Job, Schedule, Summary, run_jobs
 
@@ -116,7 +116,7 @@ def read_sources(path: Path | None = None) -> dict[str, DataSet]:
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such file; give a table of sources like {SOURCES.name}')
     try:
-        return _Table.model_validate_json(path.read_bytes()).sets
+        return _Table.model_validate_json(read_text(path)).sets
     except ValidationError as error:
         first = error.errors()[0]
         why = f'{".".join(map(str, first["loc"]))}: {first["msg"]}'

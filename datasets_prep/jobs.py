@@ -24,7 +24,8 @@ import typer
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
 from basicsr_effsr.utils.console import progress
-from basicsr_effsr.utils.files import WriteError, alone_in, sweep_parts, write_bytes
+from basicsr_effsr.utils.errors import one_line
+from basicsr_effsr.utils.files import WriteError, alone_in, read_text, sweep_parts, write_bytes
 from datasets_prep.files import same_folder
 
 SETTINGS_FILE = '.prepared.json'
@@ -181,11 +182,12 @@ def _protect_sources(command: str, jobs: Sequence[Job], folders: Sequence[Path])
 
 def _refuse_other_settings(folder: Path, settings: dict[str, Any], names: tuple[str, ...], overwrite: bool) -> None:
     note, before = folder / SETTINGS_FILE, settings
-    if note.is_file():
-        try:
-            before = dict(json.loads(note.read_text(encoding='utf-8')))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f'{note}: is damaged ({error}); remove it and the files beside it') from None
+    try:
+        before = dict(json.loads(read_text(note)))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f'{note}: is damaged ({one_line(error)}); remove it and the files beside it') from None
     changed = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
     if not changed or (overwrite and not {*changed} & {*names}):
         return

@@ -17,7 +17,7 @@ import typer
 
 from basicsr_effsr.data import lmdbs
 from basicsr_effsr.data.packs import folder_order
-from basicsr_effsr.utils.files import WriteError, atomic_path, write_bytes
+from basicsr_effsr.utils.files import WriteError, atomic_path, read_regular, read_text, write_bytes
 from datasets_prep.files import (
     Compression,
     image_shape,
@@ -91,7 +91,7 @@ def _by_key(folder: Path, strip: str) -> dict[str, Path]:
 def _is_whole(out: Path, keys: list[str], compression: int, changed: int) -> bool:
     try:
         names = lmdbs.shapes(out)
-        levels = {line.rsplit(' ', 1)[1] for line in (out / 'meta_info.txt').read_text().splitlines()}
+        levels = {line.rsplit(' ', 1)[1] for line in read_text(out / 'meta_info.txt').splitlines()}
         fresh = (out / 'data.mdb').stat().st_mtime_ns >= changed
     except (OSError, ValueError):
         return False
@@ -154,6 +154,6 @@ def make_meta_info(
         height, width, channels = summary.results[str(file)]
         lines.append(f'{file.name} ({height},{width},{channels})\n')
     text = ''.join(lines).encode()
-    if not out.is_file() or out.read_bytes() != text:
+    if not out.is_file() or read_regular(out) != text:
         write_bytes(out, text)
     return summary

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from basicsr_effsr.utils.files import open_regular
+from basicsr_effsr.utils.files import open_regular, read_text
 
 # behind the header of the page: magic, version; kind, depth and root of the tree of images; last page, transaction
 _META = struct.Struct('=16xII68xHH32xQQQ')
@@ -57,11 +57,14 @@ def shapes(path: Path) -> dict[str, tuple[int, int, int]]:
         raise FileNotFoundError(f'{path} must hold data.mdb and meta_info.txt; see effsr prepare lmdb')
     check_whole(path / 'data.mdb')
     found: dict[str, tuple[int, int, int]] = {}
-    for number, line in enumerate(file.read_text(encoding='utf-8-sig').splitlines(), 1):
-        parts = re.fullmatch(r'([^.]+)\S* \((\d+), ?(\d+)(?:, ?(\d+))?\).*', line)
-        if parts is None or not int(parts[2]) * int(parts[3]):
+    for number, line in enumerate(read_text(file).removesuffix('\n').split('\n'), 1):
+        # a byte-order mark would be a part of the first key
+        parts = re.fullmatch(r'([^.\ufeff]+)\S* \((\d{1,9}), ?(\d{1,9})(?:, ?(\d))?\).*', line)
+        if parts is None or not int(parts[2]) * int(parts[3]) or parts[1] in found:
+            twice = ', a name of its own,' if parts and parts[1] in found else ''
             raise ValueError(
-                f'line {number} of {file} must be like 0001.png (480,480,3) 1, got {line!r}; make the LMDB again'
+                f'line {number} of {file} must be like 0001.png (480,480,3) 1{twice} got {line[:80]!r}; make the LMDB '
+                'again'
             )
         found[parts[1]] = (int(parts[2]), int(parts[3]), int(parts[4] or 1))
     return found

@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from basicsr_effsr.utils.files import open_regular
+
 MAGIC = b'EFFSRPAK'
 VERSION = 1
 ALIGNMENT = 64
@@ -104,7 +106,7 @@ class Pack:
         if not self.path.is_file():
             raise FileNotFoundError(f'{path}: no such pack; make it with: python -m datasets_prep pack')
         size = self.path.stat().st_size
-        with self.path.open('rb') as file:
+        with open_regular(self.path) as file:
             head = file.read(_HEADER.size)
             if len(head) < _HEADER.size or head[:8] != MAGIC:
                 raise PackError(f'{path}: is not a pack (it does not begin with {MAGIC!r}); check the path')

@@ -15,7 +15,7 @@ from basicsr_effsr.data.packs import PackSet, folder_order
 from basicsr_effsr.imaging.header import any_size
 from basicsr_effsr.imaging.picture import decode, size_to_train_on
 from basicsr_effsr.utils.errors import one_line
-from basicsr_effsr.utils.files import read_regular
+from basicsr_effsr.utils.files import read_regular, read_text
 
 Options = Mapping[str, Any]
 Size = tuple[int, int]  # (H, W)
@@ -264,12 +264,9 @@ def _named(where: str, data: Options) -> tuple[Path, dict[str, int]] | None:
     file = Path(str(meta)) if hosts else Path(str(meta)).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f'{where}: {file} does not exist; see effsr prepare meta-info')
-    try:
-        text = file.read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise ValueError(f'{where}: {file} must be in UTF-8; save it as such') from error
+    text = _at(where, read_text, file)
     names: dict[str, int] = {}
-    for number, line in enumerate(text.split('\n'), 1):
+    for number, line in enumerate(text.removeprefix('\ufeff').split('\n'), 1):
         name = re.split(r'[ \t]', line.strip(), maxsplit=1)[0]
         if name in names:
             raise ValueError(f'{where}: line {number} of {file} names {name} again, as line {names[name]}; remove one')
@@ -277,7 +274,7 @@ def _named(where: str, data: Options) -> tuple[Path, dict[str, int]] | None:
             names[name] = number
     if not names:
         raise ValueError(f'{where}: {file} names no image')
-    if hosts and [line.strip().split(' ')[0] for line in file.read_text(encoding='utf-8').splitlines()] != list(names):
+    if hosts and [line.strip().split(' ')[0] for line in text.removesuffix('\n').split('\n')] != list(names):
         raise ValueError(
             f'{where}: BasicSR takes byte-order marks, tabs and empty lines of {file} for names; save it without them, '
             'or use EffSRPairedDataset'

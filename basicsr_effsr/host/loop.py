@@ -37,7 +37,7 @@ from basicsr_effsr.host.watch import init_wandb_logger, with_rates
 from basicsr_effsr.models.run_state import RunState, leaves, read_side_file, recipe, side_file
 from basicsr_effsr.options.problem import Problem
 from basicsr_effsr.utils.distributed import active, first, from_all
-from basicsr_effsr.utils.files import sweep_parts
+from basicsr_effsr.utils.files import read_text, sweep_parts
 from basicsr_effsr.utils.stored import CheckpointError, load_stored
 from basicsr_effsr.weights.checkpoint import read_state_dict
 
@@ -66,7 +66,7 @@ def take_folder(opt: Options) -> list[Problem]:
     except Timeout:
         who = 'another process'
         with suppress(OSError):  # Windows lets nobody read it
-            who = Path(lock.lock_file).read_text(encoding='utf-8') or who
+            who = read_text(lock.lock_file).strip() or who
         return [Problem('name', f'{folder} is being written by {who}; wait for it, stop it, or take another name')]
     except OSError as error:
         return [Problem('name', f'{folder} cannot be written: {error}')]

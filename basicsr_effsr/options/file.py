@@ -11,7 +11,7 @@ import yaml
 
 from basicsr_effsr.options.problem import Problem, copied, plain
 from basicsr_effsr.utils.errors import UserError, one_line
-from basicsr_effsr.utils.files import open_regular
+from basicsr_effsr.utils.files import read_text
 
 MOST_BYTES = 1 << 18  # a few thousand lines, read within a second
 MOST_ENTRIES = 10_000  # options and members of lists once every alias (*) is written out
@@ -34,15 +34,9 @@ def option_text(file: Path) -> str:
         UserError: it does not exist, is no regular file, cannot be read, is too large, or is not in UTF-8.
     """
     try:
-        with open_regular(file) as stream:
-            content = stream.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise UserError(f'{file} must be an option file, and is larger than {MOST_BYTES // 1024} KiB')
-        return content.decode('utf-8')
+        return read_text(file, MOST_BYTES)
     except OSError as error:
         raise UserError(f'no option file {file} that can be read ({one_line(error)}); give one of options/') from error
-    except UnicodeDecodeError as error:
-        raise UserError(f'{file} must be saved as UTF-8, byte {error.start} is of another encoding') from error
 
 
 def read_option_file(file: Path) -> dict[str, Any]:

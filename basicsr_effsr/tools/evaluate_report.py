@@ -13,11 +13,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
 from basicsr_effsr.data.benchmark_sets import SetImage
 from basicsr_effsr.imaging.metrics import to_y
 from basicsr_effsr.tools.papers import bicubic_of
 from basicsr_effsr.tools.scoring import ImageScore, Panels, Protocol
+from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.files import read_text
 from basicsr_effsr.utils.report import csv_table, escaped, markdown_table, score_words, strict_json
 
 ERROR_GAIN = 8  # grey levels of error are shown this many times brighter
@@ -73,6 +76,33 @@ class EvaluationReport:
         paper = self.paper or {}
         source = '; '.join(paper[key] for key in ('source', 'note') if paper.get(key))
         return f'{head}; {self.machine}', [*([f'Paper: {source}'] if source else []), *self.remarks]
+
+
+class Mean(BaseModel):
+    """What networks are compared by, over a set."""
+
+    psnr: float  # dB
+    ssim: float
+
+
+class Means(BaseModel):
+    """What stays of a report about one network where only its means are asked for."""
+
+    protocol: str = ''
+    means: dict[str, Mean]  # by set
+
+    @classmethod
+    def read(cls, file: Path) -> Means:
+        """Those of a report.json.
+
+        Raises:
+            OSError: it cannot be read.
+            UserError: it is something else.
+        """
+        try:
+            return cls.model_validate_json(read_text(file))
+        except ValidationError as error:
+            raise UserError(f'{file} must be report.json of effsr evaluate about one network') from error
 
 
 @dataclass(frozen=True)

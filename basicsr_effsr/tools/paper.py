@@ -20,10 +20,10 @@ import typer
 from basicsr_effsr.data.course import StagePlan
 from basicsr_effsr.options.file import read_option_file
 from basicsr_effsr.tools.check import force
+from basicsr_effsr.tools.evaluate_report import Mean, Means
 from basicsr_effsr.tools.recipe import recipes
 from basicsr_effsr.utils.console import Console, say
 from basicsr_effsr.utils.errors import UserError, near
-from basicsr_effsr.utils.files import read_regular
 from basicsr_effsr.utils.report import markdown_table
 
 PASSES = 3  # of a training step in multiply-adds of a forward pass: forward, gradient of maps, gradient of weights
@@ -67,15 +67,12 @@ class Row:
         """The file that ``score`` writes."""
         return Path(shlex.split(self.score)[-1]) / 'report.json'
 
-    def measured(self) -> dict[str, dict[str, float]]:
+    def measured(self) -> dict[str, Mean]:
         """The means of the sets, if ``score`` has been run here."""
         if not self.score:
             return {}
         report = self.report()
-        try:
-            return json.loads(read_regular(report))['means'] if report.is_file() else {}
-        except (ValueError, KeyError) as error:
-            raise UserError(f'{report} must be a report of effsr evaluate') from error
+        return Means.read(report).means if report.is_file() else {}
 
 
 @dataclass(frozen=True)
@@ -205,7 +202,7 @@ def cells(table: Table, tflops: float | None) -> tuple[list[str], list[list[str]
             for s in table.sets
         ]
         means = row.measured()
-        mine = ', '.join(f'{s} {m["psnr"]:.2f} / {m["ssim"]:.4f}' for s, m in means.items()) or '-'
+        mine = ', '.join(f'{s} {m.psnr:.2f} / {m.ssim:.4f}' for s, m in means.items()) or '-'
         cost = [f'{hours(row, tflops):.1f}' if row.trainings else '-'] if tflops else []
         out.append([row.name, '-' if row.params is None else f'{row.params:g}', *scores, mine, *cost, row.remark])
     return head, out

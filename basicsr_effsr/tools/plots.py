@@ -17,7 +17,7 @@ from basicsr_effsr.tools.networks import check_file
 from basicsr_effsr.tools.papers import papers
 from basicsr_effsr.utils.console import say
 from basicsr_effsr.utils.errors import UserError, needs
-from basicsr_effsr.utils.files import read_regular
+from basicsr_effsr.utils.files import read_text
 from basicsr_effsr.utils.report import PAGE, new_figure, strict_json, write_figure
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def read_report(file: Path) -> BenchmarkReport | list[EvaluationReport]:
 
     kinds: Any = TypeAdapter(BenchmarkReport | Evaluation | EvaluationReport)
     try:
-        report = kinds.validate_json(read_regular(file))
+        report = kinds.validate_json(read_text(file))
         if isinstance(report, BenchmarkReport):
             _ = _model(report), _device(report)
     except OSError as error:

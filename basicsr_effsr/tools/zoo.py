@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from basicsr_effsr.options.file import read_option_file
+from basicsr_effsr.tools.evaluate_report import Means
 from basicsr_effsr.tools.papers import row_of
 from basicsr_effsr.utils.console import Commands, Console, say
-from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.utils.files import read_regular
 from basicsr_effsr.utils.report import score_words, strict_json
 from basicsr_effsr.utils.stored import read_metadata
 from basicsr_effsr.weights import zoo
@@ -102,13 +100,7 @@ def add(
     overwrite: Annotated[bool, typer.Option('--overwrite', help='Overwrite a model of that name.')] = False,
 ) -> None:
     """Put a model of your own into the zoo: safetensors, and a model card (options, data, seeds, scores, versions)."""
-    report = None
-    if scores is not None:
-        try:
-            report = json.loads(read_regular(scores))
-            _ = report['means']
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f'{scores} must be report.json of effsr evaluate about this one network') from error
+    report = None if scores is None else Means.read(scores).model_dump()
     training = None if opt is None else read_option_file(opt)
     for path in zoo.add(name, file, training=training, scores=report, overwrite=overwrite):
         say(f'written: {path}')

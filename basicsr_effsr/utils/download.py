@@ -18,7 +18,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from basicsr_effsr.utils.files import WriteError, fcntl, write_bytes
+from basicsr_effsr.utils.files import WriteError, fcntl, open_regular, read_text, write_bytes
 
 _CHUNK = 2**18
 _NO_WAY_ERRORS = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
@@ -170,7 +170,7 @@ class _Part:
         """``total`` and ``validator`` of the answer that the bytes are from; empty if they are of no use."""
         state: Any = None
         with suppress(OSError, ValueError):
-            state = json.loads(self._note.read_text(encoding='utf-8'))
+            state = json.loads(read_text(self._note))
         return state if isinstance(state, dict) and state.get('url') == self.url else {}
 
     def begin(self, total: int | None, validator: str | None) -> None:
@@ -241,7 +241,7 @@ def _difference(file: Path, size: int | None, checksum: str | None) -> str | Non
         return f'has {found} bytes, the table says {size}'
     algorithm, _, expected = (checksum or '').partition(':')
     if algorithm:
-        with file.open('rb') as stream:
+        with open_regular(file) as stream:
             digest = hashlib.new(algorithm, usedforsecurity=algorithm != 'md5')
             while chunk := stream.read(2**20):
                 digest.update(chunk)

@@ -23,6 +23,7 @@ with suppress(ImportError):  # Windows, where an open file cannot be removed and
 
 PART_SUFFIX = '.part'
 SCRATCH = '.effsr_'
+MOST_TEXT = 1 << 28  # bytes, the names of millions of images
 _swept: set[Path] = set()
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), 'make room there'),
@@ -60,6 +61,26 @@ def read_regular(path: str | os.PathLike[str]) -> bytes:
     """What a file holds; see ``open_regular``."""
     with open_regular(path) as file:
         return file.read()
+
+
+def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
+    """What a text file in UTF-8 holds, its lines ended by ``\\n``; see ``open_regular``.
+
+    Raises:
+        OSError: as ``open_regular``.
+        UserError: it has more than ``most`` bytes, or is no text in UTF-8.
+    """
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f'{os.fspath(path)} must be a text of at most {most // 1024} KiB, and is larger')
+    try:
+        wrong, text = content.find(0), content.decode('utf-8')  # what most other encodings have in every second place
+    except UnicodeDecodeError as error:
+        wrong = error.start
+    if wrong >= 0:
+        raise UserError(f'{os.fspath(path)} must be saved as UTF-8, byte {wrong} is of another encoding')
+    return text.replace('\r\n', '\n').replace('\r', '\n')
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from basicsr_effsr._version import __version__
 from basicsr_effsr.utils.errors import UserError, needs, one_line
-from basicsr_effsr.utils.files import WriteError, write_bytes
+from basicsr_effsr.utils.files import WriteError, read_regular, read_text, write_bytes
 from basicsr_effsr.weights.zoo import cache_folder
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _exported(net: nn.Module, name: str, dtype: Any, keep: bool) -> Computer:
 def _kept(file: Path) -> tuple[bytes, dict[str, tuple[float, float]]]:
     """An exported file and its verdicts; nothing where they are not there or not as they were written."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        data, record = file.read_bytes(), json.loads(file.with_suffix('.json').read_text())
+        data, record = read_regular(file), json.loads(read_text(file.with_suffix('.json')))
         if record['sha256'] == hashlib.sha256(data).hexdigest():
             return data, dict(record['engines'])
     return b'', {}

@@ -18,7 +18,7 @@ from filelock import FileLock
 from basicsr_effsr._registration import defaults_of, lookup
 from basicsr_effsr.utils.download import fetch
 from basicsr_effsr.utils.errors import UserError, near
-from basicsr_effsr.utils.files import atomic_path, read_regular, write_bytes
+from basicsr_effsr.utils.files import atomic_path, read_regular, read_text, write_bytes
 from basicsr_effsr.utils.report import markdown_table, strict_json
 
 SCHEME = 'zoo:'
@@ -108,7 +108,7 @@ def located(source: str | Path, *, say: Callable[[str], None] | None = None) -> 
     file = kept(name)
     if file.is_file():
         hashed, note = sha256_of(file), _record(file)
-        expected = note.read_text(encoding='utf-8').strip() if note.is_file() else model.sha256
+        expected = read_text(note).strip() if note.is_file() else model.sha256
         if hashed != expected:
             raise UserError(f'{file} has the SHA-256 {hashed}, expected {expected}; remove it and fetch it again')
         return file
