@@ -408,7 +408,8 @@ def _png_chunk(name: bytes, data: bytes) -> bytes:
 def _png(picture: Picture, exif: Image.Exif | None) -> bytes:
     """A PNG; what it carries is put behind its header, as OpenCV writes none of it."""
     if picture.bits == 8:
-        data = _through_pillow(picture, 'png')
+        # repeats a pixel apart only: of photographs a fifth of the time for 2 % more bytes
+        data = _through_pillow(picture, 'png', compress_type=zlib.Z_RLE)
     else:
         pixels = picture.pixels
         if picture.alpha is not None:
