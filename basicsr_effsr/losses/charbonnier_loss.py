@@ -26,14 +26,6 @@ BINOMIAL = (0.05, 0.25, 0.4, 0.25, 0.05)
 LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 
 
-def _charbonnier(difference: Tensor, eps: float, root: str) -> Tensor:
-    """Mean of the roots of elements or of images.  (N, C, H, W) -> ()."""
-    square = difference.square()
-    if root == 'image':
-        square = square.sum(dim=(1, 2, 3))
-    return torch.sqrt(square + eps**2).mean()
-
-
 @register_in(LOSS_REGISTRY)
 class EpsCharbonnierLoss(nn.Module):
     """Mean over all elements of sqrt(d^2 + eps^2), d = pred - target, Eq. 11 of DPARN.
@@ -55,17 +47,24 @@ class EpsCharbonnierLoss(nn.Module):
         self, *, loss_weight: float = 1.0, eps: float = 1e-3, root: Literal['pixel', 'image'] = 'pixel'
     ) -> None:
         super().__init__()
-        check_options(EpsCharbonnierLoss, locals())
-        check_above_zero('EpsCharbonnierLoss', eps=eps)
+        check_options(type(self), locals())
+        check_above_zero(type(self).__name__, eps=eps)
         self.loss_weight = loss_weight
         self.eps = eps
         self.root = root
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """Args: output and ground truth, both (N, C, H, W) in [0, 1].  Returns: a scalar, float32 or wider."""
-        check_pair('EpsCharbonnierLoss', pred, target)
-        difference = at_least_float32(pred) - at_least_float32(target)
-        return self.loss_weight * _charbonnier(difference, self.eps, self.root)
+        check_pair(type(self).__name__, pred, target)
+        with torch.autocast(pred.device.type, enabled=False):
+            square = self.seen(at_least_float32(pred) - at_least_float32(target)).square()
+        if self.root == 'image':
+            square = square.sum(dim=(1, 2, 3))
+        return self.loss_weight * torch.sqrt(square + self.eps**2).mean()
+
+    def seen(self, difference: Tensor) -> Tensor:
+        """What is to vanish of a difference of two images, (N, C, H, W) -> same: all of it."""
+        return difference
 
 
 def _filter(x: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
@@ -96,7 +95,7 @@ OPERATORS = {'pyramid': laplacian_pyramid, 'laplacian': laplacian}
 
 
 @register_in(LOSS_REGISTRY)
-class EdgeLoss(nn.Module):
+class EdgeLoss(EpsCharbonnierLoss):
     """Mean over all elements of sqrt(e^2 + eps^2), e = Lap(pred) - Lap(target), Eq. 11 of DPARN.
 
     Computed as Lap(pred - target), which is the same for a linear operator and half the work.
@@ -119,17 +118,10 @@ class EdgeLoss(nn.Module):
         operator: Literal['pyramid', 'laplacian'] = 'pyramid',
         root: Literal['pixel', 'image'] = 'pixel',
     ) -> None:
-        super().__init__()
+        super().__init__(loss_weight=loss_weight, eps=eps, root=root)
         check_options(EdgeLoss, locals())
-        check_above_zero('EdgeLoss', eps=eps)
-        self.loss_weight = loss_weight
-        self.eps = eps
         self.operator = operator
-        self.root = root
 
-    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Args: output and ground truth, both (N, C, H, W) in [0, 1].  Returns: a scalar, float32 or wider."""
-        check_pair('EdgeLoss', pred, target)
-        with torch.autocast(pred.device.type, enabled=False):
-            difference = OPERATORS[self.operator](at_least_float32(pred) - at_least_float32(target))
-            return self.loss_weight * _charbonnier(difference, self.eps, self.root)
+    def seen(self, difference: Tensor) -> Tensor:
+        """Its edges."""
+        return OPERATORS[self.operator](difference)
