@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -69,27 +70,25 @@ def undisturbed() -> Iterator[None]:
     """
     from basicsr.utils import logger as host
 
-    states, argv, begun = random_states(), list(sys.argv), dict(host.initialized_logger)
-    log, download = logging.getLogger('basicsr'), torch.hub.download_url_to_file
-    before = (log.handlers, log.level, log.propagate)
-    torch.hub.download_url_to_file = _no_fetch
-    try:
-        host.initialized_logger['basicsr'] = True  # the host would open its log for good
-        log.handlers, log.propagate = [logging.NullHandler()], False
-        with alone(), warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter('ignore')
+    states, log = random_states(), logging.getLogger('basicsr')
+    with (
+        patch.object(sys, 'argv', list(sys.argv)),
+        patch.object(torch.hub, 'download_url_to_file', _no_fetch),
+        patch.dict(host.initialized_logger, basicsr=True),  # the host would open its log for good
+        patch.multiple(log, handlers=[logging.NullHandler()], propagate=False),
+        alone(),
+        warnings.catch_warnings(),
+        redirect_stdout(io.StringIO()),
+        redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter('ignore')
+        try:
             yield
-    finally:
-        gc.collect()  # closes LMDBs and packs, which the run opens again
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-        host.initialized_logger.clear()
-        host.initialized_logger.update(begun)
-        log.handlers, level, log.propagate = before
-        log.setLevel(level)
-        sys.argv[:] = argv
-        restore_random_states(states)
-        torch.hub.download_url_to_file = download
+        finally:
+            gc.collect()  # closes LMDBs and packs, which the run opens again
+            if torch.cuda.is_available() and torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+            restore_random_states(states)
 
 
 def dry_step(opt: Mapping[str, Any], is_train: bool) -> list[Problem]:
@@ -324,11 +323,10 @@ class _Step:
         from basicsr.utils import MessageLogger
 
         opt, model, number = self.opt, self.model, self.done + 1
-        warmup = opt['train'].get('warmup_iter', -1)
         with self.at('datasets.train'):
             batch = self.batch()
         with self.at('train.warmup_iter'):
-            model.update_learning_rate(number, warmup_iter=warmup)
+            model.update_learning_rate(number, warmup_iter=opt['train'].get('warmup_iter', -1))
         with self.at('train'):
             model.feed_data(batch)
             model.optimize_parameters(number)
@@ -336,9 +334,6 @@ class _Step:
             log = {'epoch': 0, 'iter': number, 'lrs': model.get_current_learning_rate(), 'time': 0.0, 'data_time': 0.0}
             quiet = {**opt, 'logger': {**opt['logger'], 'use_tb_logger': False}}
             MessageLogger(quiet, number)({**log, **model.get_current_log()})
-        if number < int(opt['train']['total_iter']):
-            with self.at('train.warmup_iter'):
-                model.update_learning_rate(number + 1, warmup_iter=warmup)
 
     def validate(self) -> None:
         val = self.opt['val']
