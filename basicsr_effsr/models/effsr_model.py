@@ -27,7 +27,7 @@ from basicsr_effsr.options.spec import LOGGED
 from basicsr_effsr.utils import distributed
 from basicsr_effsr.utils.errors import UserError, near
 from basicsr_effsr.utils.training import all_finite, random_states, restore_random_states, to_float, update_average
-from basicsr_effsr.weights.checkpoint import can_be_fused, fused, load_into, mismatch
+from basicsr_effsr.weights.checkpoint import fused, load_into, mismatch
 from basicsr_effsr.weights.engines import engine_for
 
 __all__ = ['EffSRModel']
@@ -57,8 +57,7 @@ class EffSRModel(SRModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         self.iteration = 0
         self._saved = -1
-        self._fused: nn.Module | None = None
-        self._engine: Callable[[Tensor], Tensor] | None = None
+        self._forward: Callable[[Tensor], Tensor] | None = None
         self._sharing = False
         self._to_show: tuple[int, Any, str, int] | None = None
         self._terms: dict[str, Tensor] = {}
@@ -191,19 +190,16 @@ class EffSRModel(SRModel):
 
     def validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False) -> None:
         net = getattr(self, 'net_g_ema', None) or self.get_bare_model(self.net_g)
-        states = random_states()
+        training, states = net.training, random_states()
         if tb_logger and (wanted := self.opt['val'].get('log_images')):
             self._to_show = wanted, tb_logger, f'images/{dataloader.dataset.opt["name"]}', current_iter
         self._seen = 0
         try:
-            if self.opt['val'].get('fuse', True) and can_be_fused(net):
-                was_training = net.training
-                self._fused = fused(net)
-                net.train(was_training)
-            self._engine = self._computer(self._fused or net)
+            self._forward = self._computer(fused(net) if self.opt['val'].get('fuse', True) else net.eval())
             super().validation(dataloader, current_iter, tb_logger, save_img)
         finally:
-            self._fused, self._engine, self._to_show = None, None, None
+            self._forward, self._to_show = None, None
+            net.train(training)
             restore_random_states(states)  # loaders and new layers draw; a run resumed after this validation does not
         if self.is_train:
             self.run.validated[dataloader.dataset.opt['name']] = current_iter
@@ -221,23 +217,20 @@ class EffSRModel(SRModel):
             if self.run.validated.get(loader.dataset.opt['name']) != iteration:
                 self.validation(loader, iteration, tb_logger, val['save_img'])
 
-    def _computer(self, net: nn.Module) -> Callable[[Tensor], Tensor] | None:
-        """What ``val.engine`` says, for a network as it is now; None is PyTorch."""
+    def _computer(self, net: nn.Module) -> Callable[[Tensor], Tensor]:
+        """What ``val.engine`` says, for a network in eval mode as it is now."""
         engine = self.opt['val'].get('engine') or 'torch'
         if engine == 'torch' or (engine == 'auto' and self.is_train):  # in a training each validation has new weights
-            return None
-        was_training = net.training
-        found = engine_for(net.eval(), engine, device=self.device, keep=not self.is_train)
-        net.train(was_training)
+            return net.forward  # not a compiled call of a training: every image has another size
+        found = engine_for(net, engine, device=self.device, keep=not self.is_train)
         if words := found.words():
             get_root_logger().info(f'{type(net).__name__}: {words}')
         return found
 
     def test(self) -> None:
-        net = self._fused or getattr(self, 'net_g_ema', None) or self.get_bare_model(self.net_g)
+        net = getattr(self, 'net_g_ema', None) or self.get_bare_model(self.net_g)
         val, tile = self.opt['val'], self.opt['val'].get('tile')
-        # not a compiled call of a training: every image has another size
-        forward: Callable[[Tensor], Tensor] = self._engine or net.forward
+        forward: Callable[[Tensor], Tensor] = self._forward or net.forward
         if tile:
             overlap, blend = tile.get('overlap', 0), tile.get('blend', 'mean')
             sizes = {'upscale': self.opt['scale'], 'tile': tile['size'], 'overlap': overlap, 'blend': blend}
