@@ -533,7 +533,7 @@ class TestInference:
             assert torch.equal(model.output, self_ensemble(tiled, model.lq))
 
     def test_what_val_engine_names_computes_a_validation(self, opt, monkeypatch):
-        from basicsr_effsr.models import effsr_model
+        from basicsr_effsr.models import validation
         from basicsr_effsr.weights.engines import Computer
 
         asked = []
@@ -543,7 +543,7 @@ class TestInference:
             return Computer(name, lambda lq: lq.new_full((1, 3, 2, 2), 0.25))
 
         model = self.model(opt, engine='onnxruntime')
-        monkeypatch.setattr(effsr_model, 'engine_for', engine_for)
+        monkeypatch.setattr(validation, 'engine_for', engine_for)
         monkeypatch.setattr(SRModel, 'validation', lambda self, *_: self.test())
         model.validation(VALIDATION, 1, None)
         assert asked == [('onnxruntime', False, False)]
