@@ -26,10 +26,10 @@ from basicsr_effsr.host.loop import replacements
 from basicsr_effsr.options import data_rules, spec
 from basicsr_effsr.options import forecast as forecasts
 from basicsr_effsr.options.check import inspected
+from basicsr_effsr.options.file import force
 from basicsr_effsr.options.forecast import course_of
 from basicsr_effsr.options.problem import Context
 from basicsr_effsr.options.schema import option_schema
-from basicsr_effsr.tools.check import force
 from basicsr_effsr.utils import complexity
 from basicsr_effsr.utils.errors import UserError
 

@@ -12,8 +12,8 @@ import sys
 import warnings
 from argparse import ArgumentError, ArgumentParser
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import wraps
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -164,12 +164,12 @@ def _adapt_options(module: ModuleType) -> None:
     def parse_options(root_path, is_train=True):
         sys.argv[1:] = ['--local_rank' + a[12:] if a.startswith('--local-rank') else a for a in sys.argv[1:]]
         root = output_root(root_path)
-        file = _option_file()
+        file, forced = _arguments()
         try:
             opt, args = original(root, is_train=is_train)
         except Exception:
             if file is not None:
-                _stop_on_problems(None, file, is_train)
+                _stop_unread(file, forced, is_train)
             raise
         rooted = _RootedOptions(opt)
         if root != root_path:
@@ -210,34 +210,53 @@ def _take_over(opt: dict[str, Any], file: Path | None, is_train: bool, caller: d
             caller[name] = ours
 
 
-def _option_file() -> Path | None:
-    """The file of ``-opt``; ends the run if it is none that can be read. None if the arguments name none."""
+def _arguments() -> tuple[Path | None, list[str]]:
+    """The file of ``-opt``, None if there is none, and what ``--force_yml`` changes of it.
+
+    Ends the run if the file is none that can be read.
+    """
     from basicsr_effsr.options.file import option_text
 
     parser = ArgumentParser(add_help=False, exit_on_error=False)
     parser.add_argument('-opt', type=Path)
-    file = None
+    parser.add_argument('--force_yml', nargs='+', default=[])
+    file, forced = None, []
     with suppress(ArgumentError):  # of which the host says what is wrong
-        file = parser.parse_known_args()[0].opt
+        given = parser.parse_known_args()[0]
+        file, forced = given.opt, given.force_yml
     if file is not None:
-        _of(file, option_text)
-    return file
+        with _in_a_sentence():
+            option_text(file)
+    return file, forced
 
 
-def _of(file: Path, read: Callable[[Path], Any]) -> Any:
-    """What is read of an option file; ends the run with a sentence if it cannot be."""
+@contextmanager
+def _in_a_sentence() -> Iterator[None]:
+    """Ends the run with what a user can mend."""
     try:
-        return read(file)
+        yield
     except UserError as error:
         raise SystemExit(f'basicsr_effsr: {error}') from error
 
 
-def _stop_on_problems(opt: dict[str, Any] | None, file: Path | None, is_train: bool) -> None:
+def _stop_unread(file: Path, forced: list[str], is_train: bool) -> None:
+    """Of options that the host could not parse, says what the rules find, if they name a class of ours."""
+    from basicsr_effsr.options.check import inspected
+    from basicsr_effsr.options.file import force, read_option_file
+
+    with _in_a_sentence():
+        options = read_option_file(file)
+        if uses_our_classes(options):
+            for entry in forced:
+                force(options, entry)
+            _report(inspected(options, is_train).found, file)
+
+
+def _stop_on_problems(opt: dict[str, Any], file: Path | None, is_train: bool) -> None:
     """Stops where the rules or, if they find nothing, one dry step find what the run would die of.
 
     Whole floats become integers where the rules ask for a count. Then, for training, it stops where another process
-    writes the same folder. One process of a group does it for all. Of a file that the host could not parse, where
-    ``opt`` is None, the rules alone say what is wrong, if it names a class of ours.
+    writes the same folder. One process of a group does it for all.
     """
     from basicsr_effsr.host.dry_run import dry_step, undisturbed
     from basicsr_effsr.host.loop import take_folder
@@ -246,10 +265,9 @@ def _stop_on_problems(opt: dict[str, Any] | None, file: Path | None, is_train: b
     from basicsr_effsr.options.problem import adopt
     from basicsr_effsr.utils.distributed import from_all
 
-    read = _of(file, read_option_file) if file is not None else {}  # the host takes the last of two equal keys
-    if opt is None:
-        _report(inspected(read, is_train).found if uses_our_classes(read) else [], file)
-        return
+    with _in_a_sentence():
+        if file is not None:  # the host takes the last of two equal keys
+            read_option_file(file)
     with undisturbed():  # what logs while it is tried would keep the host from opening its log file
         context = inspected(opt, is_train)
     found = context.found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,27 @@ def read_option_file(file: Path) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise UserError(f'{file} must hold sections such as network_g and datasets, found {plain(options)}')
     return options
+
+
+def force(options: dict[str, Any], entry: str) -> None:
+    """Changes options as BasicSR does for ``--force_yml``: sections must be there, the key need not.
+
+    Raises:
+        UserError: it is no such change, or of another file.
+    """
+    places, is_given, value = entry.partition('=')
+    *sections, key = places.strip().split(':')
+    if not is_given or not key or '=' in value:
+        raise UserError(f'--force_yml must be key=value or section:key=value, got {entry!r}')
+    within: Any = options
+    for name in sections:
+        within = within.get(name) if isinstance(within, dict) else None
+    if not isinstance(within, dict):
+        raise UserError(f'--force_yml {entry}: the option file has no section {":".join(sections)}')
+    try:
+        within[key] = import_module('basicsr.utils.options')._postprocess_yml_value(value.strip())
+    except (SyntaxError, NameError, ValueError) as error:
+        raise UserError(f'--force_yml {entry}: not a value that BasicSR reads ({error})') from error
 
 
 def with_lines(problems: Iterable[Problem], file: Path) -> list[Problem]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import SkipJsonSchema
 
@@ -18,14 +18,21 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _short(name: str) -> str:
+    if len(name.encode(errors='replace')) > MAX_NAME:
+        raise ValueError(f'longer than {MAX_NAME} bytes')
+    return name
+
+
+MAX_NAME = 200  # bytes in UTF-8, of 255 that a file may have: logs, locks and archived folders add to it
 MAX_NONFINITE = 10  # iterations in a row; one or two may be a broken batch, ten in a row never end by themselves
 WHOLE = BeforeValidator(_whole)  # after the bounds, which the schema loses otherwise
 Count = Annotated[int, WHOLE]  # 300000, or !!float 3e5
 Natural = Annotated[int, Field(ge=0), WHOLE]
 Positive = Annotated[int, Field(ge=1), WHOLE]
 Seed = Annotated[int, Field(ge=0, lt=2**32), WHOLE]
-# of a folder or a file: neither . nor .. nor blank, and nothing that leads elsewhere
-Name = Annotated[str, Field(pattern=r'^[^/\\\x00-\x1f]*[^/\\. \x00-\x1f][^/\\\x00-\x1f]*$')]
+# of a folder or a file: nothing that leads elsewhere, on a system that drops blanks and dots at the end either
+Name = Annotated[str, Field(pattern=r'^([^/\\ \x00-\x1f][^/\\\x00-\x1f]*)?[^/\\. \x00-\x1f]$'), AfterValidator(_short)]
 
 
 class Section(BaseModel):

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from basicsr_effsr.host.absent import need
 from basicsr_effsr.options.check import inspected
-from basicsr_effsr.options.file import read_option_file, with_lines
+from basicsr_effsr.options.file import force, read_option_file, with_lines
 from basicsr_effsr.options.forecast import forecast
 from basicsr_effsr.utils.console import Console, say
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.report import strict_json
-
-
-def force(options: dict[str, Any], entry: str) -> None:
-    """Changes options as BasicSR does for ``--force_yml``: sections must be there, the key need not."""
-    places, is_given, value = entry.partition('=')
-    *sections, key = places.strip().split(':')
-    if not is_given or not key or '=' in value:
-        raise UserError(f'--force_yml must be key=value or section:key=value, got {entry!r}')
-    within: Any = options
-    for name in sections:
-        within = within.get(name) if isinstance(within, dict) else None
-    if not isinstance(within, dict):
-        raise UserError(f'--force_yml {entry}: the option file has no section {":".join(sections)}')
-    try:
-        within[key] = need('basicsr.utils.options')._postprocess_yml_value(value.strip())
-    except (SyntaxError, NameError, ValueError) as error:
-        raise UserError(f'--force_yml {entry}: not a value that BasicSR reads ({error})') from error
 
 
 def command(

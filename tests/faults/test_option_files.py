@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -100,6 +101,45 @@ def test_the_check_and_the_run_refuse_alike(opt, tmp_path, monkeypatch, kind, na
     assert result.exit_code in (1, 2)
     assert named in result.output
     assert named in started(file, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    'entry', ['name', 'name=3', 'name=../x', 'train:total_iter=[', 'none:b=1', 'scale:b=1', 'datasets=[1]']
+)
+def test_the_check_and_the_run_refuse_the_same_changes_of_a_file(opt, tmp_path, monkeypatch, entry):
+    file = tmp_path / 'a.yml'
+    file.write_text(yaml.safe_dump(opt))
+    result = CliRunner().invoke(app, ['check', '-opt', str(file), '--force_yml', entry])
+    assert result.exit_code in (1, 2)
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    before = sorted(tmp_path.rglob('*'))
+    monkeypatch.setattr('sys.argv', ['train', '-opt', str(file), '--force_yml', entry])
+    with pytest.raises(SystemExit, match=r'^basicsr_effsr: '):
+        host.parse_options(str(tmp_path), is_train=True)
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['a.', 'a ', ' a', '...', 'a\\b', 'a/b', '/a', '', 3, None, True, ['a'], 'a\nb', 'a\0b', 'x' * 201, 'ä' * 101],
+)
+def test_a_name_that_leads_elsewhere_on_some_system_is_refused(opt, tmp_path, monkeypatch, name):
+    """At the end of a name Windows drops blanks and dots; of a long one logs and locks could not be written."""
+    file = tmp_path / 'a.yml'
+    file.write_text(yaml.safe_dump({**opt, 'name': name}))
+    result = CliRunner().invoke(app, ['check', '-opt', str(file), '--json'])
+    found = json.loads(result.stdout)['problems']
+    assert [problem['where'] for problem in found if problem['fatal']] == ['name']
+    assert 'name: must be a string' in started(file, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize('name', ['~', '.hidden', '[red]a', '100 % {}', '-rf', '画像', 'x' * 200])
+def test_any_other_name_is_a_folder(opt, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'a.yml').write_text(yaml.safe_dump({**opt, 'name': name}))
+    monkeypatch.setattr('sys.argv', ['train', '-opt', 'a.yml'])
+    found, _ = host.parse_options(str(tmp_path), is_train=True)
+    assert found['path']['experiments_root'] == str(tmp_path / 'experiments' / name)
 
 
 def test_a_file_at_the_limits_is_read(tmp_path):
