@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,20 +38,17 @@ def _taken(choose: Callable[..., networks.Chosen], device: str | None, image: Pa
 def modules_of(net: nn.Module, run: Callable[[], Any]) -> list[tuple[str, str, list[int]]]:
     """(name, class, shape of its last output) of every submodule that gives one tensor when ``run`` is called."""
     shapes: dict[str, list[int]] = {}
-    hooks = []
-    for name, module in net.named_modules():
+    modules = {name: module for name, module in net.named_modules() if name}
 
-        def keep(_: Any, __: Any, out: Any, name: str = name) -> None:
-            if isinstance(out, torch.Tensor):
-                shapes[name] = list(out.shape)
+    def keep(name: str, _: Any, __: Any, out: Any) -> None:
+        if isinstance(out, torch.Tensor):
+            shapes[name] = list(out.shape)
 
-        hooks += [module.register_forward_hook(keep)] if name else []
-    try:
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.enter_context(module.register_forward_hook(partial(keep, name)))
         run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [(name, type(module).__name__, shapes[name]) for name, module in net.named_modules() if name in shapes]
+    return [(name, type(module).__name__, shapes[name]) for name, module in modules.items() if name in shapes]
 
 
 def feature_maps(net: nn.Module, names: Sequence[str], run: Callable[[], Any], grid: tuple[int, int]) -> list[Any]:
