@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basicsr_effsr.imaging.enlarger import Alpha, Enlarger
-from basicsr_effsr.imaging.header import SUFFIXES, Header, UnfitError, check_memory, read_header
+from basicsr_effsr.imaging.header import SUFFIXES, Header, check_memory, read_header
 from basicsr_effsr.imaging.picture import DEEP, ENDINGS, Picture, check_size, encode, fitting, read
 from basicsr_effsr.utils.errors import UserError
 from basicsr_effsr.utils.files import WriteError, sweep_parts, write_bytes
@@ -218,14 +218,11 @@ def _load(enlarge: Enlarger, job: Enlargement, held: _Held) -> _Loaded:
         picture = read(job.source)
         height, width, channels = picture.pixels.shape
         size = (enlarge.scale * height, enlarge.scale * width)
-        try:
-            check_size(job.kind, *size)
-            if job.kind == 'jpeg' and picture.alpha is not None and enlarge.alpha is not Alpha.drop:
-                raise UserError('it is transparent, which jpeg cannot be; give --alpha drop or another --format')
-            wanted = 12 * height * width + 2 * size[0] * size[1] * channels * picture.bits // 8
-            check_memory(wanted, f'the result of {size[1]}x{size[0]} pixels')
-        except (UserError, UnfitError) as error:
-            raise UserError(f'{job.source} failed: {error}') from error
+        check_size(job.kind, *size)
+        if job.kind == 'jpeg' and picture.alpha is not None and enlarge.alpha is not Alpha.drop:
+            raise UserError('it is transparent, which jpeg cannot be; give --alpha drop or another --format')
+        wanted = 12 * height * width + 2 * size[0] * size[1] * channels * picture.bits // 8
+        check_memory(wanted, f'the result of {size[1]}x{size[0]} pixels')
         return _Loaded(job, picture, size, amount)
     except BaseException:
         held.add(-amount)
@@ -260,8 +257,10 @@ def _finished(job: Enlargement, result: Callable[[], Any]) -> Any:
         full = out_of_memory(error)
         if isinstance(error, WriteError) or not (full or isinstance(error, OSError | ValueError)):
             raise
-        reason = f'{job.source} failed: the memory is too small for the image and its result'
-        return Done(str(job.source), str(job.target), 'failed', error=reason if full else str(error))
+        reason = 'the memory is too small for the image and its result' if full else str(error)
+        if not reason.startswith(str(job.source)):  # as those of the reader do
+            reason = f'{job.source} failed: {reason}'
+        return Done(str(job.source), str(job.target), 'failed', error=reason)
 
 
 def enlarge_files(
@@ -306,7 +305,8 @@ def enlarge_files(
             result: Future[Done] | Done = loaded
             if isinstance(loaded, _Loaded):
                 start = time.perf_counter()
-                made = _finished(job, partial(_enlarged, enlarge, loaded, progress))
+                work = partial(enlarge, loaded.picture, deep=job.kind in DEEP, progress=progress)
+                made = _finished(job, work)
                 seconds = time.perf_counter() - start
                 if isinstance(made, Done):
                     held.add(-loaded.held)
@@ -321,10 +321,3 @@ def enlarge_files(
         held.stop()
         reader.shutdown(wait=False, cancel_futures=True)
         writers.shutdown(cancel_futures=True)
-
-
-def _enlarged(enlarge: Enlarger, loaded: _Loaded, progress: Progress | None) -> tuple[Picture, int]:
-    try:
-        return enlarge(loaded.picture, deep=loaded.job.kind in DEEP, progress=progress)
-    except (UserError, UnfitError) as error:
-        raise UserError(f'{loaded.job.source} failed: {error}') from error
