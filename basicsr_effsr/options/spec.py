@@ -35,10 +35,20 @@ Seed = Annotated[int, Field(ge=0, lt=2**32), WHOLE]
 Name = Annotated[str, Field(pattern=r'^([^/\\ \x00-\x1f][^/\\\x00-\x1f]*)?[^/\\. \x00-\x1f]$'), AfterValidator(_short)]
 
 
+def _plainly(schema: dict[str, Any]) -> None:
+    """Takes out the titles that pydantic makes of names, and defaults that say nothing."""
+    for part in (schema, *schema.get('properties', {}).values()):
+        part.pop('title', None)
+        if part.get('default', ...) is None:
+            del part['default']
+
+
 class Section(BaseModel):
     """A section of an option file: nothing but its keys, and no value converted."""
 
-    model_config = ConfigDict(extra='forbid', strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra='forbid', strict=True, allow_inf_nan=False, protected_namespaces=(), json_schema_extra=_plainly
+    )
 
 
 def needed(description: str, **bounds: Any) -> Any:

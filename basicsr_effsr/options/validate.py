@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic.json_schema import GenerateJsonSchema
 
 from basicsr_effsr.options.problem import Problem, adopt, plain
 from basicsr_effsr.options.signatures import find, options_of
@@ -20,25 +19,10 @@ NOUNS = {'integer': 'integer', 'number': 'number', 'string': 'string', 'object':
 BOUNDS = {'minimum': 'of at least', 'exclusiveMinimum': 'greater than', 'exclusiveMaximum': 'less than'}
 
 
-class SchemaOfSections(GenerateJsonSchema):
-    """JSON schema without the titles that pydantic makes of names, and without defaults that say nothing."""
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        return False
-
-    def default_schema(self, schema: Any) -> dict[str, Any]:
-        made = super().default_schema(schema)
-        if made.get('default', ...) is None:
-            del made['default']
-        return made
-
-
 @cache
 def schema_of(section: type[Section]) -> dict[str, Any]:
     """Its JSON schema; nested sections are under ``definitions``."""
-    schema = section.model_json_schema(ref_template='#/definitions/{model}', schema_generator=SchemaOfSections)
-    schema.pop('title', None)
-    return schema
+    return section.model_json_schema(ref_template='#/definitions/{model}')
 
 
 def in_words(schema: Mapping[str, Any], *, plural: bool = False) -> str:
