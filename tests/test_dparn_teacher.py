@@ -268,12 +268,12 @@ def test_drop_path_schedule_is_drcts():
 
 def test_drop_path_drops_whole_images_and_keeps_the_expectation():
     x = torch.ones(4000, 2, 3, 1)
-    out = dparn_teacher_arch._drop_path(x, 0.25, training=True)
+    out = dparn_teacher_arch.drop_path(x, 0.25, training=True)
     assert out.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert torch.equal(out, out[:, :1, :1].expand_as(out))
     assert out.mean().item() == pytest.approx(1.0, abs=0.05)
-    assert dparn_teacher_arch._drop_path(x, 0.25, training=False) is x
-    assert dparn_teacher_arch._drop_path(x, 0.0, training=True) is x
+    assert dparn_teacher_arch.drop_path(x, 0.25, training=False) is x
+    assert dparn_teacher_arch.drop_path(x, 0.0, training=True) is x
 
 
 def test_drop_path_acts_in_training_only():
@@ -329,5 +329,5 @@ def test_padded_head_widths_compute_the_same_on_a_gpu():
 
 def test_reflection_agrees_with_torch_where_torch_can():
     x = torch.rand(1, 2, 9, 13)
-    ours = dparn_teacher_arch._reflect_to_multiple(x, 8)
+    ours = dparn_teacher_arch.reflect_to_multiple(x, 8)
     assert torch.equal(ours, F.pad(x, (0, 3, 0, 7), mode='reflect'))

@@ -29,6 +29,7 @@ from .effsr_blocks import (
     Network,
     check_input,
     count_numbers,
+    exporting,
     fused_attention,
     pixelshuffle_upsampler,
     position_index,
@@ -54,18 +55,12 @@ def _shift_masks(window: int, shift: int) -> Tensor:
     return -100.0 * apart.unflatten(0, (2, 2))
 
 
-def _drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     """Stochastic depth: zeroes x for whole images of the batch, and keeps its expectation."""
     if rate == 0 or not training:
         return x
     keep = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(1 - rate)
     return x * keep / (1 - rate)
-
-
-def _exporting() -> bool:
-    """Sizes are symbols now, so no branch may depend on them."""
-    told = hasattr(torch, 'compiler') and hasattr(torch.compiler, 'is_exporting')
-    return torch.compiler.is_exporting() if told else torch.jit.is_tracing()
 
 
 def _attend(qkv: Tensor, bias: Tensor) -> Tensor:
@@ -75,7 +70,7 @@ def _attend(qkv: Tensor, bias: Tensor) -> Tensor:
     """
     q, k, v = qkv.flatten(1, 3).unbind(0)
     out = fused_attention(q, k, v, bias=bias.to(q.dtype).unsqueeze(0), scale=q.shape[-1] ** -0.5)
-    if _exporting():  # the kernel's own layout would be taken for granted where the graph is decomposed
+    if exporting():  # the kernel's own layout would be taken for granted where the graph is decomposed
         out = out.clone(memory_format=torch.contiguous_format)
     return out.unflatten(0, qkv.shape[1:4])
 
@@ -107,7 +102,7 @@ class WindowAttention(nn.Module):
         rows = []
         for i, row in enumerate((inner, last)):
             groups = [(qkv[:, :, row, col], masks[i, j]) for j, col in enumerate((inner, last))]
-            rows.append([_attend(part, bias + mask) for part, mask in groups if _exporting() or part.numel()])
+            rows.append([_attend(part, bias + mask) for part, mask in groups if exporting() or part.numel()])
         return torch.cat([torch.cat(row, dim=2) for row in rows if row], dim=1)
 
 
@@ -141,8 +136,8 @@ class SwinBlock(nn.Module):
         return x.roll((shift, shift), (1, 2)) if shift else x
 
     def forward(self, x: Tensor, index: Tensor, masks: Tensor) -> Tensor:
-        x = x + _drop_path(self.windowed(self.norm1(x), index, masks), self.drop_path, self.training)
-        return x + _drop_path(self.mlp(self.norm2(x)), self.drop_path, self.training)
+        x = x + drop_path(self.windowed(self.norm1(x), index, masks), self.drop_path, self.training)
+        return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, self.training)
 
 
 class RDG(nn.Module):
@@ -176,7 +171,7 @@ class RDG(nn.Module):
         return (0.2 * out + x).permute(0, 3, 1, 2)
 
 
-def _reflect_to_multiple(x: Tensor, side: int) -> Tensor:
+def reflect_to_multiple(x: Tensor, side: int) -> Tensor:
     """Pads the right and the lower border by reflection to multiples of ``side``, whatever the size of x.
 
     Where the missing part is longer than the image the reflection bounces on, which ``F.pad`` refuses.
@@ -192,7 +187,7 @@ def _reflect_to_multiple(x: Tensor, side: int) -> Tensor:
 
 def _crop(x: Tensor, height: int, width: int) -> Tensor:
     """The upper left height x width pixels."""
-    if not _exporting():
+    if not exporting():
         return x[..., :height, :width]
     for dim, size in ((2, height), (3, width)):  # a slice would make the graph tell padded sizes from whole ones
         x = x.index_select(dim, torch.arange(size, device=x.device))
@@ -307,7 +302,7 @@ class DPARNTeacher(Network):
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x, self.num_in_ch)
         height, width = (self.upscale * side for side in x.shape[-2:])
-        shallow = self.conv_first(_reflect_to_multiple(x, self.window_size) - self.mean_in)
+        shallow = self.conv_first(reflect_to_multiple(x, self.window_size) - self.mean_in)
         deep = self.patch_embed(shallow)
         for group in self.layers:
             deep = group(deep, self.position_index, self.shift_masks)
