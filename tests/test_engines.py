@@ -90,7 +90,7 @@ def test_a_damaged_file_is_made_again(kept, tmp_path, monkeypatch):
 )
 def test_auto_takes_the_fastest_that_agrees(verdicts, taken, monkeypatch):
     monkeypatch.setattr(engines, 'installed', lambda: list(verdicts))
-    monkeypatch.setattr(engines, '_exported', lambda net, name, *_: engines.Computer(name, net, *verdicts[name]))
+    monkeypatch.setattr(engines, 'exported', lambda net, name, *_: engines.Computer(name, net, *verdicts[name]))
     assert engine_for(hasn(), 'auto').name == taken
     assert engine_for(hasn(), 'auto', pixels=100).name == 'torch'  # an export would take longer
     assert engine_for(hasn(), 'auto', dtype=torch.bfloat16).name == 'torch'

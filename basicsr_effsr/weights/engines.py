@@ -108,7 +108,7 @@ def engine_for(
         best = plain
         for name in installed():
             with suppress(UserError):
-                found = _exported(net, name, dtype, keep)
+                found = exported(net, name, dtype, keep)
                 if (found.difference or 0) <= TOLERANCE and (found.gain or 0) > max(GAIN, best.gain or 0):
                     best = found
         return best
@@ -117,7 +117,7 @@ def engine_for(
     if dtype not in (torch.float32, *([torch.bfloat16] if engine is Engine.openvino else [])):
         raise UserError(f'{engine.value} does not compute in {dtype} here; take fp32, or the engine torch')
     needs(engine.value, EXTRAS[engine.value])
-    return _exported(net, engine.value, dtype, keep)
+    return exported(net, engine.value, dtype, keep)
 
 
 def installed() -> list[str]:
@@ -144,7 +144,7 @@ def fingerprint(net: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def _exported(net: nn.Module, name: str, dtype: Any, keep: bool) -> Computer:
+def exported(net: nn.Module, name: str, dtype: Any, keep: bool) -> Computer:
     """The network exported to ONNX, as the runtime ``name`` computes it; file and verdict from the cache if there."""
     import torch
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from basicsr_effsr.utils import files
 from basicsr_effsr.utils.files import WriteError, atomic_path, sweep_parts, write_bytes
 from basicsr_effsr.weights.checkpoint import save_atomic
 
@@ -65,7 +64,7 @@ def test_other_errors_pass_as_they_are(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def test_what_a_killed_process_left_is_swept_by_the_next_and_a_running_one_keeps_its_own(tmp_path, monkeypatch):
+def test_what_a_killed_process_left_is_swept_by_the_next_and_a_running_one_keeps_its_own(tmp_path):
     script = f"""
 import os, signal
 from pathlib import Path
@@ -78,8 +77,9 @@ with atomic_path(Path({str(tmp_path)!r}) / 'x') as part:
     assert len(os.listdir(tmp_path)) == 1
     with atomic_path(tmp_path / 'slow') as running:
         assert [p for p in tmp_path.iterdir() if p != running] == []
-        monkeypatch.setattr(files, '_swept', set())
-        write_bytes(tmp_path / 'y', b'y')
+        another = 'import sys; from pathlib import Path; from basicsr_effsr.utils.files import write_bytes as write; '
+        another += 'write(Path(sys.argv[1]), b"y")'
+        subprocess.run([sys.executable, '-c', another, str(tmp_path / 'y')], check=True)
         assert sweep_parts(tmp_path) == 0
         running.write_bytes(b'whole')
     assert sorted(os.listdir(tmp_path)) == ['slow', 'y']
