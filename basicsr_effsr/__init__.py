@@ -1,8 +1,8 @@
 """Efficient super-resolution networks, losses, data sets and training methods for BasicSR.
 
-Importing this package loads nothing: BasicSR finds it by itself (``docs/how-loading-works.md``), and what is listed
-here, and networks by their names (``from basicsr_effsr import HASN``), are imported when they are used. In a training
-script of your own call ``basicsr_effsr.register()``.
+Importing this package loads nothing. BasicSR finds it by itself (``docs/how-loading-works.md``). The functions listed
+here, and networks by name (``from basicsr_effsr import HASN``), are imported on first use. In your own training script,
+call ``basicsr_effsr.register()``.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The package from Python: networks by name or file, to enlarge images, to be scored, timed (``docs/python.md``)."""
+"""The Python API: load networks, enlarge images, evaluate, benchmark (``docs/python.md``)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Image = TypeVar('Image')
 
 
 def register() -> None:
-    """Registers everything of this package with BasicSR, also where automatic loading is off; safe to call again."""
+    """Registers all classes of this package with BasicSR, even if automatic loading is off; safe to call again."""
     from basicsr_effsr._autoload import install
     from basicsr_effsr._registration import register as _register
 
@@ -38,17 +38,17 @@ def ready() -> None:
 def load_model(
     source: str | Path, *, device: Any = 'cpu', param_key: str | None = None, fuse: bool = True
 ) -> nn.Module:
-    """A network with its weights, in eval mode.
+    """Loads a network with its weights, in eval mode.
 
     Args:
-        source: a name of the zoo (``effsr zoo`` lists them; fetched on first use), or a checkpoint: .pth in any of
-            the usual layouts, or safetensors.
-        device: where it goes.
-        param_key: entry of the checkpoint: params, params_ema; default: the best.
-        fuse: in its fused form, for inference, where it has one.
+        source: name from the zoo (``effsr zoo`` lists them; downloaded on first use), or a checkpoint: .pth in any
+            layout that ``effsr convert`` reads, or safetensors.
+        device: device of the network.
+        param_key: entry of the checkpoint, such as params or params_ema; None takes the best.
+        fuse: return the fused form of a network that has one.
 
     Raises:
-        UserError: no such name, or a checkpoint of no known network.
+        UserError: the name does not exist, or the checkpoint belongs to no known network.
         OSError: the file cannot be read.
     """
     from basicsr_effsr.weights.checkpoint import fused
@@ -69,23 +69,23 @@ def upscale(
     device: Any = None,
     engine: Literal['auto', 'torch', 'compile', 'onnxruntime', 'openvino'] = 'torch',
 ) -> Image:
-    """An image through a network, as large as its scale makes it and of the type it has.
+    """Enlarges an image with a network; the result has the type of the input.
 
     Args:
         image: RGB or gray. NumPy (H, W), (H, W, 1) or (H, W, 3), uint8, uint16 or float in [0, 1]; PIL; torch
             (C, H, W) or (N, C, H, W), float in [0, 1].
-        model: what :func:`load_model` gives, or takes.
+        model: a network, or what :func:`load_model` takes.
         tile: side of the tiles in LR pixels, 0 for whole images; None: tiles of 512 above 512 x 512.
-        self_ensemble: mean over the eight flips and rotations.
-        device: where it is computed; None: where the network is, or for a name a GPU if there is one.
-        engine: what computes it; ``auto``: for much work the fastest that agrees, exported once into the cache.
+        self_ensemble: average over the eight flips and rotations.
+        device: device of the computation; None: that of the network, or for a name a GPU if there is one.
+        engine: 'auto' takes, for large jobs, the fastest engine that gives the same image.
 
     Returns:
-        The enlarged image; integers are rounded and clipped, floats are clipped to [0, 1]. A tensor is on the device
-        of the one given.
+        The enlarged image. Integers are rounded and clipped, floats are clipped to [0, 1]. A tensor stays on its
+        device.
 
     Raises:
-        UserError: an image that is none of these, or a network that gives NaN or infinity on it.
+        UserError: the image is of another type, or the network returns NaN or infinity.
     """
     import numpy as np
     import torch
@@ -160,28 +160,28 @@ def evaluate(
     out: str | Path | None = None,
     show: int = 6,
 ) -> Evaluation:
-    """PSNR and SSIM on Y of networks of one scale over benchmark sets: ``effsr evaluate`` (``docs/tools.md``).
+    """Scores networks of one scale on benchmark sets, PSNR and SSIM on Y, like ``effsr evaluate``.
 
     Args:
-        models: one network, several, or a mapping of what they are to be called.
+        models: one network, a list, or a mapping from label to network.
         data: folder of the sets, or one set.
-        sets: names of sets; ``all``: every known one that is there.
+        sets: names of sets; 'all' takes every known set that is there.
         make_lr: make missing LR images with MATLAB's bicubic.
-        protocol: as the paper measured, or plainly; None: the paper's for one network of which a paper has scores.
-        self_ensemble: mean over the eight flips and rotations; None, as for the next three: as the protocol says.
+        protocol: 'paper' or 'plain' (``docs/tools.md``); None: 'paper' for one network that has a row in a paper.
+        self_ensemble: average over the eight flips and rotations; None, here and below: as the protocol says.
         tile: side of the tiles in LR pixels, 0 for whole images.
         overlap: LR pixels that neighbouring tiles share.
-        blend: how they are joined.
-        device: where it is computed; None: a GPU if there is one.
-        engine: what computes it; None: PyTorch.
-        out: folder for the report; None: none is written.
-        show: images on its page.
+        blend: how tiles are joined.
+        device: device of the computation; None: a GPU if there is one.
+        engine: engine of the networks; None: PyTorch.
+        out: folder for the report; None writes none.
+        show: number of images in report.html.
 
     Returns:
-        ``models``, a report per network with ``images`` and ``means()``, and ``paired``, differences to the first one.
+        ``models``: a report per network with ``images`` and ``means()``; ``paired``: differences to the first network.
 
     Raises:
-        UserError: a network, a set or an image that cannot be used.
+        UserError: a network, a set or an image cannot be used.
     """
     from basicsr_effsr.tools import evaluate as tool
     from basicsr_effsr.tools.networks import check_folder, choose_from
@@ -216,24 +216,24 @@ def benchmark(
     warmup: int | None = None,
     device: str | None = None,
 ) -> BenchmarkReport:
-    """Parameters, multiply-adds, memory and latency of networks of one scale: ``effsr benchmark`` (``docs/tools.md``).
+    """Counts and times networks of one scale, like ``effsr benchmark``.
 
     Args:
-        models: one network, several, or a mapping of what they are to be called; they take turns with RLFN and SPAN.
+        models: one network, a list, or a mapping from label to network; timed in turns with RLFN and SPAN.
         sizes: HxW of the input, or 720p, 1080p, 4k of the output.
-        dtypes: what is measured; none: networks are only counted.
-        channels_last: measure this memory format too.
-        compiled: measure with torch.compile too.
-        runs: that count; None: 50 on a GPU, 10 on a CPU.
-        warmup: runs before; None: 10 on a GPU, 2 on a CPU.
-        device: where it is computed; None: a GPU if there is one.
+        dtypes: precisions to time; an empty list only counts.
+        channels_last: also time this memory format.
+        compiled: also time with torch.compile.
+        runs: timed runs; None: 50 on a GPU, 10 on a CPU.
+        warmup: runs before them; None: 10 on a GPU, 2 on a CPU.
+        device: device of the computation; None: a GPU if there is one.
 
     Returns:
-        ``costs``, counted, and ``latencies``, measured, in milliseconds.
+        ``costs``: counted; ``latencies``: measured, in milliseconds.
 
     Raises:
-        UserError: a network that cannot be used, memory that runs out.
-        ValueError: a network that cannot be counted.
+        UserError: a network cannot be used, or the memory is too small.
+        ValueError: a network cannot be counted.
     """
     from basicsr_effsr.tools import benchmark as tool
     from basicsr_effsr.tools.networks import choose_from

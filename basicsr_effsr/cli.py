@@ -17,22 +17,30 @@ from basicsr_effsr.utils.memory import keep_freed_memory
 
 # name -> (module, attribute, line in the overview). The attribute is a function for typer, or a Typer app.
 COMMANDS: dict[str, tuple[str, str, str]] = {
-    'doctor': ('basicsr_effsr.tools.doctor', 'command', 'Say which BasicSR is used and whether it finds this package.'),
+    'doctor': (
+        'basicsr_effsr.tools.doctor',
+        'command',
+        'Show which BasicSR is used and if it finds this package.',
+    ),
     'host': ('basicsr_effsr.tools.host', 'app', 'Install BasicSR, on any Python.'),
-    'check': ('basicsr_effsr.tools.check', 'command', 'Check an option file and say what it will do.'),
-    'recipe': ('basicsr_effsr.tools.recipe', 'command', 'Option files of every network, with your data filled in.'),
-    'paper': ('basicsr_effsr.tools.paper', 'command', 'Every table of the papers: scores, cost, commands, results.'),
-    'evaluate': ('basicsr_effsr.tools.evaluate', 'command', 'Score a network on the benchmark sets.'),
-    'compare': ('basicsr_effsr.tools.compare', 'command', 'Networks and bicubic on images: a table and a picture.'),
-    'benchmark': ('basicsr_effsr.tools.benchmark', 'command', 'Parameters, multiply-adds, memory and latency.'),
-    'plot': ('basicsr_effsr.tools.plots', 'command', 'PSNR or SSIM against size, multiply-adds, latency, memory.'),
+    'check': ('basicsr_effsr.tools.check', 'command', 'Check an option file and show what it will do.'),
+    'recipe': ('basicsr_effsr.tools.recipe', 'command', 'Print the option file of a network, with your data folder.'),
+    'paper': ('basicsr_effsr.tools.paper', 'command', 'Print the tables of a paper: scores, cost, commands, results.'),
+    'evaluate': ('basicsr_effsr.tools.evaluate', 'command', 'Score networks on the benchmark sets.'),
+    'compare': ('basicsr_effsr.tools.compare', 'command', 'Compare networks and bicubic on images: a table, a figure.'),
+    'benchmark': (
+        'basicsr_effsr.tools.benchmark',
+        'command',
+        'Count and measure parameters, multiply-adds, memory, latency.',
+    ),
+    'plot': ('basicsr_effsr.tools.plots', 'command', 'Plot PSNR or SSIM against size, multiply-adds, latency, memory.'),
     'features': ('basicsr_effsr.tools.features', 'features', 'Draw feature and attention maps of a network.'),
     'lam': ('basicsr_effsr.tools.features', 'lam', 'Draw which pixels a network uses (local attribution map).'),
-    'runs': ('basicsr_effsr.tools.runs', 'command', 'List trainings, draw their curves.'),
-    'infer': ('basicsr_effsr.tools.infer', 'command', 'Enlarge images: files, folders, any size and kind.'),
+    'runs': ('basicsr_effsr.tools.runs', 'command', 'List training runs, draw their curves.'),
+    'infer': ('basicsr_effsr.tools.infer', 'command', 'Enlarge images: files or folders, any size.'),
     'export': ('basicsr_effsr.tools.export', 'command', 'Export to ONNX, TorchScript, torch.export, safetensors.'),
     'convert': ('basicsr_effsr.tools.convert', 'command', 'Convert checkpoints between layouts.'),
-    'zoo': ('basicsr_effsr.tools.zoo', 'app', 'Weights by name: list, fetch, import, add.'),
+    'zoo': ('basicsr_effsr.tools.zoo', 'app', 'Manage weights by name: list, fetch, import, add.'),
     'prepare': ('datasets_prep.cli', 'app', 'Download, convert, pack and verify data sets.'),
 }
 
@@ -63,7 +71,7 @@ class _Lazy(Commands):
     def reason(self, error: Exception) -> tuple[int, str]:
         if isinstance(error, ImportError) and not absent() and 'basicsr' not in sys.modules:
             what = f'{type(error).__name__}: {one_line(error)}'  # a clone comes without what it needs
-            return BAD_INPUT, f'BasicSR does not import ({what}); effsr doctor says more'
+            return BAD_INPUT, f'BasicSR does not import ({what}); see effsr doctor'
         return super().reason(error)
 
 

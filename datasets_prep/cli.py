@@ -17,9 +17,9 @@ from basicsr_effsr.utils.console import Commands, Console, Version, as_command, 
 
 _CPUS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 _SCHEDULE: dict[str, tuple[Any, Any, Any]] = {  # name -> type, default, how typer shows it
-    'workers': (int, _CPUS, typer.Option('--workers', '-j', min=0, help='Processes; 0 works in this one.')),
+    'workers': (int, _CPUS, typer.Option('--workers', '-j', min=0, help='Number of processes; 0 runs in this one.')),
     'shard': (str, '1/1', typer.Option(help='i/n: this machine takes every n-th item from the i-th on.')),
-    'dry_run': (bool, False, typer.Option('--dry-run', help='Only say what would be done.')),
+    'dry_run': (bool, False, typer.Option('--dry-run', help='Only print what would be done.')),
 }
 # name -> module, function, what it takes of the schedule; imported when called, as that takes a while
 COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -95,7 +95,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help='From nothing to a verified, fast data set for super-resolution. Every command can be interrupted at any '
+    help='Download, prepare and verify data sets for super-resolution. Every command can be interrupted at any '
     'moment and run again; what is finished is skipped.',
 )
 

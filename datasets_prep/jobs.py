@@ -30,7 +30,7 @@ from datasets_prep.files import same_folder
 
 SETTINGS_FILE = '.prepared.json'
 INTERRUPTED = 130
-Overwrite = Annotated[bool, typer.Option('--overwrite', help='Make again what is there.')]
+Overwrite = Annotated[bool, typer.Option('--overwrite', help='Replace existing outputs.')]
 
 
 @dataclass(frozen=True)

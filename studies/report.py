@@ -35,8 +35,8 @@ def verdict(seeds: Sequence[float], images: Sequence[float], trained: bool) -> t
     """The difference with its interval, over seeds, or over images where nothing was trained; and what it says."""
     mean, half = interval(seeds if trained else images)
     if len(seeds) < 2 and trained:
-        return f'{mean:+.3f}, one seed', 'cannot be told'
-    told = 'cannot be told' if abs(mean) <= half else 'holds' if mean > 0 else 'does not hold'
+        return f'{mean:+.3f}, one seed', 'inconclusive'
+    told = 'inconclusive' if abs(mean) <= half else 'holds' if mean > 0 else 'does not hold'
     return f'{mean:+.3f} ± {half:.3f}', told
 
 
@@ -68,10 +68,10 @@ def overview() -> str:
         found = {words: told for words, _, _, told in claims_of(study, runs)}
         least = min((len(runs.get(run, ())) for run in study['runs']), default=0)
         rows.append([name, str(least)])
-        for told in ('holds', 'does not hold', 'cannot be told', 'not run'):
+        for told in ('holds', 'does not hold', 'inconclusive', 'not run'):
             claims = [f'{better} over {other}' for better, other in study['claims']]
             rows[-1].append('; '.join(claim for claim in claims if found.get(claim, 'not run') == told) or '-')
-    return markdown_table(['study', 'seeds', 'holds', 'does not hold', 'cannot be told', 'not run'], rows).rstrip()
+    return markdown_table(['study', 'seeds', 'holds', 'does not hold', 'inconclusive', 'not run'], rows).rstrip()
 
 
 def curve(result: dict[str, Any], patches: int) -> str:

@@ -84,7 +84,7 @@ def images_of(folder: Path, scale: int, make_lr: bool = False) -> list[SetImage]
     if lonely and not make_lr:
         raise UserError(
             f'{lonely[0].gt} has no LR image at x{scale} ({len(lonely)} of {len(pairs)} lack one); prepare them with '
-            'python -m datasets_prep lr, or let them be made now with --make-lr'
+            'python -m datasets_prep lr, or add --make-lr to make them now'
         )
     return pairs
 

@@ -42,7 +42,7 @@ def get(path: str | Path, key: str) -> bytes | None:
         with _environment(path).begin() as transaction:
             return transaction.get(key.encode())
     except lmdb.Error as error:
-        raise ValueError(f'{path} is damaged inside ({error}); make the LMDB again') from error
+        raise ValueError(f'{path} is damaged ({error}); make the LMDB again') from error
 
 
 def shapes(path: Path) -> dict[str, tuple[int, int, int]]:
@@ -61,7 +61,7 @@ def shapes(path: Path) -> dict[str, tuple[int, int, int]]:
         # a byte-order mark would be a part of the first key
         parts = re.fullmatch(r'([^.\ufeff]+)\S* \((\d{1,9}), ?(\d{1,9})(?:, ?(\d))?\).*', line)
         if parts is None or not int(parts[2]) * int(parts[3]) or parts[1] in found:
-            twice = ', a name of its own,' if parts and parts[1] in found else ''
+            twice = ', with a unique name,' if parts and parts[1] in found else ''
             raise ValueError(
                 f'line {number} of {file} must be like 0001.png (480,480,3) 1{twice} got {line[:80]!r}; make the LMDB '
                 'again'
@@ -85,13 +85,13 @@ def check_whole(file: Path) -> None:
             magic, version, *tree, last, transaction = _META.unpack(page)
             metas += [(transaction, last, tree)] if (magic, version) == (_MAGIC, _VERSION) else []
         if len(metas) < 2:
-            raise ValueError(f'{file} is damaged, it does not begin as an LMDB; make the LMDB again')
+            raise ValueError(f'{file} is not an LMDB, or is damaged at its start; make the LMDB again')
         _, last, tree = max(metas)
         needed = (last + 1) * page_size
         if size < needed:
-            raise ValueError(f'{file} is cut off: it holds {size} of {needed} bytes; make the LMDB again')
+            raise ValueError(f'{file} is truncated: it has {size} of {needed} bytes; make the LMDB again')
         if not _tree_is_whole(stream, page_size, last, *tree):
-            raise ValueError(f'{file} is damaged inside; make the LMDB again')
+            raise ValueError(f'{file} is damaged; make the LMDB again')
 
 
 def _tree_is_whole(stream: BinaryIO, page_size: int, last: int, kind: int, depth: int, root: int) -> bool:

@@ -70,9 +70,9 @@ def header_and_tail(records: np.ndarray, names: list[str]) -> tuple[bytes, bytes
         ValueError: unless the names are as many as the records, in ``folder_order``, different and without line ends.
     """
     if len(names) != len(records) or any(a >= b for a, b in pairwise(map(folder_order, names))):
-        raise ValueError('pack: there must be one name per image, in the order of a folder and each different')
+        raise ValueError('pack: needs one unique name per image, in the order of a folder')
     if any('\n' in name for name in names):
-        raise ValueError('pack: a name must not hold a line end')
+        raise ValueError('pack: a name must not contain a line break')
     tail = records.tobytes() + '\n'.join(names).encode()
     index = end_of_images(records)
     ends = (index, index + records.nbytes, index + len(tail))
@@ -115,7 +115,7 @@ class Pack:
                 raise PackError(f'{path}: has pack version {version}, this code reads {VERSION}; make the pack again')
             if size != end:
                 raise PackError(
-                    f'{path}: holds {size} bytes where its header says {end}; it was cut off, copy it again'
+                    f'{path}: holds {size} bytes where its header says {end}; it is truncated, copy it again'
                 )
             if not ALIGNMENT <= index <= names <= end or names - index != count * RECORD.itemsize:
                 raise PackError(f'{path}: the header contradicts itself; the file is damaged, copy it again')
@@ -149,7 +149,7 @@ class Pack:
         begin = self.records['offset'].astype(np.float64)
         inside = (begin >= ALIGNMENT) & (begin + sides[0] * sides[1] * sides[2] <= end) & (sides[0] * sides[1] > 0)
         if len(self.names) != len(self) or not (inside & np.isin(self.records['channels'], (1, 3))).all():
-            raise PackError(f'{self.path}: its index leads out of its images; make the pack again')
+            raise PackError(f'{self.path}: its index points outside its images; make the pack again')
 
     def _stat(self) -> tuple[int, int]:
         status = os.fstat(self._file)
@@ -173,7 +173,7 @@ class Pack:
 
     def _planes(self, i: int) -> np.ndarray:
         if self._stat() != self._state:  # to read behind its new end would end the process
-            raise PackError(f'{self.path}: was overwritten while it is read; start again')
+            raise PackError(f'{self.path}: was overwritten while being read; start again')
         channels, height, width = self._shapes[i]
         offset = self._offsets[i]
         return self._bytes[offset : offset + channels * height * width].reshape(channels, height, width)
@@ -211,7 +211,7 @@ class PackSet:
             for i, name in enumerate(pack.names):
                 if name in self.where:
                     other = self.files[self.where[name][0]]
-                    raise ValueError(f'{other} and {pack.path} both hold {name!r}; take one of them out of {root}')
+                    raise ValueError(f'{other} and {pack.path} both hold {name!r}; remove one of them from {root}')
                 self.where[name] = (number, i)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -44,7 +44,9 @@ class Pair:
             return gt, image_size(self.lq)
         height, width = (side // scale for side in gt)
         if not height or not width:
-            raise ValueError(f'{self.gt} ({gt[1]}x{gt[0]}) must be at least {scale} pixels wide and high, to be shrunk')
+            raise ValueError(
+                f'{self.gt} ({gt[1]}x{gt[0]}) must be at least {scale} pixels wide and high to be downscaled'
+            )
         return (height * scale, width * scale), (height, width)
 
 
@@ -156,7 +158,7 @@ def list_pairs(where: str, data: Options) -> list[Pair]:
     if data.get('dataroot_lq') == BICUBIC:
         if is_packed(data) or is_lmdb(data) or _is_hosts(data):
             raise ValueError(
-                f'{where}.dataroot_lq: bicubic makes LR images of HR images in a folder, for EffSRPairedDataset with '
+                f'{where}.dataroot_lq: bicubic needs EffSRPairedDataset, HR images in a folder and '
                 'io_backend.type: disk; use that, or name LR images'
             )
         gt = _root(data, 'dataroot_gt')
@@ -215,7 +217,7 @@ def _pairs_of_names(
     if found.surplus and meta is None:
         raise ValueError(
             f'{where}.dataroot_lq: {gt_root} holds {len(gt)} HR and {lq_root} {len(lq)} LR images, '
-            f'{found.surplus[0]} among them without HR; remove what is surplus'
+            f'{found.surplus[0]} among them without HR; remove the surplus images'
         )
     return found.pairs
 
@@ -296,7 +298,7 @@ def _chosen(
                 'dataroot_gt'
             )
         if name in chosen:
-            raise ValueError(f'{where}: {file} names {chosen[name]} and {line}, which are one in {root}')
+            raise ValueError(f'{where}: {file} names {chosen[name]} and {line}, which are the same image in {root}')
         chosen[name] = line
     return list(chosen)
 
@@ -332,7 +334,9 @@ def lmdbs_opened_twice(datasets: Mapping[str, Any]) -> list[tuple[str, str]]:
             path, place = os.path.realpath(_root(data, key)), f'datasets.{phase}.{key}'
             other, other_shares = first.setdefault(path, (place, shares))
             if other != place and not (shares and other_shares):
-                found.append((place, f'{path} is opened for {other}, too, which LMDB forbids; use EffSRPairedDataset'))
+                found.append(
+                    (place, f'{path} is also opened by {other}, which LMDB does not allow; use EffSRPairedDataset')
+                )
     return found
 
 
@@ -341,8 +345,7 @@ def _pairs_in_lmdbs(where: str, data: Options) -> list[Pair]:
         for option, neutral in (('meta_info_file', None), ('filename_tmpl', '{}')):
             if data.get(option) not in (None, neutral):
                 raise ValueError(
-                    f'{where}.{option}: PairedImageDataset does not read it of an LMDB; take it out, or use '
-                    'EffSRPairedDataset'
+                    f'{where}.{option}: PairedImageDataset ignores it for an LMDB; remove it, or use EffSRPairedDataset'
                 )
     sizes = []
     for key in ROOTS:

@@ -12,7 +12,7 @@ from typing import Any
 from basicsr_effsr.host import REGISTRY
 from basicsr_effsr.utils.errors import UserError, one_line
 
-HOW_TO_GET_IT = 'effsr host install, or stand in a clone of BasicSR or of a fork, in the folder that holds basicsr/'
+HOW_TO_GET_IT = 'run effsr host install, or run this in the folder of a clone or fork that holds basicsr/'
 
 
 def look_here() -> None:
@@ -38,7 +38,7 @@ def need(name: str) -> Any:
         return importlib.import_module(name)
     except Exception as error:  # whatever a fork raises at import
         raise UserError(
-            f'{name} does not import ({type(error).__name__}: {one_line(error)}); effsr doctor says more'
+            f'{name} does not import ({type(error).__name__}: {one_line(error)}); see effsr doctor'
         ) from error
 
 

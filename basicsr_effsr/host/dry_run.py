@@ -59,7 +59,7 @@ class _StepError(Exception):
 
 def _no_fetch(url: str, *_: Any, **__: Any) -> None:
     """In place of torch's download: a check waits for no half gigabyte."""
-    raise _StepError('train', f'the run fetches {url} first, so its first step was not tried', False)
+    raise _StepError('train', f'the run first downloads {url} first, so its first step was not tried', False)
 
 
 @contextmanager
@@ -172,7 +172,7 @@ class _Step:
             elif place.startswith('path.pretrain') and not (ours or isinstance(error, FileNotFoundError)):
                 text = f'BasicSR cannot load it ({type(error).__name__}: {text}); effsr convert writes what it reads'
             elif not (ours and isinstance(error, (ValueError, OSError))):
-                text = f'the run would stop with {type(error).__name__}: {text}; correct or leave out this option'
+                text = f'the run would stop with {type(error).__name__}: {text}; correct or remove this option'
             raise _StepError(place, text.removeprefix(f'{place}: ')) from error
 
     def _place(self, frame: FrameType) -> str | None:
@@ -247,7 +247,7 @@ class _Step:
         self.datasets()
         data = opt['datasets']['train']
         if data.get('prefetch_mode') == 'cuda' and not (torch.cuda.is_available() and data.get('pin_memory')):
-            raise _StepError('datasets.train.prefetch_mode', 'cuda needs a GPU that is visible and pin_memory: true')
+            raise _StepError('datasets.train.prefetch_mode', 'cuda needs a visible GPU and pin_memory: true')
         self.build()
         if state:
             with self.at('path.resume_state'):
@@ -278,7 +278,7 @@ class _Step:
         if (logger.get('wandb') or {}).get('project') is not None:
             with self.at('logger.wandb'):
                 if logger.get('use_tb_logger') is not True:
-                    raise _StepError('logger.wandb', 'needs use_tb_logger: true, whose files it sends')
+                    raise _StepError('logger.wandb', 'needs use_tb_logger: true, whose files it uploads')
                 import_module('wandb')
         if logger.get('use_tb_logger'):
             with self.at('logger.use_tb_logger'):
@@ -400,7 +400,7 @@ def _refuse_what_compares_nothing(where: str) -> Callable:
         flat = torch.full_like(one, 0.5)
         reached, far, moved = (number(module.forward(*pair)) for pair in ((one, one), (flat, one), (one, other)))
         if reached > far + 1e-6 * abs(far) or reached == moved != 0:
-            words = 'which gives no smaller number for an output that is its target; take another loss'
+            words = 'but its value is not smaller when the output equals the target; use another loss'
             raise _StepError(f'{where}.type', f'{name} must be a loss of (output, target), {words}')
 
     return hook

@@ -49,7 +49,7 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return 'interrupted; repeat the command with --auto_resume'
     if isinstance(error, Exception) and lost_another(error):
-        return 'another process of this run has ended; its own words say why. Repeat the command with --auto_resume'
+        return 'another process of this run has ended; see its own message. Repeat the command with --auto_resume'
     of_ours = type(error).__module__.startswith('basicsr_effsr.') or (isinstance(error, ValueError) and ours)
     if not (of_ours or isinstance(error, OSError | FloatingPointError)):
         return ''

@@ -67,7 +67,7 @@ def take_folder(opt: Options) -> list[Problem]:
         who = 'another process'
         with suppress(OSError):  # Windows lets nobody read it
             who = read_text(lock.lock_file).strip() or who
-        return [Problem('name', f'{folder} is being written by {who}; wait for it, stop it, or take another name')]
+        return [Problem('name', f'{folder} is being written by {who}; wait for it, stop it, or choose another name')]
     except OSError as error:
         return [Problem('name', f'{folder} cannot be written: {error}')]
     with suppress(OSError):
@@ -143,7 +143,7 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
         except (CheckpointError, FileNotFoundError) as error:
             if not opt['auto_resume']:
                 raise
-            warn(f'{error}; going back to the checkpoint before it')
+            warn(f'{error}; using the checkpoint before it')
             continue
         opt['path']['resume_state'] = str(file)
         asked = {key: value for key, value in opt['path'].items() if key.startswith('param_key_')}
@@ -152,12 +152,12 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
         for key, value in asked.items():  # the host puts params for params_ema alone, and everywhere
             opt['path'][key] = value if key.replace('param_key_', 'network_') in ignored else 'params'
         if run.seed is not None and run.seed != opt['manual_seed']:  # without manual_seed BasicSR draws another
-            warn(f'manual_seed: {run.seed} of the resumed state counts, and not {opt["manual_seed"]}')
+            warn(f'manual_seed: using {run.seed} from the resumed state, not {opt["manual_seed"]}')
             opt['manual_seed'] = run.seed
         run.seed, run.resumed, opt['run_state'] = opt['manual_seed'], state, run
         return state
     if files:
-        raise CheckpointError(f'no state in {files[0].parent} can be read; move the folder away to begin again')
+        raise CheckpointError(f'no state in {files[0].parent} can be read; move the folder away to start again')
     return None
 
 
@@ -181,10 +181,10 @@ def _settle(run: RunState, sampling: Options, plan: StagePlan, samples: int) -> 
             anchor, state['epoch'] = (epoch, done), epoch
             changed = [key for key in sampling if before.get(key) != sampling[key]]
             had, has = ({key: of.get(key) for key in changed} for of in (before, sampling))
-            reason = 'its data set starts again, EffSRPairedDataset goes on'
+            reason = 'its data set starts the epoch again, where EffSRPairedDataset continues'
             reason = f'it had {had} and now has {has}' if sampling else reason
             if done:
-                warn(f'the run goes on with the first sample of epoch {epoch}, not exactly: {reason}')
+                warn(f'the run continues with the first sample of epoch {epoch}, not exactly: {reason}')
     run.sampling = {**sampling, 'anchor': list(anchor)} if sampling else {}
     return anchor
 
@@ -229,13 +229,13 @@ def replacements(opt: Options) -> dict[str, Any]:
         phase, ours = dataset_opt['phase'], derives_from_ours(type(dataset))
         _same_on_all_ranks(opt, phase, dataset)
         if dataset_opt.get('uint8') and lookup('MODEL', opt['model_type'])[0].__module__.startswith('basicsr.'):
-            words = f'{opt["model_type"]} of BasicSR cannot take bytes; use EffSRModel, or take uint8 out'
+            words = f'{opt["model_type"]} of BasicSR cannot read bytes; use EffSRModel, or remove uint8'
             raise ValueError(f'datasets.{phase}.uint8: {words}')
         if phase != 'train':
             return host_loader(dataset, dataset_opt, num_gpu=num_gpu, dist=dist, **others)
         stages = opt['train'].get('progressive')
         if not ours and stages:
-            words = f'{type(dataset).__name__} cannot change its patches; use EffSRPairedDataset'
+            words = f'{type(dataset).__name__} cannot change its patch size; use EffSRPairedDataset'
             raise ValueError(f'train.progressive: {words}')
         run: RunState = opt['run_state']  # a resumed one has taken the place of the new one
         for line in run.compare(recipe(opt)):

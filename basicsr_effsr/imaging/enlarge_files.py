@@ -220,7 +220,7 @@ def _load(enlarge: Enlarger, job: Enlargement, held: _Held) -> _Loaded:
         size = (enlarge.scale * height, enlarge.scale * width)
         check_size(job.kind, *size)
         if job.kind == 'jpeg' and picture.alpha is not None and enlarge.alpha is not Alpha.drop:
-            raise UserError('it is transparent, which jpeg cannot be; give --alpha drop or another --format')
+            raise UserError('it is transparent, which JPEG does not support; give --alpha drop or another --format')
         wanted = 12 * height * width + 2 * size[0] * size[1] * channels * picture.bits // 8
         check_memory(wanted, f'the result of {size[1]}x{size[0]} pixels')
         return _Loaded(job, picture, size, amount)

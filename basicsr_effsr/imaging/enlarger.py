@@ -112,11 +112,9 @@ class Enlarger:
         halo = getattr(net, 'halo', None)
         given = getattr(net, 'num_out_ch', self.channels)
         if self.channels not in (1, 3) or given != self.channels:
-            raise UserError(
-                f'{name} must take and give 1 or 3 channels to enlarge images, got {self.channels} and {given}'
-            )
+            raise UserError(f'{name} must have 1 or 3 input and output channels, got {self.channels} and {given}')
         if tile == 0 and (overlap is not None or blend is not Blend.auto):
-            raise UserError('--tile 0 takes whole images, which --overlap and --blend contradict; leave them out')
+            raise UserError('--tile 0 processes whole images, so --overlap and --blend have no effect; leave them out')
         if blend is Blend.auto:
             blend = Blend.feather if halo is None else Blend.halo
         if overlap is None:

@@ -68,7 +68,9 @@ class DistillationModel(EffSRModel):
         asked = {'file': str(path['pretrain_network_t']), 'param_key': path.get('param_key_t')}
         for key, place in (('file', 'path.pretrain_network_t'), ('param_key', 'path.param_key_t')):
             if run.teacher and asked[key] != run.teacher[key]:
-                get_root_logger().warning(f'{place}: {asked[key]} of the option file counts, it was {run.teacher[key]}')
+                get_root_logger().warning(
+                    f'{place}: using {asked[key]} from the option file; it was {run.teacher[key]}'
+                )
         run.teacher = asked
         net: nn.Module = build_network(self.opt['network_t']).to(self.device)
         self.load_network(net, asked['file'], path.get('strict_load_t', True), asked['param_key'])

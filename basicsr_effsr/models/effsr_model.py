@@ -90,7 +90,9 @@ class EffSRModel(Validation):
         log.info(f'Loaded {type(bare).__name__} {file}.')
         difference = '' if strict else mismatch(bare, read.state)
         if difference:
-            log.warning(f'{type(bare).__name__} was loaded in part {file}, the rest stays as initialised: {difference}')
+            log.warning(
+                f'{type(bare).__name__} was partly loaded {file}, the rest keeps its initial values: {difference}'
+            )
 
     def init_training_settings(self) -> None:
         train = self.opt['train']
@@ -222,8 +224,8 @@ class EffSRModel(Validation):
         keys = param_key if isinstance(param_key, list) else [param_key]
         bare = {key: self.get_bare_model(one) for one, key in zip(nets, keys, strict=True)}
         if not all(all_finite(one.parameters()) for one in bare.values()):
-            words = f'{net_label} has infinite or NaN weights and is not saved, what was saved before stays'
-            fix = 'begin again with a lower learning rate or train.grad_clip'
+            words = f'{net_label} has infinite or NaN weights and is not saved; earlier files are unchanged'
+            fix = 'start again with a lower learning rate or train.grad_clip'
             raise FloatingPointError(f'iteration {self.iteration}: {words}; {fix}')
         stored = {
             key: OrderedDict((name, tensor.cpu()) for name, tensor in one.state_dict().items())
@@ -271,7 +273,7 @@ class EffSRModel(Validation):
         lines = restore(self.optimizers, self.schedulers, resume_state, total)
         if not run.known:
             side = side_file(self._state_file(self.iteration), self.opt.get('rank', 0))
-            lines.append(f'{side} does not exist: the run goes on, but not exactly as uninterrupted')
+            lines.append(f'{side} does not exist: the run continues, but not bit for bit')
         for line in lines:
             get_root_logger().warning(line)
         if run.scaler:

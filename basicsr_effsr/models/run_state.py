@@ -25,7 +25,7 @@ REFUSED = re.compile(
     r'model_type|scale|network_(?!t\b)\w+.*|train\.optim_g\.type|train\.scheduler\.type|train\.distill\.feature_pairs.*'
 )
 ABSENT = 'nothing'
-NEW_RUN = 'put it back, or begin a new run (another name) from the weights with path.pretrain_network_g'
+NEW_RUN = 'restore it, or start a new run (another name) from the weights with path.pretrain_network_g'
 
 
 @dataclass(repr=False)
@@ -96,7 +96,7 @@ class RunState:
         if refused:
             raise UserError(f'path.resume_state: {self.file} is of another run, {"; ".join(refused)}; {NEW_RUN}')
         self.made_with = now
-        return [f'{p}: {now_is} of the option file counts, it was {was}' for p, was, now_is in changed]
+        return [f'{p}: using {now_is} from the option file; it was {was}' for p, was, now_is in changed]
 
 
 # what a side file holds
@@ -130,7 +130,7 @@ def read_side_file(file: Path) -> dict[str, Any]:
     stored = load_stored(file)
     fits = isinstance(stored, dict) and 'random' in stored and stored.keys() <= SAVED.keys()
     if not fits or any(not isinstance(v, SAVED[n]) for n, v in stored.items() if (n, v) != ('seed', None)):
-        raise CheckpointError(f'side file {file} must be what a run wrote beside its state, and is something else')
+        raise CheckpointError(f'side file {file} is not a file that a run wrote beside its state')
     return stored
 
 
@@ -211,7 +211,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) 
         trial.step()
     except Exception as error:  # each optimizer misses other things in the state of another class
         why = f'of another optimizer or of other parameters ({type(error).__name__}: {one_line(error)})'
-        words = f'{type(optimizer).__name__} cannot go on from the state, which is {why}'
+        words = f'{type(optimizer).__name__} cannot continue from the state, which is {why}'
         raise UserError(f'train.optim_g.type: {words}; {NEW_RUN}') from error
     asked = [_settings(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)
@@ -236,7 +236,7 @@ def _restore_schedule(scheduler: Any, saved: dict[str, Any], total: int) -> list
     end = sum(found.get('periods', [])) + 1  # the last iteration of a cosine schedule
     if 'periods' in found and end < total:
         words = f'must reach total_iter ({total}), and those of the resumed state, which count, end after {end - 1}'
-        fix = 'a cosine run cannot be extended, so lower total_iter, or begin a new run with path.pretrain_network_g'
+        fix = 'a cosine run cannot be extended, so lower total_iter, or start a new run with path.pretrain_network_g'
         raise UserError(f'train.scheduler.periods {words}; {fix}')
     scheduler.load_state_dict(saved)
     return _overruled('train.scheduler', asked, found)
@@ -252,7 +252,7 @@ def _public(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _overruled(section: str, asked: Mapping[str, Any], counts: Mapping[str, Any]) -> list[str]:
     return [
-        f'{section}.{key}: {counts.get(key)} of the resumed state counts, and not {asked[key]} of the option file'
+        f'{section}.{key}: using {counts.get(key)} from the resumed state, not {asked[key]} from the option file'
         for key in sorted(asked)
         if asked[key] != counts.get(key)
     ]

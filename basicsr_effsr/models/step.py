@@ -98,7 +98,7 @@ class TrainingStep:
                 return
         self.nonfinite += 1
         if self.nonfinite >= self.max_nonfinite:
-            fix = 'go on (--auto_resume) from the checkpoints before with train.grad_clip, or amp: bf16 instead of fp16'
+            fix = 'continue (--auto_resume) from the checkpoint before with train.grad_clip, or amp: bf16, not fp16'
             words = f'{message}, {self.nonfinite} times in a row (train.max_nonfinite)'
-            raise FloatingPointError(f'{words}; {fix}; or begin again with a lower learning rate')
+            raise FloatingPointError(f'{words}; {fix}; or start again with a lower learning rate')
         get_root_logger().warning(f'{message}; skipped ({self.nonfinite} in a row)')

@@ -36,7 +36,7 @@ def top(context: Context) -> Iterator[Problem]:
             others += read_by(context.model)
     yield from validate('', context.opt, spec.Top, others=[*others, *spec.AT_RUN_TIME[spec.Top]], strict=False)
     if context.is_train and 'debug' in str(context.opt.get('name')):
-        yield warning('name', 'holds "debug", so BasicSR validates every 8 and prints every iteration')
+        yield warning('name', 'contains "debug", so BasicSR validates every 8 and prints every iteration')
 
 
 def networks(context: Context) -> Iterator[Problem]:
@@ -52,7 +52,7 @@ def networks(context: Context) -> Iterator[Problem]:
                 net = context.nets[key] = on_meta(option)
         upscale, scale = getattr(net, 'upscale', None), context.scale
         if isinstance(upscale, int) and scale is not None and upscale != scale:
-            yield Problem(f'{key}.upscale', f'must equal scale {scale}, got {upscale}; say it once (&scale, *scale)')
+            yield Problem(f'{key}.upscale', f'must equal scale {scale}, got {upscale}; write it once (&scale, *scale)')
 
 
 def gpus(context: Context) -> Iterator[Problem]:
@@ -128,9 +128,9 @@ def loss_names(context: Context) -> Iterator[Problem]:
     logged = {*getattr(context.model, 'reserved_terms', ()), *(n for n, key in spec.LOGGED.items() if section.get(key))}
     for name in context.section('train', 'losses'):
         if not re.fullmatch(r'l_\w+', str(name)):
-            yield Problem(f'train.losses.{name}', 'must have a name of l_, letters and digits, as in l_edge')
+            yield Problem(f'train.losses.{name}', 'must be named l_ and letters or digits, such as l_edge')
         elif name in logged:
-            yield Problem(f'train.losses.{name}', 'must have another name, the model logs a term under it')
+            yield Problem(f'train.losses.{name}', 'must have another name; the model logs a term under this one')
     keys = [f'train.{key}' for key in spec.LOSSES]
     needs = getattr(context.model, 'needs_losses', context.opt.get('model_type') == 'SRModel')
     if section and needs and not any(map(section.get, spec.LOSSES)) and context.fine(*keys):
@@ -167,7 +167,7 @@ def scheduler(context: Context) -> Iterator[Problem]:
 
 
 def _warm_up(context: Context, milestones: list[float], restarts: list[float]) -> Iterator[Problem]:
-    """MultiStepLR goes on from the last rate of the warm-up, lr * (warmup_iter - 1) / warmup_iter."""
+    """MultiStepLR continues from the last rate of the warm-up, lr * (warmup_iter - 1) / warmup_iter."""
     section, rate = context.section('train'), context.section('train', 'optim_g').get('lr')
     total, warmup = section['total_iter'], section.get('warmup_iter', -1)
     if warmup < 1 or rate is None or any(restart >= warmup for restart in restarts):
@@ -177,7 +177,9 @@ def _warm_up(context: Context, milestones: list[float], restarts: list[float]) -
         yield warning('train.scheduler.milestones', f'{plain(lost)} lie within the warm-up and change nothing')
     reached = rate * min(warmup - 1, total) / warmup
     if reached < 0.99 * rate:
-        yield warning('train.warmup_iter', f'ends before lr {rate:g} is reached, MultiStepLR goes on from {reached:g}')
+        yield warning(
+            'train.warmup_iter', f'ends before lr {rate:g} is reached, MultiStepLR continues from {reached:g}'
+        )
 
 
 def iterations(context: Context) -> Iterator[Problem]:
@@ -226,7 +228,7 @@ def distillation(context: Context) -> Iterator[Problem]:
     if not any(weights) and not any(map(section.get, spec.LOSSES)):
         yield Problem(where, 'leaves nothing to train on; give alpha, beta or gamma a weight, or name train.losses')
     if section.get('pixel_opt') and distill.get('beta', 1):
-        words = f'is added to the L1 loss to HR that {where}.beta weighs; take one of them out (beta: 0)'
+        words = f'is added to the L1 loss to HR that {where}.beta weighs; remove one of them (beta: 0)'
         yield warning('train.pixel_opt', words)
     for key, names in (('network_g', pairs or {}), ('network_t', (pairs or {}).values())):
         net = context.nets.get(key)
@@ -244,7 +246,7 @@ def val(context: Context) -> Iterator[Problem]:
         read = getattr(context.model, 'val_keys', spec.HOST_VAL if _is_known(context) else None)
         yield from validate('val', section, spec.Val, read=read, strict=_is_known(context))
         if context.is_train and section.get('val_freq') is None and context.fine('val.val_freq'):
-            yield Problem('val.val_freq', 'is missing: iterations between validations')
+            yield Problem('val.val_freq', 'is missing: it sets the iterations between validations')
         tile = section.get('tile') or {}
         if 'size' in tile and tile.get('overlap', 0) >= tile['size'] and tile.get('blend') != 'halo':
             yield Problem('val.tile.overlap', f'must be less than size {tile["size"]}, got {tile["overlap"]}')

@@ -37,7 +37,7 @@ def option_text(file: Path) -> str:
     try:
         return read_text(file, MOST_BYTES)
     except OSError as error:
-        raise UserError(f'no option file {file} that can be read ({one_line(error)}); give one of options/') from error
+        raise UserError(f'cannot read option file {file} ({one_line(error)}); give one of options/') from error
 
 
 def read_option_file(file: Path) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _measured(file: Path) -> tuple[str, dict[str, int]]:
     lines = {'': 1}
     for number, (place, line) in enumerate(_entries(file, yaml.compose(text, Loader=_Loader), '', 1)):
         if number >= MOST_ENTRIES:
-            raise UserError(f'{file} must hold at most {MOST_ENTRIES} entries, aliases (*) written out')
+            raise UserError(f'{file} must hold at most {MOST_ENTRIES} entries, aliases (*) expanded')
         lines.setdefault(place, line)
     return text, lines
 
@@ -116,7 +116,7 @@ def _entries(file: Path, node: Any, place: str, depth: int) -> Iterator[tuple[st
         where, line = place, (key or value).start_mark.line + 1
         if key is not None:
             if not isinstance(key, yaml.ScalarNode):
-                raise UserError(f'{file} must have names for keys; line {line} has a list or a section')
+                raise UserError(f'{file} must have strings as keys; line {line} has a list or a section')
             name = (key.tag, key.value)
             if name in seen:
                 raise UserError(f'{file} gives {key.value!r} twice, on lines {seen[name]} and {line}; remove one')
@@ -129,5 +129,5 @@ def _entries(file: Path, node: Any, place: str, depth: int) -> Iterator[tuple[st
 
 def _refuse_depth(file: Path, part: Any, depth: int) -> None:
     if depth > DEEPEST:
-        words = f'{DEEPEST} sections in one another; line {part.start_mark.line + 1} is deeper'
+        words = f'{DEEPEST} nested sections; line {part.start_mark.line + 1} is deeper'
         raise UserError(f'{file} must hold at most {words}')

@@ -71,7 +71,7 @@ class Top(Section):
     model_type: str = needed('Class that trains and tests: EffSRModel, DistillationModel, or one of BasicSR.')
     scale: Positive | None = key('Scale factor of paired data sets; must equal network_g.upscale.')
     num_gpu: Natural | Literal['auto'] = needed('GPUs without a launcher; auto = all, 0 = CPU.')
-    manual_seed: Seed | None = key('Seed of weights and draws; drawn at random if left out.')
+    manual_seed: Seed | None = key('Seed of weights and random draws; default: random.')
     datasets: dict[Any, Any] = needed('Data sets by phase: train, val, val_2, test_1 ...')
     network_g: dict[Any, Any] = needed('The network that is trained or tested.')
     network_t: dict[Any, Any] | None = key('The frozen teacher of DistillationModel.')
@@ -111,7 +111,7 @@ class Dataset(Section):
     num_worker_per_gpu: Count = key('Data loading processes per GPU.', ge=0)
     batch_size_per_gpu: Count = key('Patches per GPU and iteration.', ge=1)
     dataset_enlarge_ratio: float = key('How many times an epoch repeats the data set.', gt=0)
-    use_shuffle: bool | None = key('Not read; BasicSR templates carry it.')
+    use_shuffle: bool | None = key('Ignored; present in BasicSR templates.')
     prefetch_mode: Literal['cpu', 'cuda'] | None = key('Prefetching of batches; cuda needs pin_memory.')
     num_prefetch_queue: Count = key('Length of the queue of prefetch_mode: cpu.', ge=1)
     pin_memory: bool | None = key('Put batches in page-locked memory.')
@@ -199,7 +199,7 @@ class Scheduler(Section):
     gamma: float = key('Factor applied to the learning rate at each milestone.')
     restarts: list[float] = key('Iterations of restarts.')
     periods: list[Annotated[float, Field(gt=0)]] = needed('Iterations of each cosine period.')
-    restart_weights: list[float] = key('Factor of the learning rate after each restart.')
+    restart_weights: list[float] = key('Factor applied to the learning rate after each restart.')
     eta_min: float = key('Smallest learning rate.', ge=0)
 
 
@@ -217,10 +217,10 @@ class Val(Section):
     metrics: dict[Any, Any] | None = key('Metrics by name.')
     self_ensemble: bool | None = key('Average over the eight flips and rotations.')
     tile: Tile | None = key('Validate in tiles.')
-    log_images: Count = key('Images per set and validation that tensorboard gets: LR enlarged, SR, HR (0).', ge=0)
-    fuse: bool | None = key('Validate the fused form of networks that have one (on unless false).')
+    log_images: Count = key('Images per set written to TensorBoard at each validation: enlarged LR, SR, HR (0).', ge=0)
+    fuse: bool | None = key('Validate the fused form of networks that have one (true).')
     engine: Literal['auto', 'torch', 'compile', 'onnxruntime', 'openvino'] | None = key(
-        'What computes the network (torch); auto: the fastest that agrees, and torch while training.'
+        'Engine of the network (torch); auto: the fastest with the same image, torch while training.'
     )
 
 
@@ -228,7 +228,7 @@ class Metric(Section):
     """Keys that every metric has beside those of its function."""
 
     type: str = needed('Function that computes it.')
-    better: Literal['higher', 'lower'] = key('Which of two values is the better one.')
+    better: Literal['higher', 'lower'] = key('Whether a higher or a lower value is better.')
 
 
 class CroppedMetric(Metric):

@@ -77,7 +77,7 @@ def validate(
             if likely or not open_ended:
                 hint = f'did you mean {likely!r}?' if likely else near(name, names)
                 fatal = not open_ended and (strict or bool(likely))
-                found.append(Problem(f'{place}{name}', f'nothing reads this option; {hint}', fatal))
+                found.append(Problem(f'{place}{name}', f'unknown key; {hint}', fatal))
         elif inner and isinstance(value, dict):
             found += validate(f'{place}{name}', value, inner)
         elif name in known:

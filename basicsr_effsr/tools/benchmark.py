@@ -99,7 +99,7 @@ def benchmark(
     report.costs = [latency.cost(*each, size, taken) for size in lr_sizes for each in counted]
     grid = product(lr_sizes, dtypes, (False, True)[: 1 + channels_last], (False, True)[: 1 + compiled])
     for size, dtype, last, fast in grid:
-        with enough_memory(f'an input of {size[0]}x{size[1]} in {dtype}', 'take smaller images, or --no-latency'):
+        with enough_memory(f'an input of {size[0]}x{size[1]} in {dtype}', 'use smaller images, or --no-latency'):
             how: dict[str, Any] = {'dtype': dtype, 'channels_last': last, 'compiled': fast, 'num_in_ch': taken}
             report.latencies += latency.latencies(nets, size, device, **how, warmup=warmup, runs=runs)
     if report.latencies and device.type == 'cuda' and 'SM clock [MHz]' in (state := latency.gpu_state(device)):
@@ -237,9 +237,9 @@ def command(
     if protocol is None and (idle := given(asked)):
         raise UserError(f'{idle} can only be used with --protocol')
     if no_latency and (idle := given(asked | measured, 'gt', 'psnr', 'data' if gt else '')):
-        raise UserError(f'--no-latency cannot be combined with {idle}, which nothing would use')
+        raise UserError(f'--no-latency cannot be combined with {idle}, which would have no effect')
     if gt is not None and (data is None or psnr is not None):
-        raise UserError('--gt needs --data, the LR images, and measures the PSNR that --psnr states')
+        raise UserError('--gt needs --data (the LR images) and cannot be combined with --psnr')
     if protocol is not None and dtype and 'fp32' not in dtype:
         raise UserError('--protocol times in fp32, so --dtype must name fp32 too, or be left out')
     if data is not None:

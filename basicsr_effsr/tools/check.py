@@ -17,14 +17,14 @@ from basicsr_effsr.utils.report import strict_json
 
 
 def command(
-    opt: Annotated[Path | None, typer.Option('-opt', '--opt', help='Option file, of training or of testing.')] = None,
+    opt: Annotated[Path | None, typer.Option('-opt', '--opt', help='Option file for training or testing.')] = None,
     more: Annotated[list[str] | None, typer.Argument(metavar='[KEY=VALUE]...', help='More of --force_yml.')] = None,
     force_yml: Annotated[
         list[str] | None,
-        typer.Option('--force_yml', help='Another value, as BasicSR takes it: train:ema_decay=0.999 name=other.'),
+        typer.Option('--force_yml', help='Change values, as in BasicSR: train:ema_decay=0.999 name=other.'),
     ] = None,
     every_image: Annotated[
-        bool, typer.Option('--all', help='Read the header of every image, not of a sample.')
+        bool, typer.Option('--all', help='Read the header of every training image, not of a sample.')
     ] = False,
     as_json: Annotated[bool, typer.Option('--json', help='Print problems and forecast as JSON.')] = False,
     schema: Annotated[
@@ -32,7 +32,7 @@ def command(
     ] = False,
     docs: Annotated[bool, typer.Option('--docs', help='Print the page of all options, in Markdown.')] = False,
 ) -> None:
-    """Check an option file and say what it will do; exit code 1 if the run would not do what the file says."""
+    """Check an option file and show what it will do; exit code 1 if the run would not do what the file says."""
     need('basicsr')
     if schema:
         from basicsr_effsr.options.schema import option_schema

@@ -97,7 +97,7 @@ def convert(
 
 def command(
     source: Annotated[Path, typer.Argument(help='Checkpoint: .pth of any layout, or .safetensors.')],
-    out: Annotated[Path | None, typer.Argument(help='File to write; left out, only says what the source is.')] = None,
+    out: Annotated[Path | None, typer.Argument(help='File to write; without it the source is only identified.')] = None,
     to: Annotated[Layout, typer.Option('--to', help='Layout of the new file.')] = Layout.basicsr,
     arch: networks.Arch = None,
     scale: networks.Scale = None,
@@ -106,7 +106,7 @@ def command(
     fuse: Annotated[bool, typer.Option('--fuse', help='Write the fused form (DPARN, EFRDN).')] = False,
     as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
 ) -> None:
-    """Convert a checkpoint of any layout, network and options found out from its names and shapes alone."""
+    """Convert a checkpoint of any layout; network and options are inferred from its names and shapes."""
     if arch is None and (scale is not None or settings):
         raise UserError('--scale and --set need --arch')
     if out is not None:
@@ -122,13 +122,13 @@ def command(
         return
     say(f'{report.source}: {described(report.network)}, {report.parameters:,} parameters')
     if report.entry:
-        say(f'  taken from its entry {".".join(report.entry)}; --param-key names another')
+        say(f'  read from the entry {".".join(report.entry)}; --param-key selects another')
     for old, new in report.renamed.items():
         say(f'  renamed {old} to {new}')
     if report.assumed:
         guessed = ', '.join(f'{name}={as_yaml(value)}' for name, value in report.assumed.items())
         say(f'  cannot be inferred from the weights; assumed {guessed}')
     if report.dropped:
-        say(f'  left out, the network computes them: {", ".join(report.dropped[:4])}')
+        say(f'  dropped, computed by the network: {", ".join(report.dropped[:4])}')
     if report.file:
         say(f'{report.file}: written as {report.layout}, read back and equal')

@@ -47,7 +47,7 @@ def _inspect_torch(report: DoctorReport) -> None:
         import torch
     except Exception as error:  # a missing library of the system, a folder torch/ in the way ...
         raise UserError(
-            f'PyTorch does not import ({type(error).__name__}: {one_line(error)}): install it again, '
+            f'PyTorch cannot be imported ({type(error).__name__}: {one_line(error)}): install it again, '
             'pip install --force-reinstall torch torchvision, and look for a file or folder torch here'
         ) from error
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -91,7 +91,7 @@ def _inspect_basicsr(report: DoctorReport) -> None:
     if spec is None or spec.origin is None:
         raise UserError(f'BasicSR is not installed, training and check need it: {HOW_TO_GET_IT}')
     if spec.submodule_search_locations is None:
-        raise UserError(f'{spec.origin} is taken for BasicSR, which is a folder: rename that file')
+        raise UserError(f'{spec.origin} is taken for BasicSR, which must be a folder: rename that file')
     folder = Path(spec.origin).parent
     report.facts['basicsr'] = str(folder)
     installed = _version('basicsr')
@@ -111,11 +111,11 @@ def _inspect_basicsr(report: DoctorReport) -> None:
         lacking = error.name if isinstance(error, ModuleNotFoundError) else None
         fix = 'install or repair what it names'
         if lacking in (DEAD_TORCHVISION, VERSION):
-            fix = 'our automatic loading serves that module, switch it on'
+            fix = 'our automatic loading supplies that module, switch it on'
         elif lacking and not lacking.startswith('basicsr'):
-            fix = f'a clone comes without what it needs: pip install {lacking}'
+            fix = f'a clone does not install its dependencies: pip install {lacking}'
         why = f'{type(error).__name__}: {one_line(error)}'
-        raise UserError(f'BasicSR at {folder} does not import: {why}; {fix}') from error
+        raise UserError(f'BasicSR at {folder} cannot be imported: {why}; {fix}') from error
 
 
 def _inspect_names(report: DoctorReport) -> None:
@@ -124,7 +124,7 @@ def _inspect_names(report: DoctorReport) -> None:
     try:
         _registration.register()
     except Exception as error:  # the finding of this command, not its failure
-        raise UserError(f'the classes of {OURS} do not load: {type(error).__name__}: {error}') from error
+        raise UserError(f'the classes of {OURS} cannot be loaded: {type(error).__name__}: {error}') from error
     for kind in _registration.ROOMS:
         found = dict(iter(_registration.registry_of(kind)))
         for alias in sorted(name for name in found if name.endswith('_effsr')):
@@ -133,7 +133,7 @@ def _inspect_names(report: DoctorReport) -> None:
             ours = owner.startswith(OURS)
             report.names[name] = {'kind': kind, 'owner': 'this package' if ours else owner, 'ours as': alias}
             if not ours:
-                report.notes.append(f'{name} belongs to {owner}; ours is there as {alias}')
+                report.notes.append(f'{name} belongs to {owner}; ours is registered as {alias}')
 
 
 def examine() -> DoctorReport:
@@ -160,7 +160,7 @@ def examine() -> DoctorReport:
 
 
 def command(as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False) -> None:
-    """Say which BasicSR is used and whether it finds this package; exit code 1 if something is wrong."""
+    """Show which BasicSR is used and whether it finds this package; exit code 1 if something is wrong."""
     report = examine()
     if as_json:
         typer.echo(strict_json(report))
@@ -174,5 +174,5 @@ def command(as_json: Annotated[bool, typer.Option('--json', help='Print the repo
         for problem in report.problems:
             say(f'problem: {problem}', style='red')
         if not report.problems:
-            say('All is well: python -m basicsr.train finds every name above.', style='green')
+            say('No problems: python -m basicsr.train finds every name above.', style='green')
     raise typer.Exit(1 if report.problems else 0)

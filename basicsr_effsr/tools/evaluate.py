@@ -99,7 +99,7 @@ def command(
     choose: Callable[..., list[networks.Chosen]],
     data: Annotated[Path, typer.Option(help='Folder of the benchmark sets, or one set.')] = Path('datasets'),
     sets: Annotated[
-        list[str] | None, typer.Option('--sets', help='Only this set; repeatable. all, the default: every known one.')
+        list[str] | None, typer.Option('--sets', help='Only this set; repeatable. Default all: every known set.')
     ] = None,
     out: Annotated[Path, typer.Option('--out', '-o', help='Folder for report.md, .csv, .json and .html.')] = Path(
         'results/evaluate'
@@ -108,8 +108,8 @@ def command(
     protocol: Annotated[
         Measured | None,
         typer.Option(
-            help="paper: as the paper's row was measured; plain: whole images once, HR cropped to the scale. Default: "
-            'what the section val says, for the rest the paper, if there is a row, or plain for several networks.'
+            help='paper: as the paper measured; plain: whole images once, HR cropped to the scale. Default: '
+            'section val of the file, else paper if the paper has a row, else plain; plain for several networks.'
         ),
     ] = None,
     self_ensemble: Annotated[
@@ -124,17 +124,15 @@ def command(
     blend: Annotated[str | None, typer.Option(help='mean, feather or halo. Default: the protocol, or mean.')] = None,
     show: Annotated[
         int,
-        typer.Option(
-            min=0, help='Images on the page: the least gain over bicubic, or where several networks differ most.'
-        ),
+        typer.Option(min=0, help='Images in report.html: least gain over bicubic, or largest difference of networks.'),
     ] = 6,
     device: networks.Device = None,
     engine: Annotated[
-        Engine | None, typer.Option(help='What computes the networks. Default: the section val, or torch.')
+        Engine | None, typer.Option(help='Engine of the networks. Default: the section val, or torch.')
     ] = None,
     json_out: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
 ) -> None:
-    """Score networks on Set5, Set14, B100, Urban100, Manga109 beside each other and their papers; an HTML page."""
+    """Score networks on Set5, Set14, B100, Urban100, Manga109 next to their papers, with an HTML report."""
     networks.check_folder(out)
     how = {'self_ensemble': self_ensemble, 'tile': tile, 'overlap': overlap, 'blend': blend}
     asked = {'sets': sets, 'make_lr': make_lr, 'protocol': protocol, 'out': out, 'show': show}

@@ -207,7 +207,7 @@ class Evaluation:
         )
         notes = [f'{report.name}: {report.protocol}' for report in self.models if not alike]
         notes += (
-            [] if alike else ['The networks are not measured alike: their differences are those of the protocols, too.']
+            [] if alike else ['The networks use different protocols: their differences include those of the protocols.']
         )
         found = [(report.name, note) for report in self.models for note in report.words()[1]]
         shared = {note for _, note in found if sum(note == other for _, other in found) == len(self.models)}
@@ -287,12 +287,12 @@ def remarks(
     if theirs is not None:
         crop = math.lcm(theirs.modulus, scale)
         if used.words(scale) != theirs.words(scale):
-            found.append(f'Paper and run are not measured alike; the paper: {theirs.words(scale)}.')
+            found.append(f'Paper and run use different protocols; the paper: {theirs.words(scale)}.')
         for folder in sorted({pair.gt.parent for _, pair in work}):
             kept = re.fullmatch(r'GTmod(\d+)', folder.name)
             if kept and crop % int(kept[1]):
                 found.append(
-                    f'Paper and run are not measured alike: the images of {folder} are cropped to multiples of '
+                    f'Paper and run use different crops: the images of {folder} are cropped to multiples of '
                     f'{kept[1]}, those of the paper to multiples of {crop}.'
                 )
     for name, mean in report.means().items():

@@ -124,16 +124,17 @@ def command(
     choose: Callable[..., networks.Chosen],
     form: Annotated[Form, typer.Option('--form', help='What to write.')] = Form.onnx,
     dtype: Annotated[str, typer.Option(help='fp32 or fp16.')] = 'fp32',
-    no_fuse: Annotated[bool, typer.Option('--no-fuse', help='Export the form that was trained.')] = False,
+    no_fuse: Annotated[bool, typer.Option('--no-fuse', help='Export the training form.')] = False,
     int8: Annotated[bool, typer.Option('--int8', help='ONNX with convolutions in 8 bits; needs --calibrate.')] = False,
-    calibrate: Annotated[
-        Path | None, typer.Option(help='Folder of LR images from which --int8 takes the ranges of maps.')
-    ] = None,
+    calibrate: Annotated[Path | None, typer.Option(help='Folder of LR images to calibrate --int8 on.')] = None,
     data: Annotated[Path | None, typer.Option(help='Benchmark set, such as Set5, on which --int8 is scored.')] = None,
-    random: Annotated[bool, typer.Option('--random', help='Without weights, for a look at the graph.')] = False,
+    random: Annotated[bool, typer.Option('--random', help='Export without weights, to inspect the graph.')] = False,
     tolerance: Annotated[float | None, typer.Option(help='Largest difference; fp32 1e-4, fp16 2e-2.')] = None,
     out: Annotated[
-        Path | None, typer.Option('--out', '-o', help='File to write; default: beside the weights, of a zoo name here.')
+        Path | None,
+        typer.Option(
+            '--out', '-o', help='File to write; default: beside the weights, for a zoo name the current folder.'
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
 ) -> None:

@@ -52,13 +52,17 @@ def in_words(done: Done) -> str:
 def command(
     choose: Callable[..., networks.Chosen],
     inputs: Annotated[list[str], typer.Argument(help='Images: files, folders, patterns in quotes.')],
-    out: Annotated[Path, typer.Option('--out', '-o', help='Folder of the results; or a file for one image.')] = Path(
+    out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the results, or a file for one image.')] = Path(
         'results/infer'
     ),
-    suffix: Annotated[str | None, typer.Option(help='Put behind the names; default: _x and the scale.')] = None,
-    kind: Annotated[Format, typer.Option('--format', help='same: that of the input.')] = Format.same,
-    quality: Annotated[int, typer.Option(min=1, max=100, help='Of JPEG and WebP; WebP at 100 is lossless.')] = 95,
-    recursive: Annotated[bool, typer.Option('--recursive', help='Look into folders below the given ones.')] = False,
+    suffix: Annotated[str | None, typer.Option(help='Suffix of the file names; default: _x and the scale.')] = None,
+    kind: Annotated[
+        Format, typer.Option('--format', help='Format of the results; same: that of the input.')
+    ] = Format.same,
+    quality: Annotated[
+        int, typer.Option(min=1, max=100, help='Quality of JPEG and WebP; WebP at 100 is lossless.')
+    ] = 95,
+    recursive: Annotated[bool, typer.Option('--recursive', help='Include subfolders.')] = False,
     alpha: Annotated[Alpha, typer.Option(help='How transparency is enlarged.')] = Alpha.bicubic,
     tile: Annotated[str, typer.Option(help='Side of the tiles in LR pixels; 0: none; auto: 512 above 512 x 512.')] = (
         'auto'
@@ -74,7 +78,7 @@ def command(
     rank: Annotated[int, typer.Option(envvar='RANK', min=0, hidden=True)] = 0,
     world: Annotated[int, typer.Option(envvar='WORLD_SIZE', hidden=True)] = 1,
 ) -> None:
-    """Enlarge images; results that exist are skipped, so a run that was stopped can go on.
+    """Enlarge images; existing results are skipped, so the same command resumes a stopped run.
 
     Exit code 1 if an image failed, 2 for bad input. Under torchrun each process takes its share.
     """

@@ -32,7 +32,9 @@ ParamKey = Annotated[str | None, typer.Option(help='Entry of the checkpoint: par
 REPEATABLE = ('opt', 'arch', 'weights', 'model')
 Device = Annotated[str | None, typer.Option(help='cpu, cuda, cuda:1 ...; default: a GPU, if any.')]
 SelfEnsemble = Annotated[bool, typer.Option('--self-ensemble', help='Mean over eight flips and rotations.')]
-Computed = Annotated[Engine, typer.Option('--engine', help='What computes the network; auto: the fastest that agrees.')]
+Computed = Annotated[
+    Engine, typer.Option('--engine', help='Engine of the network; auto: the fastest with the same image.')
+]
 
 
 def read_options(file: Path) -> dict[str, Any]:

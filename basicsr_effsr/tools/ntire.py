@@ -123,7 +123,7 @@ def ntire(
         files = None if data is None else images_of(data)
         before = 0 if strict else warmup if files is None else 1
         what = f'the random image of --protocol {year}' if files is None else f'--data: an image of {data}'
-        with enough_memory(what, 'take smaller images, or --no-latency'):
+        with enough_memory(what, 'use smaller images, or --no-latency'):
             nets = {name: one.to(device) for name, one in nets.items()}
             repeats = runs if files is None else 1
             mean, measured, peak = over_images(nets, files, gt, device, warmup=before, runs=repeats)

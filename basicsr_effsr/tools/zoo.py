@@ -51,8 +51,8 @@ def command(
 ) -> None:
     """Weights by name: list them, fetch, import authors' files, add a model of your own.
 
-    A name serves every command as --model NAME, and option files as zoo://NAME. The cache is EFFSR_CACHE or the
-    user's cache folder; EFFSR_MIRROR is asked in place of GitHub.
+    Commands take a name as --model NAME, option files as zoo://NAME. The cache is EFFSR_CACHE or the
+    user's cache folder; EFFSR_MIRROR replaces GitHub as the server.
     """
     if context.invoked_subcommand is not None:
         return
@@ -78,22 +78,22 @@ def command(
 
 
 @app.command()
-def fetch(names: Annotated[list[str], typer.Argument(help='Models, as the table names them.')]) -> None:
-    """Fetch models into the cache, to work without a network later."""
+def fetch(names: Annotated[list[str], typer.Argument(help='Names from the table.')]) -> None:
+    """Download models into the cache, for use without a network."""
     for name in names:
         say(f'{name}: {zoo.located(f"zoo://{name}", say=lambda line: say(line, err=True))}')
 
 
 @app.command('import')
 def bring(source: Annotated[Path, typer.Argument(exists=True, help="Folder of the authors' files, or one.")]) -> None:
-    """Copy authors' files into the cache; they are known by their hash, their parameters or their network."""
+    """Copy authors' files into the cache; hash, parameters or network identify them."""
     for file, what in zoo.bring(source):
         say(f'{file}: {what}')
 
 
 @app.command()
 def add(
-    name: Annotated[str, typer.Argument(help='From then on --model NAME and zoo://NAME.')],
+    name: Annotated[str, typer.Argument(help='Name of the model, for --model NAME and zoo://NAME.')],
     file: Annotated[Path, typer.Argument(help='Checkpoint.')],
     opt: Annotated[Path | None, typer.Option('-opt', '--opt', help='Option file it was trained with.')] = None,
     scores: Annotated[Path | None, typer.Option(help='report.json of effsr evaluate.')] = None,

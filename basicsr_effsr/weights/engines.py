@@ -113,9 +113,9 @@ def engine_for(
                     best = found
         return best
     if device.type != 'cpu':
-        raise UserError(f'{engine.value} computes on the CPU here, not on {device}; take the engine torch or compile')
+        raise UserError(f'{engine.value} computes on the CPU here, not on {device}; use the engine torch or compile')
     if dtype not in (torch.float32, *([torch.bfloat16] if engine is Engine.openvino else [])):
-        raise UserError(f'{engine.value} does not compute in {dtype} here; take fp32, or the engine torch')
+        raise UserError(f'{engine.value} does not compute in {dtype} here; use fp32, or the engine torch')
     needs(engine.value, EXTRAS[engine.value])
     return exported(net, engine.value, dtype, keep)
 
