@@ -17,6 +17,7 @@ import runpy
 import signal
 import socket
 import sys
+import tempfile
 from types import ModuleType
 
 ended: list[BaseException] = []
@@ -57,6 +58,7 @@ def become(arguments: list[str], cwd: str, environment: dict[str, str], out: int
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # some torch has asked for it
     what, *rest = arguments
     if what == '-m':
         sys.path[0], sys.argv = cwd, rest

@@ -47,9 +47,9 @@ class Context:
         return value if isinstance(value, dict) else {}
 
     def fine(self, *where: str) -> bool:
-        """True if nothing fatal has been found at these places or below them."""
-        bad = [f'{problem.where}.' for problem in self.found if problem.fatal]
-        return not any(place.startswith(f'{w}.') for place in bad for w in where)
+        """True if nothing fatal has been found at these places, below them, or at a section that they are in."""
+        bad, asked = [f'{problem.where}.' for problem in self.found if problem.fatal], [f'{w}.' for w in where]
+        return not any(place.startswith(w) or w.startswith(place) for place in bad for w in asked)
 
     @property
     def scale(self) -> int | None:

@@ -30,7 +30,6 @@ WHOLE = BeforeValidator(_whole)  # after the bounds, which the schema loses othe
 Count = Annotated[int, WHOLE]  # 300000, or !!float 3e5
 Natural = Annotated[int, Field(ge=0), WHOLE]
 Positive = Annotated[int, Field(ge=1), WHOLE]
-Seed = Annotated[int, Field(ge=0, lt=2**32), WHOLE]
 # of a folder or a file: nothing that leads elsewhere, on a system that drops blanks and dots at the end either
 Name = Annotated[str, Field(pattern=r'^([^/\\ \x00-\x1f][^/\\\x00-\x1f]*)?[^/\\. \x00-\x1f]$'), AfterValidator(_short)]
 
@@ -69,9 +68,12 @@ def fields(section: type[Section]) -> dict[str, FieldInfo]:
 class Top(Section):
     name: Name = needed('Name of the experiment and of its folder; "debug" in it changes the frequencies.')
     model_type: str = needed('Class that trains and tests: EffSRModel, DistillationModel, or one of BasicSR.')
-    scale: Positive | None = key('Scale factor of paired data sets; must equal network_g.upscale.')
-    num_gpu: Natural | Literal['auto'] = needed('GPUs without a launcher; auto = all, 0 = CPU.')
-    manual_seed: Seed | None = key('Seed of weights and random draws; default: random.')
+    # BasicSR takes these three out of the file before anything can make an integer of 4.0
+    scale: Annotated[int, Field(ge=1)] | None = key('Scale factor of paired data sets; must equal network_g.upscale.')
+    num_gpu: Annotated[int, Field(ge=0)] | Literal['auto'] = needed('GPUs without a launcher; auto = all, 0 = CPU.')
+    manual_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = key(
+        'Seed of weights and random draws; default: random.'
+    )
     datasets: dict[Any, Any] = needed('Data sets by phase: train, val, val_2, test_1 ...')
     network_g: dict[Any, Any] = needed('The network that is trained or tested.')
     network_t: dict[Any, Any] | None = key('The frozen teacher of DistillationModel.')
