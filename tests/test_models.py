@@ -821,6 +821,23 @@ class TestResume:
         with pytest.raises(FloatingPointError, match='iteration 2: l_pix not finite, 2 times in a row'):
             twin.optimize_parameters(2)
 
+    @pytest.mark.parametrize('place', ['statistics', 'average', 'optimizer'])
+    def test_what_nobody_could_read_is_not_saved(self, opt, tmp_path, place):
+        opt['network_g'] = {'type': 'BatchNormSR'}
+        model = trained(opt, batches(1))
+        model.save(0, 1)
+        before = {file: file.read_bytes() for file in tmp_path.rglob('*') if file.is_file()}
+        name, tensor = {
+            'statistics': ('running_var', model.net_g.body[1].running_var),
+            'average': ('params_ema', model.net_g_ema.body[1].weight.data),
+            'optimizer': ('exp_avg', model.optimizer_g.state[model.net_g.body[0].weight]['exp_avg']),
+        }[place]
+        tensor.view(-1)[0] = float('inf')
+        with pytest.raises(FloatingPointError, match=f'infinite or NaN in .*{name}'):
+            model.save(0, 2)
+        assert {file: file.read_bytes() for file in before} == before
+        assert not (tmp_path / 'states' / '2.state').exists()
+
     def test_best_scores_are_remembered(self, opt, tmp_path):
         model = trained(opt, batches(1))
         model.best_metric_results = {'Set5': {'psnr': {'better': 'higher', 'val': 31.0, 'iter': 1}}}

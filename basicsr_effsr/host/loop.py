@@ -38,7 +38,7 @@ from basicsr_effsr.models.run_state import RunState, leaves, read_side_file, rec
 from basicsr_effsr.options.problem import Problem
 from basicsr_effsr.utils.distributed import active, first, from_all
 from basicsr_effsr.utils.files import read_text, sweep_parts
-from basicsr_effsr.utils.stored import CheckpointError, load_stored
+from basicsr_effsr.utils.stored import CheckpointError, load_stored, not_finite
 from basicsr_effsr.weights.checkpoint import read_state_dict
 
 Options = dict[str, Any]
@@ -95,6 +95,8 @@ def _read_state(file: Path) -> dict[str, Any]:
         case {'epoch': int(), 'iter': int(), 'optimizers': [*optimizers], 'schedulers': [*schedulers]} if all(
             isinstance(one, dict) and {'state', 'param_groups'} <= one.keys() for one in optimizers
         ) and all(isinstance(one, dict) for one in schedulers):
+            if bad := not_finite([one['state'] for one in optimizers]):
+                raise CheckpointError(f'path.resume_state: {file} is NaN or infinite in optimizers.{bad}; {fix}')
             return state
     found = sorted(map(str, state))[:4] if isinstance(state, dict) else type(state).__name__
     words = f'must hold epoch, iter, optimizers and schedulers, and holds {found}'

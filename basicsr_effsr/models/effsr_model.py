@@ -23,8 +23,9 @@ from basicsr_effsr.options.signatures import find
 from basicsr_effsr.options.spec import LOGGED
 from basicsr_effsr.utils import distributed
 from basicsr_effsr.utils.errors import UserError, near
-from basicsr_effsr.utils.training import all_finite, random_states, restore_random_states, to_float, update_average
-from basicsr_effsr.weights.checkpoint import load_into, mismatch
+from basicsr_effsr.utils.stored import not_finite
+from basicsr_effsr.utils.training import random_states, restore_random_states, to_float, update_average
+from basicsr_effsr.weights.checkpoint import COMPUTED, load_into, mismatch
 
 __all__ = ['EffSRModel']
 
@@ -223,14 +224,12 @@ class EffSRModel(Validation):
         nets = net if isinstance(net, list) else [net]
         keys = param_key if isinstance(param_key, list) else [param_key]
         bare = {key: self.get_bare_model(one) for one, key in zip(nets, keys, strict=True)}
-        if not all(all_finite(one.parameters()) for one in bare.values()):
-            words = f'{net_label} has infinite or NaN weights and is not saved; earlier files are unchanged'
-            fix = 'start again with a lower learning rate or train.grad_clip'
-            raise FloatingPointError(f'iteration {self.iteration}: {words}; {fix}')
         stored = {
             key: OrderedDict((name, tensor.cpu()) for name, tensor in one.state_dict().items())
             for key, one in bare.items()
         }
+        kept = {key: {n: t for n, t in one.items() if not n.endswith(COMPUTED)} for key, one in stored.items()}
+        self._refuse_not_finite(net_label, kept)
         label = 'latest' if current_iter == -1 else current_iter
         write(stored, Path(self.opt['path']['models']) / f'{net_label}_{label}.pth')
 
@@ -242,13 +241,21 @@ class EffSRModel(Validation):
         self._saved = current_iter
         distributed.wait_for_all()  # the state vouches for the side files of all ranks
         if not self.opt.get('rank', 0):
-            state = {
+            state: dict[str, Any] = {
                 'epoch': epoch,
                 'iter': current_iter,
                 'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
                 'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
             }
+            self._refuse_not_finite('the optimizer', [one['state'] for one in state['optimizers']])
             write(state, self._state_file(current_iter))
+
+    def _refuse_not_finite(self, what: str, values: Any) -> None:
+        """Nobody could go on from a file of these values, and no command would take it."""
+        if bad := not_finite(values):
+            words = f'{what} is infinite or NaN in {bad} and is not saved; earlier files are unchanged'
+            fix = 'start again with a lower learning rate or train.grad_clip'
+            raise FloatingPointError(f'iteration {self.iteration}: {words}; {fix}')
 
     def _save_run_state(self, iteration: int) -> None:
         run = self.run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import zipfile
@@ -101,6 +102,19 @@ def read_metadata(path: str | Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except Exception:  # whoever reads the tensors gets the sentence
         return {}
+
+
+def not_finite(value: Any, place: str = '') -> str:
+    """The place of the first infinity or NaN in dictionaries and lists of tensors and numbers; empty if none is there.
+
+    Looks at values, where a norm of large ones may overflow.
+    """
+    if isinstance(value, Tensor):
+        return place if value.is_floating_point() and not torch.isfinite(value).all() else ''
+    if isinstance(value, float):
+        return '' if math.isfinite(value) else place
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return next(filter(None, (not_finite(part, f'{place}.{key}'.lstrip('.')) for key, part in inner)), '')
 
 
 def refuse_unusable(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -140,8 +140,16 @@ def test_equal_runs_give_equal_bytes(opt, tmp_path):
     assert one == other
 
 
+NOT_WHOLE = {  # -> what is named
+    'missing network': 'net_g_6.pth',
+    'cut side file': '6.effsr',
+    'side file of another kind': '6.effsr',
+    'NaN in the optimizer': '6.state',
+}
+
+
 @pytest.mark.parametrize('resume', ['--auto_resume', 'by name'])
-@pytest.mark.parametrize('fault', ['missing network', 'cut side file', 'side file of another kind'])
+@pytest.mark.parametrize('fault', NOT_WHOLE)
 def test_a_checkpoint_that_is_not_whole(opt, tmp_path, fault, resume):
     """By --auto_resume the one before it counts, by its name it is refused."""
     file, folder = write(opt, tmp_path / 'short.yml'), tmp_path / 'experiments' / 'short'
@@ -151,6 +159,10 @@ def test_a_checkpoint_that_is_not_whole(opt, tmp_path, fault, resume):
         (folder / 'models' / 'net_g_6.pth').unlink()
     elif fault == 'cut side file':
         side.write_bytes(side.read_bytes()[:-100])
+    elif fault == 'NaN in the optimizer':
+        state = torch.load(side.with_suffix('.state'), weights_only=True)
+        state['optimizers'][0]['state'][3]['exp_avg_sq'].view(-1)[1] = torch.nan
+        torch.save(state, side.with_suffix('.state'))
     else:
         torch.save({'random': 1, 'sampling': 5}, side)
     if resume == '--auto_resume':
@@ -160,7 +172,7 @@ def test_a_checkpoint_that_is_not_whole(opt, tmp_path, fault, resume):
     else:
         opt['path']['resume_state'] = str(folder / 'training_states' / '6.state')
         done = run(*TRAIN, write(opt, tmp_path / 'named.yml'), cwd=tmp_path)
-        in_a_sentence(done, 'path.resume_state', 'net_g_6.pth' if 'network' in fault else '6.effsr')
+        in_a_sentence(done, 'path.resume_state', NOT_WHOLE[fault])
 
 
 @pytest.mark.parametrize('model', ['EffSRModel', 'SRModel'])
