@@ -23,6 +23,7 @@ from benchmarks.side_by_side import NETS, Case, Row, Settings, facts, run, write
 MINUTES = 13  # after which nothing new begins
 CASES: dict[str, Case] = {  # a case yields the rows that it has measured
     'training': speed.training,
+    'checkpointing': speed.checkpointing,
     'inference': speed.inference,
     'windows': speed.windows,
     'model': speed.model,

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from basicsr_effsr.utils.memory import keep_freed_memory
+from basicsr_effsr.utils.training import checkpoint_activations
 from benchmarks.plain import plain
 from benchmarks.side_by_side import NETS, Row, Settings, Step, inference_step, measure, peak_memory, profile
 
@@ -65,6 +66,18 @@ def training(settings: Settings) -> Iterator[Row]:
             yield row('training step', f'{name}, {form}', ms['plain'], ms[form], target, steps[form], settings)
         mib = {form: peak_memory(steps[form], settings.device) for form in ('plain', 'eager')}
         yield Row('peak training memory', name, mib['plain'], mib['eager'], 'MiB', 1.0)
+
+
+def checkpointing(settings: Settings) -> Iterator[Row]:
+    """The step and its peak of memory without and with activation checkpointing."""
+    for name in settings.nets:
+        net = settings.build(name)
+        checkpoint_activations(net)
+        steps = {'usual': training_step(settings.build(name), settings), 'twice': training_step(net, settings)}
+        mib = [peak_memory(step, settings.device) for step in steps.values()]
+        yield Row('activation checkpointing', f'{name}, peak', *mib, 'MiB')
+        ms = measure(steps, settings.device, settings.seconds)
+        yield Row('activation checkpointing', f'{name}, step', ms['usual'], ms['twice'])
 
 
 def inference(settings: Settings) -> Iterator[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from nets import ABLATIONS, CASES, Case, needs_programs
 from torch import Tensor, nn
 
 from basicsr_effsr.imaging.tiling import tiled_forward
+from basicsr_effsr.utils.training import blocks_of, checkpoint_activations
 from benchmarks.plain import PLAIN, plain
 
 ALL = CASES | ABLATIONS
@@ -250,6 +252,38 @@ def test_compiles_into_the_same_network(case):
     x = image(2, case.size)
     compiled = torch.compile(net, backend='aot_eager', dynamic=False, fullgraph=True)
     torch.testing.assert_close(compiled(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+@every_net
+@pytest.mark.parametrize('amp', [False, True], ids=['fp32', 'bf16'])
+def test_activation_checkpointing_changes_no_gradient(case, amp):
+    """Nor random numbers, batch norms or names; every block is computed once more, in training alone."""
+    option = {'drop_path_rate': 0.5} if 'drop_path_rate' in case.tiny else {}
+    plain_net = build(case, **option).train()
+    net, calls = copy.deepcopy(plain_net), []
+
+    def counted(calls, forward, *args):
+        calls.append(1)
+        return forward(*args)
+
+    for block in blocks_of(net).values():
+        block.forward = partial(counted, calls, block.forward)
+    checkpoint_activations(net)
+    x, found = image(2, case.size), []
+    for form in (plain_net, net):
+        torch.manual_seed(3)
+        with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+            out = form(x)
+        once = len(calls)
+        out.float().square().mean().backward()
+        found.append([out, *(p.grad for p in form.parameters()), *form.buffers(), torch.rand(3)])
+    assert len(calls) == 2 * once > 0
+    for theirs, ours in zip(*found, strict=True):
+        assert (ours is theirs is None) or torch.equal(ours, theirs)
+    assert list(net.state_dict()) == list(plain_net.state_dict())
+    twin = copy.deepcopy(net).eval()
+    assert torch.equal(twin(x), plain_net.eval()(x))
+    assert all(block.forward.args[0] is block for block in blocks_of(twin).values())
 
 
 @every_net

@@ -13,7 +13,7 @@ from benchmarks import gpu, run
 @pytest.mark.parametrize(
     ('command', 'cases', 'words'),
     [
-        (run, ['training', 'inference', 'model', 'distillation'], ['--net', 'HASN', '--quick']),
+        (run, ['training', 'checkpointing', 'inference', 'model', 'distillation'], ['--net', 'HASN', '--quick']),
         (run, ['windows'], ['--net', 'AGDN', '--quick']),
         (gpu, ['steps', 'images', 'affinities'], ['--net', 'HASN', '--quick', '--device', 'cpu']),
     ],

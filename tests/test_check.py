@@ -179,6 +179,7 @@ FAULTS = [
     ('network_g.type', [], 'network_g'),
     ('train.compile', {'moed': 'x'}, 'train.compile.moed'),
     ('train.compile', {'mode': 'fastest'}, 'train.compile.mode'),
+    ('train.use_checkpoint', 'yes', 'train.use_checkpoint'),
     ('train.optim_g.type', ['Adam'], 'train.optim_g'),
     ('train.scheduler.type', [], 'train.scheduler'),
     ('train.scheduler.milestones', ['x'], 'train.scheduler.milestones'),
@@ -780,6 +781,27 @@ class TestMemoryOfTheTeacher:
         parts = self.estimate(put(copy.deepcopy(distil), 'train.accumulate', 4))
         assert half < full
         assert parts == pytest.approx(full / 4, rel=0.1)
+
+
+class TestActivationCheckpointing:
+    def test_the_estimate_is_smaller(self, opt):
+        put(put(opt, 'datasets.train.batch_size_per_gpu', 64), 'datasets.train.dataset_enlarge_ratio', 100)
+        opt['network_g'] = {**TINY, 'num_block': 6}
+        full = forecast(copy.deepcopy(opt), True)[1]['estimated memory per GPU, MiB']
+        problems_found, will = forecast(put(opt, 'train.use_checkpoint', True), True)
+        assert not [p for p in problems_found if p.fatal]
+        assert will['estimated memory per GPU, MiB'] < full / 2
+
+    @pytest.mark.parametrize(
+        ('dotted', 'value', 'words'),
+        [
+            ('train.compile', True, 'beside train.compile'),
+            ('network_g', {'type': 'SRVGGNetCompact', 'upscale': 4}, 'has no blocks'),
+        ],
+    )
+    def test_what_it_cannot_do_is_refused(self, opt, dotted, value, words):
+        found, _ = forecast(put(put(opt, 'train.use_checkpoint', True), dotted, value), True)
+        assert [p.where for p in found if words in str(p) and p.fatal] == ['train.use_checkpoint']
 
 
 def run(*arguments):

@@ -344,6 +344,16 @@ class TestExtras:
         assert in_channels_last(other.net_g)
         assert not in_channels_last(plain.net_g)
 
+    @pytest.mark.parametrize(
+        'more', [{}, {'amp': 'bf16', 'accumulate': 2, 'channels_last': True}], ids=['alone', 'more']
+    )
+    def test_activation_checkpointing_trains_the_same(self, opt, more):
+        usual = trained(change(opt, **more), batches(3))
+        model = trained(change(opt, use_checkpoint=True), batches(3))
+        assert equal(model.net_g, usual.net_g)
+        assert equal(model.net_g_ema, usual.net_g_ema)
+        model.test()
+
     def test_nonfinite_iterations_are_skipped_and_the_nth_in_a_row_stops_the_run(self, opt):
         change(opt, max_nonfinite=3)
         good, bad = batches(1)[0], batches(1)[0]
@@ -623,6 +633,14 @@ class TestDistillation:
         terms = model.loss_terms(batch['lq'], batch['gt'])
         assert terms['l_teacher'].item() == pytest.approx(0, abs=1e-6)
         assert terms['l_feat'].item() == pytest.approx(0, abs=1e-6)
+
+    def test_features_inside_blocks_that_are_computed_twice(self, opt, tmp_path):
+        opt = self.option(opt, tmp_path, feature_pairs={'block_1': 'block_1', 'block_1.ln': 'block_1'})
+        opt['network_g'] = dict(opt['network_t'])
+        usual = trained(opt, batches(3))
+        model = trained(change(opt, use_checkpoint=True), batches(3))
+        assert usual.get_current_log()['l_feat'] == model.get_current_log()['l_feat'] > 0
+        assert equal(model.net_g, usual.net_g)
 
     def test_the_teacher_is_frozen_and_in_no_checkpoint(self, opt, tmp_path):
         opt = self.option(opt, tmp_path, feature_loss={'type': 'FAKDLoss', 'adapter': 'conv1x1'})

@@ -24,7 +24,13 @@ from basicsr_effsr.options.spec import LOGGED
 from basicsr_effsr.utils import distributed
 from basicsr_effsr.utils.errors import UserError, near
 from basicsr_effsr.utils.stored import not_finite
-from basicsr_effsr.utils.training import random_states, restore_random_states, to_float, update_average
+from basicsr_effsr.utils.training import (
+    checkpoint_activations,
+    random_states,
+    restore_random_states,
+    to_float,
+    update_average,
+)
 from basicsr_effsr.weights.checkpoint import COMPUTED, load_into, mismatch
 
 __all__ = ['EffSRModel']
@@ -44,7 +50,7 @@ class EffSRModel(Validation):
 
     train_keys = frozenset(
         'total_iter warmup_iter ema_decay optim_g scheduler pixel_opt perceptual_opt losses amp channels_last compile '
-        'grad_clip accumulate max_nonfinite progressive'.split()
+        'use_checkpoint grad_clip accumulate max_nonfinite progressive'.split()
     )
     val_keys = frozenset('val_freq save_img suffix pbar metrics self_ensemble tile fuse engine log_images'.split())
 
@@ -110,6 +116,8 @@ class EffSRModel(Validation):
         if train.get('compile'):
             options = train['compile'] if isinstance(train['compile'], dict) else {}
             self.get_bare_model(self.net_g).compile(**options)
+        if train.get('use_checkpoint'):
+            checkpoint_activations(self.get_bare_model(self.net_g))
 
     def _init_ema(self) -> None:
         get_root_logger().info(f'Use Exponential Moving Average with decay: {self.ema_decay}')

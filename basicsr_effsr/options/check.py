@@ -97,6 +97,8 @@ def logger(context: Context) -> Iterator[Problem]:
 
 def train(context: Context) -> Iterator[Problem]:
     """The keys of ``train`` and of its sections; a model of others may read any."""
+    from basicsr_effsr.utils.training import blocks_of
+
     section = context.section('train')
     if section:
         read = getattr(context.model, 'train_keys', spec.HOST_TRAIN if _is_known(context) else None)
@@ -107,6 +109,14 @@ def train(context: Context) -> Iterator[Problem]:
         if not context.fine('train.progressive'):
             section.pop('progressive', None)
         net = context.nets.get('network_g')
+        if section.get('use_checkpoint') and section.get('compile'):
+            words = (
+                'must not stand beside train.compile, which decides itself what to compute twice; take one of them out'
+            )
+            yield Problem('train.use_checkpoint', words)
+        elif section.get('use_checkpoint') and net is not None and not blocks_of(net):
+            words = f'would change nothing, as {type(net).__name__} has no blocks of several layers; take it out'
+            yield Problem('train.use_checkpoint', words)
         if section.get('amp') and not getattr(net, 'supports_half', True):
             yield warning('train.amp', f'{type(net).__name__} gives visibly different images in half precision')
     elif context.fine('train'):

@@ -122,7 +122,8 @@ def _training_memory(context: Context) -> int:
     for stage in StagePlan(data['batch_size_per_gpu'], train.get('progressive')).stages:
         samples, side = max(stage.batch // parts, 1), (stage.gt_size or data['gt_size']) // opt['scale']
         channels = opt['network_g'].get('num_in_ch', 3)
-        needed = saved_for_backward(net, (side, side), batch=samples, num_in_ch=channels, amp=amp)
+        how = {'num_in_ch': channels, 'amp': amp, 'checkpointing': bool(train.get('use_checkpoint'))}
+        needed = saved_for_backward(net, (side, side), batch=samples, **how)
         if taught:
             half = (train.get('distill') or {}).get('teacher_dtype') in ('bf16', 'fp16')
             weights = 4 * count_params(teacher)

@@ -174,6 +174,7 @@ class Train(Section):
     amp: Literal['bf16', 'fp16', False] | None = key('Mixed precision training.')
     channels_last: bool | None = key('Channels-last memory format of images and weights.')
     compile: bool | Compile | None = key('torch.compile the network: true, or options.')
+    use_checkpoint: bool | None = key('Activation checkpointing: less memory, blocks are computed twice.')
     grad_clip: float | None = key('Largest norm of the gradient; 0 = off.', ge=0)
     accumulate: Positive | None = key('Gradient accumulation: number of parts of each batch.')
     max_nonfinite: Natural | None = key(

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from basicsr_effsr.utils.training import DTYPES
+from basicsr_effsr.utils.training import DTYPES, blocks_of
 
 # operators beside views that move or make data and compute nothing
 _FREE = frozenset(
@@ -124,19 +125,33 @@ def count_macs(net: nn.Module, lr_size: tuple[int, int], *, num_in_ch: int = 3, 
 
 
 def saved_for_backward(
-    net: nn.Module, lr_size: tuple[int, int], *, batch: int, num_in_ch: int = 3, amp: str | None = None
+    net: nn.Module,
+    lr_size: tuple[int, int],
+    *,
+    batch: int,
+    num_in_ch: int = 3,
+    amp: str | None = None,
+    checkpointing: bool = False,
 ) -> int:
     """Bytes of activations that a forward pass in train mode keeps for the backward pass.
 
     The larger part of what training needs beside weights, gradients and optimizer; work space of the kernels and the
-    holes of the allocator come on top. ``amp`` is bf16 or fp16 under autocast; the rest as for :func:`count_macs`.
+    holes of the allocator come on top. ``amp`` is bf16 or fp16 under autocast; with ``checkpointing`` the inputs of all
+    blocks count, and of their activations those of the largest block; the rest as for :func:`count_macs`.
     """
-    kept: dict[int, Any] = {}  # storages by identity, alive as long as they are counted
+    kept: dict[int, tuple[Any, Any]] = {}  # storages by identity, alive as long as they are counted, and their blocks
+    inside: list[nn.Module | None] = [None]
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage
+        kept.setdefault(storage._cdata, (storage, inside[-1]))
         return tensor
+
+    def enter(block: nn.Module, inputs: Any) -> None:
+        for tensor in filter(lambda leaf: isinstance(leaf, Tensor), tree_leaves(inputs)):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage, None
+        inside.append(block)
 
     with (
         _passing(net, lr_size, num_in_ch, batch) as (empty, image),
@@ -145,8 +160,14 @@ def saved_for_backward(
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         own = {p.untyped_storage()._cdata for p in [*empty.parameters(), *empty.buffers()]}
+        for block in dict.fromkeys(blocks_of(empty).values()) if checkpointing else ():
+            block.register_forward_pre_hook(enter)
+            block.register_forward_hook(lambda *_: inside.pop() and None)
         keep(empty.train()(image))
-    return sum(storage.nbytes() for key, storage in kept.items() if key not in own)
+    sums: Counter[Any] = Counter()
+    for key, (storage, block) in kept.items():
+        sums[block] += storage.nbytes() if key not in own else 0
+    return sums.pop(None, 0) + max(sums.values(), default=0)
 
 
 _KINDS = ('convolution', 'linear', 'attention', 'elementwise', 'activations', 'convolutions')

@@ -1,14 +1,17 @@
-"""Parts of a training step: the moving average, gradients, random states."""
+"""Parts of a training step: the moving average, gradients, activation checkpointing, random states."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}  # what options call them
 
@@ -33,6 +36,49 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     """Whether no tensor holds an infinity or a NaN, as a flag that is still on the device."""
     values = [tensor.detach() for tensor in tensors] or [torch.zeros(())]
     return torch.isfinite(torch.stack([norm.float() for norm in torch._foreach_norm(values)])).all()
+
+
+def blocks_of(net: nn.Module) -> dict[str, nn.Module]:
+    """The children of several layers with weights, also those in lists and sequences, by dotted name."""
+    found: dict[str, nn.Module] = {}
+    for name, child in net.named_children():
+        if isinstance(child, nn.ModuleList | nn.Sequential):
+            found |= {f'{name}.{inner}': block for inner, block in blocks_of(child).items()}
+        elif sum(bool(part._parameters) for part in child.modules()) > 1:
+            found[name] = child
+    return found
+
+
+def checkpoint_activations(net: nn.Module) -> None:
+    """In training, of each block its input alone is kept; the backward pass computes the block once more.
+
+    Same gradients, random numbers and statistics of batch norms; names and weights stay, and so does all that is
+    computed without gradients or in eval mode.
+    """
+    for block in dict.fromkeys(blocks_of(net).values()):
+        block.forward = partial(_checkpointed, block, block.forward)
+
+
+def _checkpointed(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not (block.training and torch.is_grad_enabled()):
+        return forward(*args, **kwargs)
+    return checkpoint(
+        forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_left(block)), **kwargs
+    )
+
+
+@contextmanager
+def _statistics_left(block: nn.Module) -> Iterator[None]:
+    """Batch norms, which have seen this batch, do not count it twice."""
+    norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm, dict(norm._buffers)) for norm in norms]
+    for norm, buffers in kept:
+        norm._buffers.update({name: buffer.clone() for name, buffer in buffers.items() if buffer is not None})
+    try:
+        yield
+    finally:
+        for norm, buffers in kept:
+            norm._buffers.update(buffers)
 
 
 def random_states() -> dict[str, Any]:
