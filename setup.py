@@ -5,9 +5,9 @@ from runpy import run_path
 
 from setuptools import find_packages, setup
 
-# BasicSR is no dependency: which one somebody has, a release or the clone of a fork, is theirs to say, and from Python
-# 3.13 on pip cannot build its releases. `effsr host install` can.
-# The option files go into the package, where effsr recipe finds them without a checkout.
+# BasicSR is not a dependency: users choose a release or a fork, and pip cannot build its releases on Python 3.13 and
+# later. `effsr host install` can.
+# The option files are part of the package, so that effsr recipe works without a checkout.
 RECIPES = {f'basicsr_effsr.recipes.{kind}': f'options/{kind}' for kind in ('train', 'test', 'papers')}
 
 setup(

@@ -1,4 +1,4 @@
-"""The hook that lets the unchanged ``python -m basicsr.train`` find this package.
+"""The hook by which the unchanged ``python -m basicsr.train`` finds this package.
 
 PyTorch calls :func:`install` at the end of ``import torch`` (entry point group ``torch.backends``).
 It only puts a finder on the import path; the finder acts on a few module names and, until one of
@@ -57,5 +57,5 @@ def install(force=False):
             from basicsr_effsr.host import adapt
 
             adapt.adapt_loaded()
-    except Exception as error:  # a hook that dies would take `import torch` with it
+    except Exception as error:  # an exception here would break `import torch`
         sys.stderr.write(f'basicsr_effsr: automatic loading is off in this process ({error!r})\n')

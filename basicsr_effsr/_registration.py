@@ -1,4 +1,4 @@
-"""Putting our classes into BasicSR's registries without ever taking a name away from anybody, and finding any there."""
+"""Registers our classes with BasicSR, without ever taking a name in use, and finds registered classes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_ours(obj: Any) -> bool:
 
 
 def derives_from_ours(cls: Any) -> bool:
-    """True for a class of this package and for what a user derives from one."""
+    """True for a class of this package and for a subclass of one."""
     return any(is_ours(base) for base in getattr(cls, '__mro__', ()))
 
 
@@ -56,7 +56,7 @@ def register(registry: str | None = None) -> None:
             if file.name.endswith(ending):
                 module = import_module(f'{package.__name__}.{file.name}')
                 first = getattr(module, f'{kind.upper()}_REGISTRY')
-                if first is not current:  # BasicSR has been loaded again since
+                if first is not current:  # BasicSR has been reloaded since
                     for cls in {obj for _, obj in first if obj.__module__ == module.__name__}:
                         register_in(current)(cls)
 

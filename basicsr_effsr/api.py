@@ -23,7 +23,7 @@ def register() -> None:
     from basicsr_effsr._autoload import install
     from basicsr_effsr._registration import register as _register
 
-    install(force=True)  # without it nobody serves what basicsr 1.4.2 imports and torchvision dropped
+    install(force=True)  # supplies what basicsr 1.4.2 imports and torchvision removed
     _register()
 
 

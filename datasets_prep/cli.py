@@ -54,7 +54,7 @@ def _run(function: Callable[..., Any], options: dict[str, Any]) -> None:
         with sigterm_interrupts():
             summary = function(**options, schedule=schedule)
     except KeyboardInterrupt:
-        say('interrupted; run the same command again to go on', err=True)
+        say('interrupted; run the same command again to continue', err=True)
         raise typer.Exit(130) from None
     for line in summary.lines():
         say(line)

@@ -76,7 +76,8 @@ class Merge(_Row):
 
 
 class DataSet(_Row):
-    """A data set: archives to fetch, others that it needs, or (``manual``) how to get what is handed out on request.
+    """A data set: archives to fetch, others that it needs, or (``manual``) how to get what is available on request
+    only.
 
     Of the latter the files like ``archives`` are unpacked, the ``first`` images or all.
     """

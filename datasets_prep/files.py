@@ -75,7 +75,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def is_one_line(name: str) -> bool:
-    """Whether a name can stand in a text file, in UTF-8 and in one line, however the reader finds line ends."""
+    """Whether a name can be written to a text file, in UTF-8 and in one line, however the reader finds line ends."""
     try:
         return name.encode() != b'' and name.splitlines() == [name]
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Running many small jobs: in several processes, skipping what is done, surviving whatever happens to one of them."""
+"""Runs many small jobs in several processes; finished ones are skipped, a failed one does not stop the others."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Summary:
         if self.planned:
             counts = f'{self.title}: would do {self.planned}, {self.skipped} already there (dry run, nothing written)'
         if self.interrupted:
-            counts += '; interrupted, run the same command again to go on'
+            counts += '; interrupted, run the same command again to continue'
         return [*lines, counts]
 
 
@@ -226,7 +226,7 @@ def run_jobs(title: str, jobs: Sequence[Job], schedule: Schedule) -> Summary:
                 except Exception as error:
                     summary.failed[job.name] = _reason(error, job.name)
                     if isinstance(error, WriteError):
-                        summary.notes.append(f'{title}: stopped; run the same command again to go on')
+                        summary.notes.append(f'{title}: stopped; run the same command again to continue')
                         break
         except KeyboardInterrupt:
             summary.interrupted = True
@@ -271,7 +271,7 @@ def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Callable
 
 
 def _died() -> None:
-    raise RuntimeError('a worker process died at it or beside it; was it out of memory? run again with fewer --workers')
+    raise RuntimeError('a worker process died, perhaps out of memory; run again with fewer --workers')
 
 
 def _start_worker() -> None:

@@ -39,7 +39,9 @@ def make_lmdb(
     out: Annotated[Path, typer.Argument(help='The LMDB, ending in .lmdb.')],
     *,
     compression: Compression = 1,
-    strip: Annotated[str, typer.Option(help='Ending left out of the keys, equal for HR and LR: x4 of DIV2K.')] = '',
+    strip: Annotated[
+        str, typer.Option(help='Suffix dropped from the keys, so that HR and LR agree: x4 of DIV2K.')
+    ] = '',
     overwrite: Overwrite = False,
     schedule: Schedule = ALONE,
 ) -> Summary:
@@ -120,7 +122,7 @@ def _put_together(ready: Path, staged: dict[str, Path], compression: int) -> Pat
                             lines.append(f'{key}.png ({height},{width},{channels}) {compression}\n')
                 env.sync(True)
         except lmdb.Error as error:
-            raise WriteError(f'{ready / "data.mdb"}: cannot be written ({error}); make room there') from error
+            raise WriteError(f'{ready / "data.mdb"}: cannot be written ({error}); free some space there') from error
     write_bytes(ready / 'lock.mdb', b'')  # LMDB fills it when opened; it would hold our process ids
     write_bytes(ready / 'meta_info.txt', ''.join(lines).encode())
     return ready

@@ -1,4 +1,4 @@
-"""A small paired data set out of the photographs inside scikit-image's wheel."""
+"""A small paired data set from the photographs in scikit-image's wheel."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def make_subimages(
     scale: Annotated[int, typer.Option(min=1, help='1 for HR; for LR its scale, a divisor of crop, step, thresh.')] = 1,
     crop: Annotated[int, typer.Option(min=1, help='Side of a sub-image in HR pixels.')] = 480,
     step: Annotated[int, typer.Option(min=1, help='Distance of two sub-images in HR pixels.')] = 240,
-    thresh: Annotated[int, typer.Option(min=0, help='A rest of up to this many HR pixels gets no sub-image.')] = 0,
+    thresh: Annotated[int, typer.Option(min=0, help='A remainder of up to this many HR pixels gets no sub-image.')] = 0,
     compression: Compression = 3,
     overwrite: Overwrite = False,
     schedule: Schedule = ALONE,

@@ -1,4 +1,4 @@
-"""Is a data set what it should be? Pairs, sizes, decodability, and LR really being the bicubic of HR."""
+"""Verifies a data set: pairs, sizes, decodability, and that LR is the bicubic of HR."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _CUT_BORDER = 2  # the widened kernel reaches two LR pixels to either side
 
 def verify(
     hr: Annotated[Path, typer.Argument(help='HR images: a folder, an .lmdb or a .pack.')],
-    lr: Annotated[Path | None, typer.Argument(help='LR images, likewise; without, HR is checked alone.')] = None,
+    lr: Annotated[Path | None, typer.Argument(help='LR images, likewise; without them only HR is checked.')] = None,
     *,
-    scale: Annotated[int, typer.Option(min=1, help='HR size over LR size.')] = 1,
+    scale: Annotated[int, typer.Option(min=1, help='Size of HR divided by size of LR.')] = 1,
     filename_tmpl: FilenameTmpl = '{}',
     bicubic: Annotated[bool, typer.Option(help='Compare LR with the bicubic of HR.')] = True,
     tolerance: Annotated[float, typer.Option(min=0, max=1, help='Allowed fraction of differing values.')] = 0.0,
-    border: Annotated[int, typer.Option(min=0, help='LR pixels along the sides not compared; 2 for sub-images.')] = 0,
+    border: Annotated[int, typer.Option(min=0, help='Border in LR pixels that is not compared; 2 for sub-images.')] = 0,
     report: Annotated[Path | None, typer.Option(help='Write every finding to this JSON file.')] = None,
     schedule: Schedule = ALONE,
 ) -> Summary:

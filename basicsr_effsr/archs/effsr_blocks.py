@@ -82,8 +82,7 @@ def exporting() -> bool:
 def check_input(net: nn.Module, x: Tensor, num_in_ch: int) -> None:
     """Refuses what is not an (N, num_in_ch, H, W) batch with H, W >= ``net.min_size``.
 
-    Silent while a graph is being traced or compiled: there the sizes are symbols, and the bounds
-    belong to whoever exports.
+    Silent while a graph is being traced or compiled: there the sizes are symbols, and the caller sets the bounds.
 
     Raises:
         ValueError: says what was expected and what was found.
@@ -116,7 +115,7 @@ def unobserved(block: nn.Module) -> bool:
 def infers_on_cpu(x: Tensor, pixels: int, block: nn.Module) -> bool:
     """Whether the map ``x`` of more than ``pixels`` goes through ``block`` so that strips of it pay.
 
-    That is on a CPU, without gradients, and with nobody looking.
+    That is on a CPU, without gradients, and without hooks.
     """
     large = x.shape[2] * x.shape[3] > pixels
     return eager_on_cpu(x) and not torch.is_grad_enabled() and large and unobserved(block)

@@ -1,4 +1,4 @@
-"""Finding benchmark images in the folder layouts that people have."""
+"""Finds benchmark images in the common folder layouts."""
 
 from __future__ import annotations
 

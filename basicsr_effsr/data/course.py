@@ -13,7 +13,7 @@ MOST_RATIOS = 100_000  # candidates of dataset_enlarge_ratio, tried in less than
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of a run with patches of one size."""
+    """A stage of a run, with patches of one size."""
 
     end: int | None  # iteration after which the next stage begins; None for the last
     batch: int  # samples per iteration and rank

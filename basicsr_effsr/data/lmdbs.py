@@ -1,8 +1,8 @@
 """LMDBs in BasicSR's format, each opened once in a process, however many data sets read it.
 
-LMDB allows no second opening of a file in a process, and no use of one that was opened before a fork. It maps the file
-into memory and believes every pointer in it, so these are followed first: reading behind the end of a mapped file ends
-the process. What the images hold is the decoder's affair.
+LMDB does not allow a process to open a file twice, or to use one that was opened before a fork. It maps the file into
+memory and trusts every pointer in it, so the pointers are checked first: reading past the end of a mapped file kills
+the process. The decoder checks the images.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def get(path: str | Path, key: str) -> bytes | None:
 
     Raises:
         OSError: there is no such LMDB.
-        ValueError: it is damaged, was cut while it is read, or somebody else in this process has opened it.
+        ValueError: it is damaged, was truncated while being read, or is opened elsewhere in this process.
     """
     import lmdb
 

@@ -38,7 +38,7 @@ DROP_AFTER = 256 * 2**20
 
 
 class PackError(ValueError):
-    """A file that is not a whole pack; the message says why."""
+    """The file is not a complete pack; the message says why."""
 
 
 def folder_order(name: str) -> str:
@@ -56,7 +56,7 @@ def layout(shapes: Iterable[tuple[int, int, int]]) -> np.ndarray:
 
 
 def end_of_images(records: np.ndarray) -> int:
-    """First byte behind the images."""
+    """First byte after the images."""
     if not len(records):
         return ALIGNMENT
     offset, height, width, channels, _ = records[-1].tolist()
@@ -144,7 +144,7 @@ class Pack:
         return len(self.records)
 
     def _check_records(self, end: int) -> None:
-        """Refuses records that lead out of the images, whoever has written them; a checksum shows damage only."""
+        """Refuses records that point outside the images; a checksum reveals only accidental damage."""
         sides = [self.records[key].astype(np.float64) for key in ('height', 'width', 'channels')]  # cannot overflow
         begin = self.records['offset'].astype(np.float64)
         inside = (begin >= ALIGNMENT) & (begin + sides[0] * sides[1] * sides[2] <= end) & (sides[0] * sides[1] > 0)
@@ -233,5 +233,5 @@ class PackSet:
         return pack.shape(i)[1:]
 
     def called(self, name: str) -> str:
-        """What a message calls an image."""
+        """Name of an image in messages."""
         return f'{name!r} of {self.files[self.where[name][0]]}'

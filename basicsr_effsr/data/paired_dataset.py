@@ -1,4 +1,4 @@
-"""LR/HR pairs from folders, meta-info files, LMDBs or packs, with draws that can be repeated."""
+"""LR/HR pairs from folders, meta-info files, LMDBs or packs, with repeatable random draws."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ['EffSRPairedDataset', 'PackedPairedImageDataset']
 
 @register_in(DATASET_REGISTRY)
 class EffSRPairedDataset(Dataset):
-    """BasicSR's ``PairedImageDataset``, same keys and same values, whose draws can be repeated.
+    """BasicSR's ``PairedImageDataset``, same keys and same values, with repeatable random draws.
 
     Crop and flips of a sample come from (manual_seed, epoch, position in the epoch): the same for any
     number of workers, different in every epoch, and repeatable after a resume. Only the crop is
@@ -41,8 +41,7 @@ class EffSRPairedDataset(Dataset):
     Items: ``lq`` (3, h, w) and ``gt`` (3, rh, rw), RGB float32 in [0, 1] (or uint8), ``lq_path``, ``gt_path``.
 
     Raises:
-        FileNotFoundError, ValueError: a folder, an image or a size is not as it must be; the message
-            names the file.
+        FileNotFoundError, ValueError: a folder, an image or a size is wrong; the message names the file.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -120,7 +119,7 @@ class EffSRPairedDataset(Dataset):
 
 @register_in(DATASET_REGISTRY)
 class PackedPairedImageDataset(EffSRPairedDataset):
-    """What ``EffSRPairedDataset`` gives, out of packs that ``python -m datasets_prep pack`` has made.
+    """``EffSRPairedDataset`` for packs made by ``python -m datasets_prep pack``.
 
     Option keys: dataroot_gt and dataroot_lq (a ``.pack``, or a folder of packs), and those of ``EffSRPairedDataset``;
     ``io_backend`` is not read. Gray images come out with three equal channels. The samples are equal, too.

@@ -1,4 +1,4 @@
-"""Which sample comes when, and what is random about it, drawn so that it can be drawn again.
+"""The order of the samples and their random draws, both repeatable.
 
 The sampler can start anywhere, and its batches follow the plan of a run.
 """

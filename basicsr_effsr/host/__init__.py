@@ -1,4 +1,4 @@
-"""What this package changes in BasicSR, and the states of its runs. Importing this room loads nothing."""
+"""What this package changes in BasicSR, and the states of its runs. Importing this package loads nothing."""
 
 REGISTRY = 'basicsr.utils.registry'
 DEAD_TORCHVISION = 'torchvision.transforms.functional_tensor'

@@ -1,4 +1,4 @@
-"""What our commands do where BasicSR is not installed, or not whole."""
+"""What our commands do if BasicSR is missing or incomplete."""
 
 from __future__ import annotations
 

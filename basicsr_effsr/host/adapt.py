@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class HookedLoader:
-    """The module's own loader, or none where the host imports what nobody has; then ``act`` has the module."""
+    """The module's own loader, or none if the host imports a missing module; then ``act`` has the module."""
 
     def __init__(self, act: Callable[[ModuleType], None], loader: Any = None) -> None:
         self._act, self._loader = act, loader
@@ -61,7 +61,7 @@ def _version(module: ModuleType) -> None:
 
 
 def find_spec(name: str) -> ModuleSpec | None:
-    """The spec of a hooked module, so loaded that it is adapted; None if nobody has it."""
+    """The spec of a hooked module, so loaded that it is adapted; None if it does not exist."""
     real = importlib.util.find_spec(name)
     if name in FILLS:
         return real or ModuleSpec(name, HookedLoader(FILLS[name]))  # type: ignore[arg-type]

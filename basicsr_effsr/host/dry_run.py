@@ -1,4 +1,4 @@
-"""One dry step of a run on its real objects, without a trace in this process: what stops it would stop the run."""
+"""One dry step of a run on its real objects, without side effects in this process: what stops it would stop the run."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class _StepError(Exception):
 
 
 def _no_fetch(url: str, *_: Any, **__: Any) -> None:
-    """In place of torch's download: a check waits for no half gigabyte."""
+    """Replaces torch's download, since a check must not wait for half a gigabyte."""
     raise _StepError('train', f'the run first downloads {url} first, so its first step was not tried', False)
 
 
@@ -74,7 +74,7 @@ def undisturbed() -> Iterator[None]:
     with (
         patch.object(sys, 'argv', list(sys.argv)),
         patch.object(torch.hub, 'download_url_to_file', _no_fetch),
-        patch.dict(host.initialized_logger, basicsr=True),  # the host would open its log for good
+        patch.dict(host.initialized_logger, basicsr=True),  # the host would keep its log open
         patch.multiple(log, handlers=[logging.NullHandler()], propagate=False),
         alone(),
         warnings.catch_warnings(),

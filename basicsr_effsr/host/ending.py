@@ -1,4 +1,4 @@
-"""How a run ends by a fault that its user can mend, or by a signal: in a sentence, with nothing half-written."""
+"""How a run ends on an error of the user or a signal: with one sentence and nothing half-written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def end_in_a_sentence() -> None:
 
 
 def sentence(error: BaseException) -> str:
-    """What to say of an error that the user can mend; empty for any other, which is a fault of a program."""
+    """The message for an error that the user can fix; empty for any other, which is a bug."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -153,7 +153,7 @@ def stoppable(prefetcher: Any) -> Any:
 class _Leaving:
     """A loader whose processes leave it to this one what a signal to all of them means: they may be waited for.
 
-    Until they know they are deaf, as this process is while it starts them.
+    Until then they ignore signals, as this process does while it starts them.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -173,7 +173,7 @@ class _Leaving:
 
 
 def _end_workers() -> None:
-    """Ends the loader processes that are left: they would not obey the one SIGTERM that multiprocessing sends them."""
+    """Ends the loader processes that are left: they would ignore the one SIGTERM that multiprocessing sends them."""
     if hasattr(signal, 'SIGCHLD'):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler calls their end an error
     for process in multiprocessing.active_children():
@@ -217,7 +217,7 @@ class _Asked:
             loop['tb_logger'].close()
         if first():
             ended = f'{signal.Signals(number).name} ended the run after iteration {loop["current_iter"]}'
-            _say(f'{ended}, which is saved; repeat the command with --auto_resume to go on')
+            _say(f'{ended}, which is saved; repeat the command with --auto_resume to continue')
         wait_for_all()  # for the files of the first: torchrun kills the others once one has ended
         raise SystemExit(128 + number)
 

@@ -52,7 +52,7 @@ def warn(message: str) -> None:
 
 
 def take_folder(opt: Options) -> list[Problem]:
-    """Makes this process the one that writes the run's folder, and sweeps what a killed one left in it.
+    """Makes this process the one that writes the run's folder, and removes what a killed one left in it.
 
     It is so until ``opt`` is dropped or the process ends, however it ends. The lock lies beside the folder, which
     BasicSR renames when a run begins. Reading is free. Gives a problem if another process writes the folder, or nobody
@@ -65,7 +65,7 @@ def take_folder(opt: Options) -> list[Problem]:
         lock.acquire()
     except Timeout:
         who = 'another process'
-        with suppress(OSError):  # Windows lets nobody read it
+        with suppress(OSError):  # not readable on Windows
             who = read_text(lock.lock_file).strip() or who
         return [Problem('name', f'{folder} is being written by {who}; wait for it, stop it, or choose another name')]
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What one watches a training by: rates in tensorboard, wandb, and a line on a terminal that says how far it is."""
+"""Monitoring of a run: learning rates in TensorBoard, wandb, and a progress line on a terminal."""
 
 from __future__ import annotations
 

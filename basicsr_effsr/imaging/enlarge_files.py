@@ -266,7 +266,7 @@ def _finished(job: Enlargement, result: Callable[[], Any]) -> Any:
 def enlarge_files(
     enlarge: Enlarger, jobs: list[Enlargement], *, quality: int, overwrite: bool, progress: Progress | None = None
 ) -> Generator[Done, None, None]:
-    """Works through the jobs; a result that is there is left, an image that fails does not stop the others.
+    """Works through the jobs; existing results are kept, and a failed image does not stop the others.
 
     Images are read in one thread and written in others while the network works in this one; what waits for either is
     bounded, so that large images go one by one. A result appears under its name only when it is complete.

@@ -1,4 +1,4 @@
-"""What every loss asks of its two arguments."""
+"""Checks of the two arguments, common to all losses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def check_pair(who: str, pred: Tensor, target: Tensor) -> None:
-    """Refuses what torch would broadcast in silence; ``who`` is the name of the loss.
+    """Refuses shapes that torch would broadcast silently; ``who`` is the name of the loss.
 
     Raises:
         ValueError: the shapes differ, or are not those of a batch of images.

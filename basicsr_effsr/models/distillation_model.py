@@ -43,7 +43,7 @@ class DistillationModel(EffSRModel):
     and saved as ``net_a_*.pth``.
 
     Raises:
-        ValueError, KeyError: an option is missing, unknown or of no use; a submodule does not exist.
+        ValueError, KeyError: an option is missing, unknown or without effect; a submodule does not exist.
     """
 
     train_keys = EffSRModel.train_keys | {'distill'}

@@ -1,4 +1,4 @@
-"""EffSRModel: BasicSR's SRModel with everything an efficient-SR run wants, each thing by a key of its own."""
+"""EffSRModel: BasicSR's SRModel with more features, each enabled by its own key."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class EffSRModel(Validation):
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
     ) -> None:
-        """Loads any layout of checkpoint; one sentence says what does not fit, the log which entry was there.
+        """Loads any layout of checkpoint; an error says what does not fit, the log which entry was read.
 
         ``strict`` False loads what fits and logs what does not; for ``param_key`` see ``open_checkpoint``.
         """
@@ -247,7 +247,7 @@ class EffSRModel(Validation):
             return
         self._save_run_state(current_iter)
         self._saved = current_iter
-        distributed.wait_for_all()  # the state vouches for the side files of all ranks
+        distributed.wait_for_all()  # the state is written after the side files of all ranks
         if not self.opt.get('rank', 0):
             state: dict[str, Any] = {
                 'epoch': epoch,

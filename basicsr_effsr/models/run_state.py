@@ -1,4 +1,4 @@
-"""What a run is beside its weights: kept in files next to them, compared with the option file on resume, put back."""
+"""The state of a run beside its weights: saved in side files, compared with the option file on resume, restored."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ NEW_RUN = 'restore it, or start a new run (another name) from the weights with p
 
 @dataclass(repr=False)
 class RunState:
-    """A run beside its weights, optimizers and schedules, which are in BasicSR's own files.
+    """The state of a run, except weights, optimizers and schedules, which are in BasicSR's own files.
 
-    The training loop (``host/loop.py``) puts it into the options as ``run_state``, the one thing that BasicSR hands to
-    sampler, loader and model alike; the model saves it. Where another's loop does not, ``of`` makes it.
+    The training loop (``host/loop.py``) puts it into the options as ``run_state``, which BasicSR passes to sampler,
+    loader and model; the model saves it. ``of`` creates it where the loop does not.
     """
 
     seed: int | None = None  # manual_seed with which the run began; draws of crops follow from it
@@ -87,7 +87,7 @@ class RunState:
         """A line for each setting that is taken over from the option file, of which ``recipe`` has given ``now``.
 
         Raises:
-            UserError: a setting differs with which the run cannot go on.
+            UserError: a setting differs and the run cannot continue with it.
         """
         before, after = dict(leaves(self.made_with)), dict(leaves(now))
         places = sorted(before.keys() | after.keys()) if before else []

@@ -1,1 +1,1 @@
-"""The language of option files, and what is wrong with one."""
+"""The schema of option files, and the rules of the check."""

@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong with an option file before anything is built: the rules, collected.
+"""The rules of the check: what can be known to be wrong with an option file before anything is built.
 
 A rule gives types, ranges, unknown keys, and what would be silently wrong. What would fail is found by failing: see
 ``host/dry_run.py``. Those on data sets are in ``data_rules.py``.
@@ -309,7 +309,7 @@ def inspected(opt: Mapping[str, Any], is_train: bool, *, every_image: bool = Fal
 
 
 def refuse(opt: dict[str, Any], model: type, *, net: Any = None) -> None:
-    """The rules on what a model class itself reads, for whoever builds one without a check of the whole file.
+    """The rules on what a model class itself reads, for callers that build one without checking the whole file.
 
     Args:
         opt: as BasicSR has parsed it; whole floats become integers where counts are asked for.

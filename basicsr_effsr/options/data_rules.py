@@ -54,7 +54,7 @@ def data_sets(context: Context) -> Iterator[Problem]:
         cls, known = find('DATASET', kind)
         if cls is None:
             yield Problem(f'{where}.type', f'there is no data set {plain(kind)}; {near(kind, known)}')
-            data.clear()  # nobody knows what its values must be
+            data.clear()  # its valid values are unknown
             continue
         if is_paired(data):
             yield from validate(where, data, spec.Dataset, others=spec.AT_RUN_TIME[spec.Dataset], strict=False)

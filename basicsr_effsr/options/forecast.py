@@ -1,4 +1,4 @@
-"""What a run with an option file will go through, in plain values."""
+"""Forecast of a run from its option file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Course:
-    """What a training will go through."""
+    """Forecast of a training."""
 
     asked: int  # iterations that the file asks for
     runs: int  # iterations that will run
     ratio: int  # dataset_enlarge_ratio with which all would run; that of the file where they do
-    epochs: int  # begun until then
+    epochs: int  # started by then
     per_epoch: list[int]  # iterations of a whole epoch, one number per stage
     batches: list[int]  # patches per iteration on all GPUs together, one number per stage
     patches: int  # in all iterations on all GPUs together

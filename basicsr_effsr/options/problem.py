@@ -1,4 +1,4 @@
-"""What is wrong with an option file, and what its rules have learnt of it so far."""
+"""Problems of an option file, and the facts that the rules have found so far."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong in an option file."""
+    """A problem in an option file."""
 
     where: str  # the option, dotted
     message: str  # what must hold, what was found, the fix

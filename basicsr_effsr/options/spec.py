@@ -1,4 +1,5 @@
-"""The option language: one typed model per section, the one source of the check, the JSON schema and docs/options.md.
+"""The schema of option files: one typed model per section, the one source of the check, the JSON schema and
+docs/options.md.
 
 Options of networks, losses, optimizers, schedulers and metrics are read off their signatures (``signatures.py``).
 A type without ``None`` says that the host, or the class that reads the key, does not accept null.

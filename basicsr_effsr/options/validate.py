@@ -1,4 +1,4 @@
-"""A section of an option file against its model: what pydantic finds, said as our problems."""
+"""Validates a section of an option file with its model; pydantic's errors become problems."""
 
 from __future__ import annotations
 

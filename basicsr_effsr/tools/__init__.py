@@ -1,1 +1,2 @@
-"""The commands: parse, call, print. What a user can mend is raised as ``UserError``, which the command line prints."""
+"""The commands: parse, call, print. Errors that a user can fix are raised as ``UserError``, which the command line
+prints."""

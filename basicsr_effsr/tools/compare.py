@@ -1,4 +1,4 @@
-"""``effsr compare``: what networks make of images beside bicubic, as a table and one picture."""
+"""``effsr compare``: networks and bicubic on images, as a table and a figure."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from basicsr_effsr.weights.engines import Engine, engine_for
 
 @contextmanager
 def run(enlarge: Enlarger, jobs: list[Enlargement], **how: Any) -> Iterator[Iterable[Done]]:
-    """What :func:`enlarge_files` yields, with bars on a terminal; nothing goes on behind the block."""
+    """What :func:`enlarge_files` yields, with progress bars on a terminal; nothing runs after the block."""
     with progress(MofNCompleteColumn(), shown=sys.stderr.isatty(), transient=True) as bars:
         tiles = bars.add_task('tiles', visible=False)
 
@@ -129,7 +129,7 @@ def command(
     except (KeyboardInterrupt, WriteError) as stop:
         why = '' if isinstance(stop, KeyboardInterrupt) else f'{stop}; '
         done_of = f'{len(images)} of {len(mine)}'
-        say(f'effsr infer: {why}stopped after {done_of} images; run the same command again to go on', err=True)
+        say(f'effsr infer: {why}stopped after {done_of} images; run the same command again to continue', err=True)
         raise typer.Exit(1 if why else 130) from None
     counts = {name: sum(image.status == name for image in images) for name in ('written', 'skipped', 'failed')}
     if as_json:

@@ -1,4 +1,4 @@
-"""``effsr paper``: the tables of the five papers, row by row: what trains it, what it costs, what came out here.
+"""``effsr paper``: the tables of the five papers, row by row: training commands, cost, results here.
 
 The rows are data, ``options/papers/*.yml``: a row is recipes of ``options/train`` with changes by ``--force_yml``.
 """

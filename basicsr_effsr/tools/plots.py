@@ -180,7 +180,7 @@ def points_of_files(files: Iterable[Path], scale: int, dataset: str, against: st
 
 
 def axis_label(against: str, points: Sequence[Point]) -> str:
-    """The words below the figure; what was measured here in another way than the papers' values is said."""
+    """The words below the figure; states where values were measured differently from the papers'."""
     settings = list(dict.fromkeys(point.setting for point in points if point.setting))
     printed = any(not point.measured for point in points)
     if not settings:

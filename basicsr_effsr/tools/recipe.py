@@ -1,4 +1,4 @@
-"""``effsr recipe``: the option files that come with this package, with the paths of somebody's data filled in."""
+"""``effsr recipe``: the option files that come with this package, with the user's data paths filled in."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def packed(text: str, scale: int) -> str:
 
 
 def filled(text: str, data: Path) -> str:
-    """The option file ``text`` with its data sets in the folder ``data``, speaking to somebody without a checkout."""
+    """The option file ``text`` with its data sets in the folder ``data``, for a user without a checkout."""
 
     def moved(found: re.Match[str]) -> str:
         path = (data / found[2]).as_posix()

@@ -1,4 +1,4 @@
-"""``effsr runs``: what the trainings of a folder have reached, and their curves; from the log files of BasicSR."""
+"""``effsr runs``: progress, best scores and curves of the runs in a folder, from BasicSR's log files."""
 
 from __future__ import annotations
 

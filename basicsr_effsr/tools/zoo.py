@@ -1,4 +1,4 @@
-"""``effsr zoo``: weights by name, those of the authors and one's own."""
+"""``effsr zoo``: official and own weights by name."""
 
 from __future__ import annotations
 

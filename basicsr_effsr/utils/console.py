@@ -102,8 +102,8 @@ def as_command(name: str, function: Callable[..., Any]) -> Any:
 class Commands(TyperGroup):
     """A group of commands each of which ends with an exit code and, if it cannot do its work, one sentence.
 
-    Input that is at fault exits with 2; so does a full disk, a missing file, memory that runs out. Whatever else is
-    raised is a fault of ours: 70, with its traceback if the environment variable EFFSR_TRACEBACK is set. Warnings of
+    Bad input, a full disk, a missing file or too little memory exits with 2. Any other exception is a bug: 70, with
+    its traceback if the environment variable EFFSR_TRACEBACK is set. Warnings of
     libraries are not shown, unless Python is asked for them (-W, PYTHONWARNINGS).
     """
 

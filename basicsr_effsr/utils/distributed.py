@@ -63,7 +63,7 @@ def active() -> bool:
 
 
 def first() -> bool:
-    """True in the one process of a group that speaks for all, and outside a group."""
+    """True in rank 0 of a group, and outside a group."""
     return not active() or dist.get_rank() == 0
 
 

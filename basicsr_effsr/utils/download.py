@@ -1,4 +1,4 @@
-"""Fetching one file over HTTP: resumed when interrupted, verified, and there only when it is whole."""
+"""Downloads one file over HTTP: resumable, verified, and present only when complete."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def fetch(
             before = part.size
             if failures > len(pauses):
                 raise DownloadError(
-                    f'{url}: cannot be fetched ({reason}); are you offline? Run the same command again to go on '
+                    f'{url}: cannot be fetched ({reason}); are you offline? Run the same command again to continue '
                     f'from {before} bytes, or put the file at {target} by hand'
                 )
             delay = pauses[max(failures - 1, 0)]
@@ -112,7 +112,7 @@ def _words_of(error: Exception) -> str:
 
 
 def _is_no_way(error: Exception) -> bool:
-    """Whether an error says that there is no way to the server, or none that is safe: no name, nobody who answers."""
+    """Whether an error says that the server cannot be reached, or not safely."""
     inner = getattr(error, 'reason', error)
     proxy = isinstance(inner, OSError) and str(inner).startswith('Tunnel connection failed')
     known = isinstance(inner, (socket.gaierror, ssl.SSLCertVerificationError))

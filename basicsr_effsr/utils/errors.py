@@ -1,4 +1,4 @@
-"""Errors that a user can mend, each said in one sentence."""
+"""Errors that a user can fix, each one sentence."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Something the user can mend; printed as one sentence, exit code 2."""
+    """An error that the user can fix; printed as one sentence, exit code 2."""
 
 
 def printable(text: str) -> str:
-    """``text`` with every character that is not to be seen (line ends, escapes, half of a surrogate) escaped."""
+    """``text`` with every invisible character (line ends, escapes, half of a surrogate) escaped."""
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 def one_line(error: BaseException | str) -> str:
-    """What an error says, printable and without line ends; its type if it says nothing."""
+    """The message of an error, printable and on one line; its type if it has none."""
     text: Any = error
     if isinstance(error, KeyError) and error.args:
         text = error.args[0]  # its own text has quotes

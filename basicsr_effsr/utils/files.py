@@ -1,4 +1,4 @@
-"""Files: regular ones only are read, written ones are whole or not there, and of killed processes nothing stays."""
+"""Files: only regular ones are read, writes are atomic, temporary files of killed processes are removed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SCRATCH = '.effsr_'
 MOST_TEXT = 1 << 28  # bytes, the names of millions of images
 _swept: set[Path] = set()
 _REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), 'make room there'),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), 'choose a folder that can be written'),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), 'free some space there'),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), 'choose a writable folder'),
     errno.ENOENT: 'is its folder still there?',
-    errno.ENOTDIR: 'a file stands where its folder should be',
+    errno.ENOTDIR: 'a file is in the place of its folder',
 }
 
 

@@ -28,7 +28,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the device or of the machine was too small.
 
     On a GPU that is ``torch.OutOfMemoryError``, in Python and numpy ``MemoryError``; torch on a CPU raises a plain
-    ``RuntimeError``, which only its words tell from a bug.
+    ``RuntimeError``, which only its message distinguishes from a bug.
     """
     torch = sys.modules.get('torch')  # the commands that import this start without it
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):

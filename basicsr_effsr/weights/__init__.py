@@ -1,1 +1,1 @@
-"""Checkpoints: reading any layout, and telling whose they are."""
+"""Checkpoints: reading any layout, identifying the network."""

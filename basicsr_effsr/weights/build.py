@@ -1,4 +1,4 @@
-"""A network out of its options and, if there are some, its weights."""
+"""Builds a network from its options and, if there are some, its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading any checkpoint of an SR network, and writing so that nothing is ever half there."""
+"""Reads any checkpoint of an SR network; writes atomically."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONTAINERS = (
     *('params_ema', 'params-ema', 'state_dict_ema', 'model_ema', 'net_g_ema', 'ema'),
     *('params', 'state_dict', 'model_state_dict', 'model', 'net_g', 'net', 'generator'),
 )
-EITHER = (None, 'params', 'params_ema')  # BasicSR's own two stand in for each other and for entries of other programs
+EITHER = (None, 'params', 'params_ema')  # BasicSR's own two replace each other and entries of other programs
 MAX_DEPTH = 4  # of entries in entries
 MAX_SHOWN = 3
 MAX_NAME = 120  # of a parameter; torch's own are far shorter

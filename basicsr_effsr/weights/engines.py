@@ -1,4 +1,4 @@
-"""What computes a network: PyTorch as it is or compiled, ONNX Runtime, OpenVINO; held against PyTorch beforehand."""
+"""Engines: PyTorch, eager or compiled, ONNX Runtime, OpenVINO; compared with PyTorch before use."""
 
 from __future__ import annotations
 
@@ -74,22 +74,21 @@ def engine_for(
     dtype: Any = None,
     keep: bool = True,
 ) -> Computer:
-    """What is to compute a network.
+    """The engine for a network. ``auto`` depends on the work and on what is installed, never on the clock of this run:
+    PyTorch on a GPU, in fp16 and
+        bf16, and for less than ``PAYS`` products; otherwise the fastest runtime that gave PyTorch's image when these
+        weights were first exported. File and verdict are kept beside each other in the cache.
 
-    ``auto`` depends on the work and on what is installed, never on the clock of this run: PyTorch on a GPU, in fp16 and
-    bf16, and for less than ``PAYS`` products; otherwise the fastest runtime that gave PyTorch's image when these
-    weights were first exported. File and verdict are kept beside each other in the cache.
+        Args:
+            net: in eval mode, float32, on the CPU; fused if it is to be.
+            wanted: a name of :class:`Engine`.
+            pixels: LR pixels that will be computed; infinite if nobody knows.
+            device: where it is to run.
+            dtype: of its computations.
+            keep: write file and verdict into the cache; False for weights that will soon be others.
 
-    Args:
-        net: in eval mode, float32, on the CPU; fused if it is to be.
-        wanted: a name of :class:`Engine`.
-        pixels: LR pixels that will be computed; infinite if nobody knows.
-        device: where it is to run.
-        dtype: of its computations.
-        keep: write file and verdict into the cache; False for weights that will soon be others.
-
-    Raises:
-        UserError: a package is missing, the engine has no such device or dtype, or cannot compute this network.
+        Raises:
+            UserError: a package is missing, the engine has no such device or dtype, or cannot compute this network.
     """
     import torch
 
@@ -191,7 +190,7 @@ def _opened(name: str, file: bytes, threads: int, half: bool) -> Callable[[Tenso
     def call(batch: Tensor) -> Tensor:
         try:
             return torch.cat([run(image) for image in batch.float().split(1)])
-        except Exception as error:  # each runtime has types of its own; the words tell what ran out of memory
+        except Exception as error:  # each runtime has types of its own; the message shows what ran out of memory
             raise RuntimeError(f'{name}: {one_line(error)}') from error
 
     return call

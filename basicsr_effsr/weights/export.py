@@ -105,7 +105,7 @@ class ExportError(ValueError):
 
 @contextmanager
 def or_refuse(what: str) -> Iterator[None]:
-    """Says ``what`` of anything that torch or an engine raises, each by types of its own; hushes their warnings."""
+    """Turns any exception of torch or an engine into an error that says ``what``; silences their warnings."""
     logger = logging.getLogger('torch.onnx')
     level = logger.level
     logger.setLevel(logging.ERROR)

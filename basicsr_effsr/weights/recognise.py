@@ -1,6 +1,6 @@
-"""Whose parameters a checkpoint holds: under our names, with the network and the options they are of.
+"""Identifies the network and options of a checkpoint, and maps its names to the network's.
 
-What a network is stands in its class, ours or anybody's:
+The class of a network, ours or another's, states:
 
     options_of(state)   static method: options that weights with these names may be of, the likeliest first
     marks               names that its weights always hold; one that ends in ``*`` is the beginning of a name

@@ -27,7 +27,7 @@ HOST = 'https://raw.githubusercontent.com'
 
 @dataclass(frozen=True)
 class Published:
-    """Weights that an author has published; the facts of a file are None where it has not been at hand."""
+    """Weights that an author has published; facts of a file are None if it was not available."""
 
     name: str  # in this zoo
     repository: str  # of the author, owner/name
