@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
+from unicodedata import normalize
 
 from basicsr_effsr.imaging.header import SUFFIXES
 from basicsr_effsr.utils.files import WriteError, atomic_path, open_regular
@@ -157,10 +158,9 @@ def _judge(archive: Path, members: list[_Member], into: Path) -> None:
     for member in members:
         path = PurePosixPath(member.name)
         bad = path.is_absolute() or '..' in path.parts or '\\' in member.name or ':' in member.name or not path.parts
-        odd = any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in member.name)
-        if bad or odd or any(len(part.encode(errors='replace')) > 255 for part in path.parts):
+        if bad or not member.name.isprintable() or any(len(part.encode(errors='replace')) > 255 for part in path.parts):
             raise ArchiveError(f'{archive}: {member.name!r} is not a file name inside {into}; refused as unsafe')
-        folded = str(path).casefold()
+        folded = '/'.join(part.rstrip('. ') for part in PurePosixPath(normalize('NFC', member.name).casefold()).parts)
         if folded in seen:
             raise ArchiveError(f'{archive}: {seen[folded]!r} and {member.name!r} are one file on some systems')
         seen[folded] = member.name

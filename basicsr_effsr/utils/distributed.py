@@ -13,6 +13,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from basicsr_effsr.utils.errors import one_line
+
+MOST_PROCESSES = 10**6
 LAUNCHERS = {  # -> what it puts into the environment, how to start with it
     'pytorch': ('RANK WORLD_SIZE MASTER_ADDR MASTER_PORT', 'torchrun --nproc_per_node=2 -m'),
     'slurm': ('SLURM_PROCID SLURM_NTASKS SLURM_NODELIST', 'srun --ntasks=2 python -m'),
@@ -23,7 +26,8 @@ def init_dist(launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
     """BasicSR's ``init_dist``, with its arguments; without a GPU the group of ``pytorch`` runs over gloo.
 
     Raises:
-        SystemExit: the launcher's environment or a GPU is missing; the sentence says which.
+        SystemExit: the launcher's environment or a GPU is missing, a number is none, or the processes do not meet; the
+            sentence says which.
     """
     from basicsr.utils import dist_util
 
@@ -33,14 +37,34 @@ def init_dist(launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
             f'--launcher {launcher}: {", ".join(missing)} of the environment not set; start with {start} '
             f'basicsr.train -opt ... --launcher {launcher}'
         )
-    if torch.cuda.is_available():
-        dist_util.init_dist(launcher, backend, **kwargs)
-        return
-    if launcher != 'pytorch':
+    if needed:
+        rank, world = needed.split()[:2]
+        processes = _number(launcher, world, 1, MOST_PROCESSES)
+        _number(launcher, rank, 0, processes - 1)
+    if 'MASTER_PORT' in os.environ:
+        _number(launcher, 'MASTER_PORT', 1, 2**16 - 1)
+    if launcher != 'pytorch' and not torch.cuda.is_available():
         raise SystemExit(f'--launcher {launcher} needs a GPU, and none is visible; on CPUs use --launcher pytorch')
-    if mp.get_start_method(allow_none=True) is None:
-        mp.set_start_method('spawn')
-    dist.init_process_group(backend='gloo')
+    try:
+        if torch.cuda.is_available():
+            dist_util.init_dist(launcher, backend, **kwargs)
+            return
+        if mp.get_start_method(allow_none=True) is None:
+            mp.set_start_method('spawn')
+        dist.init_process_group(backend='gloo')
+    except RuntimeError as error:  # torch's own for a port that is taken, a host that is not there
+        where = ':'.join(os.environ.get(name, '') for name in ('MASTER_ADDR', 'MASTER_PORT'))
+        words = one_line(str(error).partition('\n')[0])
+        raise SystemExit(f'--launcher {launcher}: the processes do not meet at {where} ({words[:200]})') from error
+
+
+def _number(launcher: str, name: str, least: int, most: int) -> int:
+    """A variable of the environment, which torch would wait for ever on if it lies outside."""
+    text = os.environ[name]
+    if not re.fullmatch('[0-9]{1,9}', text) or not least <= int(text) <= most:
+        words = f'{name} of the environment must be from {least} to {most}, got {text[:40]!r}'
+        raise SystemExit(f'--launcher {launcher}: {words}')
+    return int(text)
 
 
 _alone = False

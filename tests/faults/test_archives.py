@@ -40,6 +40,12 @@ def tarred(*members: tuple[str, bytes] | tarfile.TarInfo, mode: str = 'w') -> by
     return buffer.getvalue()
 
 
+def tarred_with(records: dict[str, str]) -> bytes:
+    info = tarfile.TarInfo('HR/a.png')
+    info.size, info.pax_headers = len(PNG), records
+    return info.tobuf(tarfile.PAX_FORMAT) + PNG.ljust(1024, b'\0') + bytes(1024)
+
+
 def header(kind: bytes, size: int = 0, name: str = 'HR/x.png', target: str = '') -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type, info.size, info.linkname = kind, size, target
@@ -99,6 +105,13 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     'a line end in a name': lambda: tarred(('HR/a\nb.png', PNG)),
     'one name twice': lambda: tarred(('HR/a.png', PNG), ('HR/a.png', PNG[:-1])),
     'one name in two cases': lambda: zipped(('HR/a.png', PNG), ('hr/A.png', PNG)),
+    'one name on Windows': lambda: zipped(('HR/a.png', PNG), ('HR/a.png. ', PNG)),
+    'one name on macOS': lambda: tarred(('HR/\u00e9.png', PNG), ('HR/e\u0301.png', PNG)),
+    'a name that reads backwards': lambda: tarred(('HR/\u202egnp.exe', PNG)),
+    'folders without end': lambda: tarred(('a/' * 1500 + 'x.png', PNG)),
+    'a size below zero in a pax header': lambda: tarred_with({'size': '-5'}),
+    'a path that climbs in a pax header': lambda: tarred_with({'path': '../../x.png'}),
+    'a sparse file in a pax header': lambda: tarred_with({'GNU.sparse.major': '1', 'GNU.sparse.minor': '0'}),
     'a file that is a folder': lambda: tarred(('HR', PNG), ('HR/a.png', PNG)),
     'a folder that is a file': lambda: zipped(('HR/a.png', PNG), ('HR', PNG)),
     'a symbolic link': lambda: tarred(header(tarfile.SYMTYPE, target='/etc')),

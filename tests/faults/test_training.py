@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -228,6 +229,9 @@ def test_a_second_signal_ends_a_run_at_once_and_the_next_start_sweeps(opt, tmp_p
     assert not [name for name in files(folder) if name.endswith('.part')]
 
 
+MEETING = {'RANK': '0', 'WORLD_SIZE': '1', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': '29500'}
+
+
 @pytest.mark.parametrize(
     ('flags', 'environment', 'named'),
     [
@@ -235,13 +239,27 @@ def test_a_second_signal_ends_a_run_at_once_and_the_next_start_sweeps(opt, tmp_p
         ('slurm', {'SLURM_PROCID': '0', 'SLURM_NTASKS': '1', 'SLURM_NODELIST': 'here'}, 'GPU'),
         ('pytorch', {}, 'torchrun'),
         ('pytorch', {'RANK': '0'}, 'MASTER_ADDR'),
+        ('pytorch', MEETING | {'RANK': 'x'}, 'RANK'),
+        ('pytorch', MEETING | {'RANK': '1'}, 'RANK'),
+        ('pytorch', MEETING | {'RANK': '-1'}, 'RANK'),
+        ('pytorch', MEETING | {'WORLD_SIZE': '0'}, 'WORLD_SIZE'),
+        ('pytorch', MEETING | {'WORLD_SIZE': '1e3'}, 'WORLD_SIZE'),
+        ('pytorch', MEETING | {'MASTER_PORT': '99999'}, 'MASTER_PORT'),
+        ('pytorch', MEETING | {'MASTER_PORT': 'port'}, 'MASTER_PORT'),
+        ('pytorch', MEETING, 'do not meet at 127.0.0.1:'),  # where somebody else listens
+        ('slurm', {'SLURM_PROCID': 'x', 'SLURM_NTASKS': '1', 'SLURM_NODELIST': 'here'}, 'SLURM_PROCID'),
     ],
 )
 def test_a_launcher_that_is_not_there_is_named(opt, tmp_path, flags, environment, named):
     if named == 'GPU' and torch.cuda.is_available():
         pytest.skip('with a GPU it starts')
     file = write(opt, tmp_path / 'short.yml')
-    done = run(*TRAIN, file, '--launcher', flags, cwd=tmp_path, **environment)
+    with socket.socket() as busy:
+        if environment is MEETING:
+            busy.bind(('127.0.0.1', 0))
+            busy.listen()
+            environment = MEETING | {'MASTER_PORT': str(busy.getsockname()[1])}
+        done = run(*TRAIN, file, '--launcher', flags, cwd=tmp_path, **environment)
     assert done.returncode == 1
     assert 'Traceback' not in done.stderr
     assert named in done.stderr
