@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Subset, default_collate
 
 from basicsr_effsr._registration import derives_from_ours
 from basicsr_effsr.data.sampler import SampleIndex
+from basicsr_effsr.host.loop import replacements
 from basicsr_effsr.options.problem import Problem, copied, warning
 from basicsr_effsr.options.spec import losses_of
 from basicsr_effsr.utils.distributed import alone
@@ -197,6 +198,7 @@ class _Step:
         for key in ('visualization', 'log', 'experiments_root', 'results_root'):
             if key in opt['path']:
                 opt['path'][key] = str(self.folder / key)
+        self.hooks = replacements(opt)
 
     def datasets(self) -> None:
         """Every data set, and its loader made once."""
@@ -236,11 +238,7 @@ class _Step:
         self.owners |= dict.fromkeys(map(id, module.modules()), where)
 
     def train(self) -> None:
-        from basicsr_effsr.host.loop import replacements
-
         opt, path = self.opt, self.opt['path']
-        with self.at('train'):
-            self.hooks = replacements(opt)
         self.loggers()
         with self.at('path.resume_state'):
             state = self.hooks['load_resume_state'](opt)
@@ -265,9 +263,6 @@ class _Step:
             self.rates()
 
     def test(self) -> None:
-        from basicsr.data import build_dataloader
-
-        self.hooks = {'build_dataloader': build_dataloader}
         self.datasets()
         self.build()
         self.validate()
