@@ -117,3 +117,24 @@ def test_smoothed_values_keep_constants_and_ends():
     assert smooth([2.0] * 300) == pytest.approx(np.full(300, 2.0))
     assert len(smooth([1.0, 5.0])) == 2
     assert smooth([1.0, 5.0]).tolist() == [1.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    'damaged',
+    [
+        '    total_iter: inf\n    val_freq: none\n',
+        f'2026-01-02 INFO: Start training from epoch: 0, iter: {"9" * 5000}\n',
+        line(30, 0.5).replace('30,', f'{"9" * 400},'),
+        line(30, 0.5).replace('5.0000e-01', '5.0x'),
+        validation(20, 20, 10).replace('20.0000', 'high'),
+        '\0\x1b[31m [epoch:  0, iter: ,,, lr:(1)] l_pix: 1 \n',
+    ],
+    ids=['settings', 'start', 'iteration', 'loss', 'score', 'commas'],
+)
+def test_a_damaged_line_of_a_log_says_nothing(tmp_path, damaged):
+    log(tmp_path / 'it', 1, line(20, 0.25), damaged)
+    run = run_of(tmp_path / 'it')
+    assert (run.total, run.iterations) in ((100, 20), (100, 30))
+    assert run.losses['l_pix'] == [(20, 0.25)]
+    assert 'Set5 psnr' not in run.scores
+    assert CliRunner().invoke(app, ['runs', str(tmp_path), '--json']).exit_code == 0

@@ -18,11 +18,18 @@ from basicsr_effsr.utils.files import read_regular
 from basicsr_effsr.utils.report import PAGE, new_figure, strict_json, write_figure
 
 LINE = re.compile(r'^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ [A-Z]+: (.*)$')
-ITERATION = re.compile(r'\[epoch: *[\d,]+, iter: *([\d,]+), lr:\([^)]*\)\] *(?:\[eta[^]]*\])?(.*)$')
-START = re.compile(r'(?:Start|Resuming) training from epoch: \d+, iter: (\d+)')
-SCORE = re.compile(r'^\t # (\S+): (\S+)(?:\tBest: (\S+) @ (\d+) iter)?')
+# numbers as logs hold them; what is none, in a damaged one, is no line of theirs
+COUNT, NUMBER = r'(\d[\d,]{0,14})', r'([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|inf|nan))(?!\S)'
+ITERATION = re.compile(rf'\[epoch: *[\d,]+, iter: *{COUNT}, lr:\([^)]*\)\] *(?:\[eta[^]]*\])?(.*)$')
+START = re.compile(rf'(?:Start|Resuming) training from epoch: \d+, iter: {COUNT}\b')
+SCORE = re.compile(rf'^\t # (\S+): {NUMBER}(?:\tBest: {NUMBER} @ {COUNT} iter)?')
+SETTING = re.compile(r' +(total_iter|val_freq): (\d{1,15}(?:\.0)?)$| +type: (\S+)$')
 ROOT = Path('experiments')
 Curve = list[tuple[int, float]]  # (iteration, value)
+
+
+def _count(text: str) -> int:
+    return int(text.replace(',', ''))
 
 
 @dataclass
@@ -48,20 +55,20 @@ class Run:
             stamp = LINE.match(line)
             said = stamp[2] if stamp else line
             self.seen = stamp[1] if stamp else self.seen
-            if found := re.match(r' +(total_iter|val_freq|type): (\S+)$', line):
+            if found := SETTING.match(line):
                 if found[1] == 'total_iter':
                     self.total = int(float(found[2]))
                 elif found[1] == 'val_freq':
                     every = int(float(found[2]))
                 elif before.strip() == 'network_g:[':
-                    self.network = found[2]
+                    self.network = found[3]
             elif found := START.match(said):
-                self.iterations = start = int(found[1])
+                self.iterations = start = _count(found[1])
                 for curve in (*self.scores.values(), *self.losses.values()):
                     curve[:] = [point for point in curve if point[0] <= start]
             elif found := ITERATION.search(said):
-                self.iterations = int(found[1].replace(',', ''))
-                for name, number in re.findall(r'(\w+): (\S+)', found[2]):
+                self.iterations = _count(found[1])
+                for name, number in re.findall(rf'(\w+): {NUMBER}', found[2]):
                     self.losses.setdefault(name, []).append((self.iterations, float(number)))
             elif said.startswith('End of training'):
                 self.iterations, ended = self.total or self.iterations, True
@@ -75,7 +82,7 @@ class Run:
                 if not curve or when > last:
                     curve.append((when, float(found[2])))
                 if found[3]:
-                    when = int(found[4])
+                    when = _count(found[4])
                     self.best[f'{dataset} {found[1]}'] = float(found[3]), min(when, self.total or when)
             before = line
 
