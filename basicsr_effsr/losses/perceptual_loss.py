@@ -207,7 +207,7 @@ class VGGFeatureLoss(nn.Module):
         check_pair('VGGFeatureLoss', pred, target)
         if pred.shape[1] != 3:
             raise ValueError(
-                f'VGGFeatureLoss: pred and target must be RGB, (N, 3, H, W), got {tuple(pred.shape)}; take it out of '
+                f'VGGFeatureLoss: pred and target must be RGB, (N, 3, H, W), got {tuple(pred.shape)}; remove it from '
                 'train.losses for gray images'
             )
         mean, std = (constant(v, pred.device, pred.dtype).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))

@@ -193,14 +193,14 @@ def command(
         list[str] | None, typer.Option(help='HxW of the input, or 720p, 1080p, 4k of the output; repeatable.')
     ] = None,
     dtype: Annotated[list[str] | None, typer.Option(help='fp32, fp16, bf16; repeatable.')] = None,
-    channels_last: Annotated[bool, typer.Option('--channels-last', help='Measure this memory format too.')] = False,
-    compiled: Annotated[bool, typer.Option('--compile', help='Measure with torch.compile too.')] = False,
-    runs: Annotated[int | None, typer.Option(min=1, help='Runs that count; default 50 on a GPU, 10 on a CPU.')] = None,
-    warmup: Annotated[int | None, typer.Option(min=0, help='Runs before; default 10 on a GPU, 2 on a CPU.')] = None,
+    channels_last: Annotated[bool, typer.Option('--channels-last', help='Also measure this memory format.')] = False,
+    compiled: Annotated[bool, typer.Option('--compile', help='Also measure with torch.compile.')] = False,
+    runs: Annotated[int | None, typer.Option(min=1, help='Timed runs; default 50 on a GPU, 10 on a CPU.')] = None,
+    warmup: Annotated[int | None, typer.Option(min=0, help='Warm-up runs; default 10 on a GPU, 2 on a CPU.')] = None,
     threads: Annotated[int | None, typer.Option(min=1, help='CPU threads.')] = None,
     no_latency: Annotated[bool, typer.Option('--no-latency', help='Count only, measure nothing.')] = False,
     protocol: Annotated[
-        str | None, typer.Option(help='Add the row and score of ntire2024, ntire2025, ntire2026.')
+        str | None, typer.Option(help='Challenge whose row and score to add: ntire2024, ntire2025 or ntire2026.')
     ] = None,
     strict: Annotated[bool, typer.Option('--strict', help='Time as the challenge does: mean, no warm-up.')] = False,
     data: Annotated[
@@ -209,9 +209,9 @@ def command(
     ] = None,
     gt: Annotated[
         Path | None,
-        typer.Option(exists=True, file_okay=False, help='Their HR images: PSNR and the gate of the protocol.'),
+        typer.Option(exists=True, file_okay=False, help='Their HR images, for PSNR and the gate of the protocol.'),
     ] = None,
-    psnr: Annotated[float | None, typer.Option(min=1, help='PSNR on the validation set, if known already.')] = None,
+    psnr: Annotated[float | None, typer.Option(min=1, help='PSNR on the validation set, if known.')] = None,
     baseline_ms: Annotated[
         float | None, typer.Option(min=1e-6, help="Runtime of the protocol's baseline on this machine.")
     ] = None,
@@ -221,7 +221,7 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False,
 ) -> None:
-    """Parameters, multiply-adds, memory and latency, with RLFN and SPAN measured in turns in the same process."""
+    """Count and measure parameters, multiply-adds, memory and latency, in turns with RLFN and SPAN."""
     if out is not None:
         networks.check_folder(out)
     if unknown := set(dtype or ()) - {'fp32', 'fp16', 'bf16'}:

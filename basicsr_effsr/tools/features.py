@@ -104,7 +104,7 @@ def features(
     module: Annotated[
         list[str] | None, typer.Option(help='Submodule whose output is drawn; repeatable; without it all are listed.')
     ] = None,
-    channels: Annotated[int, typer.Option(min=0, help='Most channels of each, those that vary most.')] = 16,
+    channels: Annotated[int, typer.Option(min=0, help='Channels to draw of each, those that vary most.')] = 16,
     device: networks.Device = None,
     out: Annotated[Path, typer.Option(help='PNG, PDF or SVG to write.')] = Path('results/features.png'),
     as_json: Annotated[bool, typer.Option('--json', help='Print the list of submodules as JSON.')] = False,
@@ -140,7 +140,7 @@ def lam(
     crop: Annotated[
         str | None, typer.Option(help='x,y,w,h of the patch in SR pixels; default: 16x16 with most detail.')
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help='Pieces of the path from blurred to sharp.')] = 50,
+    steps: Annotated[int, typer.Option(min=1, help='Steps of the path from blurred to sharp.')] = 50,
     sigma: Annotated[float, typer.Option(min=0.1, help='Blur where the path begins, LR pixels.')] = 1.2,
     device: networks.Device = None,
     out: Annotated[Path, typer.Option(help='PNG, PDF or SVG to write.')] = Path('results/lam.png'),

@@ -25,7 +25,7 @@ from basicsr_effsr.weights.zoo import model_file
 if TYPE_CHECKING:
     from torch import nn
 
-Arch = Annotated[str | None, typer.Option(help='Registered network, instead of an option file: HASN, AGDN ...')]
+Arch = Annotated[str | None, typer.Option(help='Registered network, such as HASN, instead of an option file.')]
 Scale = Annotated[int | None, typer.Option(help='Scale factor of the network.')]
 Settings = Annotated[list[str] | None, typer.Option('--set', help='Network option, such as num_block=4; repeatable.')]
 ParamKey = Annotated[str | None, typer.Option(help='Entry of the checkpoint: params, params_ema; default: the best.')]
