@@ -19,6 +19,7 @@ from basicsr_effsr.cli import app
 from basicsr_effsr.options.check import inspected
 from basicsr_effsr.utils.download import DownloadError
 from basicsr_effsr.utils.errors import UserError
+from basicsr_effsr.utils.files import digest_of
 from basicsr_effsr.utils.stored import read_metadata
 from basicsr_effsr.weights import zoo
 
@@ -178,7 +179,7 @@ def test_a_training_begins_with_a_model_of_the_zoo(author, photos, tmp_path, mod
     zoo.folder().mkdir(parents=True)
     torch.save({'params': net.state_dict()}, zoo.kept('imdn_x2'))
     note = zoo.kept('imdn_x2').with_suffix('.sha256')
-    note.write_text(zoo.sha256_of(zoo.kept('imdn_x2')))  # as import notes it
+    note.write_text(digest_of(zoo.kept('imdn_x2')))  # as import notes it
     opt = short_run(photos, {'type': 'IMDN', 'num_feat': 8, 'num_block': 1}, scale=2, iters=2, model_type=model)
     opt['path'] |= {'pretrain_network_g': 'zoo://imdn_x2', 'param_key_g': 'params'}
     opt['datasets']['train']['gt_size'] = 32

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from basicsr_effsr.utils.files import WriteError, fcntl, open_regular, read_text, write_bytes
+from basicsr_effsr.utils.files import WriteError, digest_of, fcntl, read_text, write_bytes
 
 _CHUNK = 2**18
 _NO_WAY_ERRORS = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
@@ -240,11 +239,6 @@ def _difference(file: Path, size: int | None, checksum: str | None) -> str | Non
     if size is not None and found != size:
         return f'has {found} bytes, the table says {size}'
     algorithm, _, expected = (checksum or '').partition(':')
-    if algorithm:
-        with open_regular(file) as stream:
-            digest = hashlib.new(algorithm, usedforsecurity=algorithm != 'md5')
-            while chunk := stream.read(2**20):
-                digest.update(chunk)
-        if digest.hexdigest() != expected:
-            return f'has the {algorithm} {digest.hexdigest()}, the table says {expected}'
+    if algorithm and (digest := digest_of(file, algorithm)) != expected:
+        return f'has the {algorithm} {digest}, the table says {expected}'
     return None

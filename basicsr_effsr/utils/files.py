@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -61,6 +62,15 @@ def read_regular(path: str | os.PathLike[str]) -> bytes:
     """What a file holds; see ``open_regular``."""
     with open_regular(path) as file:
         return file.read()
+
+
+def digest_of(path: str | os.PathLike[str], algorithm: str = 'sha256') -> str:
+    """A checksum of a file, in hexadecimal; see ``open_regular``."""
+    digest = hashlib.new(algorithm, usedforsecurity=algorithm != 'md5')
+    with open_regular(path) as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from basicsr_effsr._version import __version__
 from basicsr_effsr.utils.errors import UserError, needs, one_line
 from basicsr_effsr.utils.files import WriteError, read_regular, read_text, write_bytes
-from basicsr_effsr.weights.zoo import cache_folder
+from basicsr_effsr.weights.zoo import cache_folder, content_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -136,11 +136,7 @@ def _versions(*packages: str) -> str:
 def fingerprint(net: nn.Module) -> str:
     """Of structure, weights and whatever makes an ONNX file of them."""
     parts = [repr(net), repr(getattr(net, '_options', '')), __version__, _versions('torch', 'onnx', 'onnxscript')]
-    digest = hashlib.sha256('\n'.join(parts).encode())
-    for name, tensor in net.state_dict().items():
-        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
+    return hashlib.sha256('\n'.join([*parts, content_of(net.state_dict())]).encode()).hexdigest()[:32]
 
 
 def exported(net: nn.Module, name: str, dtype: Any, keep: bool) -> Computer:

@@ -18,7 +18,6 @@ Only ``options_of`` is needed.
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 from basicsr_effsr._registration import defaults_of, lookup, register
 from basicsr_effsr._version import __version__
 from basicsr_effsr.utils.errors import UserError
-from basicsr_effsr.utils.files import read_regular
+from basicsr_effsr.utils.files import digest_of
 from basicsr_effsr.utils.stored import listed, read_metadata
 from basicsr_effsr.weights.build import MAX_PARTS, build, on_meta, scale_of
 from basicsr_effsr.weights.checkpoint import (
@@ -232,5 +231,5 @@ def metadata_of(network: dict[str, Any], net: nn.Module, weights: Path | None, d
         'made by': f'basicsr_effsr {__version__}',
     }
     if weights is not None:
-        facts |= {'source': weights.name, 'source sha256': hashlib.sha256(read_regular(weights)).hexdigest()}
+        facts |= {'source': weights.name, 'source sha256': digest_of(weights)}
     return facts

@@ -18,7 +18,7 @@ from filelock import FileLock
 from basicsr_effsr._registration import defaults_of, lookup
 from basicsr_effsr.utils.download import fetch
 from basicsr_effsr.utils.errors import UserError, near
-from basicsr_effsr.utils.files import atomic_path, read_regular, read_text, write_bytes
+from basicsr_effsr.utils.files import atomic_path, digest_of, read_text, write_bytes
 from basicsr_effsr.utils.report import markdown_table, strict_json
 
 SCHEME = 'zoo:'
@@ -107,7 +107,7 @@ def located(source: str | Path, *, say: Callable[[str], None] | None = None) -> 
         raise UserError(f'zoo://{name}: no such model; {near(name, [*published(), *mine])} (effsr zoo lists all)')
     file = kept(name)
     if file.is_file():
-        hashed, note = sha256_of(file), _record(file)
+        hashed, note = digest_of(file), _record(file)
         expected = read_text(note).strip() if note.is_file() else model.sha256
         if hashed != expected:
             raise UserError(f'{file} has the SHA-256 {hashed}, expected {expected}; remove it and fetch it again')
@@ -135,11 +135,6 @@ def model_file(model: str | Path, *, say: Callable[[str], None] | None = None) -
     text = str(model)
     bare = not (Path(text).suffix or os.sep in text or os.path.exists(text))
     return located(f'{SCHEME}//{text}' if bare else model, say=say)
-
-
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(read_regular(file)).hexdigest()
 
 
 def _record(file: Path) -> Path:
@@ -173,7 +168,7 @@ def known_as(file: Path) -> tuple[str, str] | None:
     """
     from basicsr_effsr.weights.recognise import recognise
 
-    hashed = sha256_of(file)
+    hashed = digest_of(file)
     for name, model in published().items():
         if model.sha256 == hashed:
             return name, 'hash'
@@ -212,7 +207,7 @@ def bring(source: Path) -> Iterator[tuple[Path, str]]:
                 shutil.copyfile(file, part)
             _record(target).unlink(missing_ok=True)
             if how != 'hash':
-                write_bytes(_record(target), f'{sha256_of(target)}\n'.encode())
+                write_bytes(_record(target), f'{digest_of(target)}\n'.encode())
             sure = {'hash': 'verified by its SHA-256', 'content': 'verified by its parameters'}
             what = f'{name}, {sure.get(how, "not verified: its hash is recorded now")}'
         yield file, what
