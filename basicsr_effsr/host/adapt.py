@@ -255,8 +255,8 @@ def _stop_unread(file: Path, forced: list[str], is_train: bool) -> None:
 def _stop_on_problems(opt: dict[str, Any], file: Path | None, is_train: bool) -> None:
     """Stops where the rules or, if they find nothing, one dry step find what the run would die of.
 
-    Whole floats become integers where the rules ask for a count. Then, for training, it stops where another process
-    writes the same folder. One process of a group does it for all.
+    Whole floats become integers where the rules ask for a count. Then it stops where another process writes the
+    same folder. One process of a group does it for all.
     """
     from basicsr_effsr.host.dry_run import dry_step, undisturbed
     from basicsr_effsr.host.loop import take_folder
@@ -275,7 +275,7 @@ def _stop_on_problems(opt: dict[str, Any], file: Path | None, is_train: bool) ->
         adopt(opt, context.opt)
         if opt.get('rank', 0) == 0:
             found += dry_step(opt, is_train)
-            if is_train and not any(problem.fatal for problem in found):
+            if not any(problem.fatal for problem in found):
                 found += take_folder(opt)
     ranks = from_all(found)  # each of which may see other files
     stopped = next((i for i, its in enumerate(ranks) if any(problem.fatal for problem in its)), 0)

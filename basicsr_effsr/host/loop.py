@@ -52,20 +52,20 @@ def warn(message: str) -> None:
 
 
 def take_folder(opt: Options) -> list[Problem]:
-    """Makes this process the one that writes the run's folder, and removes what a killed one left in it.
+    """Makes this process the one that writes the folder of a run, and removes what a killed one left in it.
 
     It is so until ``opt`` is dropped or the process ends, however it ends. The lock lies beside the folder, which
     BasicSR renames when a run begins. Reading is free. Gives a problem if another process writes the folder, or nobody
     can.
     """
-    folder = Path(opt['path']['experiments_root']).absolute()
+    folder = Path(opt['path']['experiments_root' if opt['is_train'] else 'results_root']).absolute()
     lock = FileLock(folder.with_name(f'.{folder.name}.lock'), blocking=False, thread_local=False, is_singleton=True)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         who = 'another process'
-        with suppress(OSError):  # not readable on Windows
+        with suppress(OSError, ValueError):  # not readable on Windows; or not written by us
             who = read_text(lock.lock_file).strip() or who
         return [Problem('name', f'{folder} is being written by {who}; wait for it, stop it, or choose another name')]
     except OSError as error:

@@ -132,6 +132,24 @@ def test_a_folder_has_one_writer(opt, tmp_path):
     assert [entry.name for entry in (tmp_path / 'experiments').iterdir()] == ['short']
 
 
+def test_a_folder_of_results_has_one_writer(opt, tmp_path):
+    """A second test of its name, which BasicSR would let move the first one's images away, ends at once."""
+    torch.save({'params': build_network(dict(opt['network_g'])).state_dict()}, tmp_path / 'net.pth')
+    file = write(twin_of(opt, tmp_path / 'net.pth'), tmp_path / 'test.yml')
+    code = training_that_meets('0_short.png', 'time.sleep(1200)', '-opt', file).replace('basicsr.train', 'basicsr.test')
+    with Command('-c', code, cwd=tmp_path) as first:
+        while not list(tmp_path.rglob('0_short.png')):
+            assert first.pid
+            time.sleep(0.1)
+        second = run('-m', 'basicsr.test', '-opt', file, cwd=tmp_path)
+        in_a_sentence(second, 'name: ', str(tmp_path / 'results' / 'short'), str(first.pid))
+        assert [entry.name for entry in (tmp_path / 'results').iterdir() if entry.name[0] != '.'] == ['short']
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    logged('-m', 'basicsr.test', '-opt', file, cwd=tmp_path)
+    assert not list((tmp_path / 'results').glob('.*'))
+
+
 def test_equal_runs_give_equal_bytes(opt, tmp_path):
     for name in ('one', 'other'):
         (tmp_path / name).mkdir()
