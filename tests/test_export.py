@@ -194,9 +194,29 @@ def test_not_a_number_does_not_pass(tmp_path):
     assert left(tmp_path) == []
 
 
-def test_agdn_is_no_torchscript_and_says_what_to_use(tmp_path):
-    with pytest.raises(ExportError, match=r'AGDN cannot be traced, use --form export or onnx'):
-        export(tiny('AGDN'), Form.torchscript, tmp_path / 'net.ts', metadata={})
+def test_windows_are_traced_at_any_size(tmp_path):
+    """AGDN's, at sides below, at and above ``tlc``, which the trace was not recorded at."""
+    net = tiny('AGDN', tlc=18)
+    export(net, Form.torchscript, tmp_path / 'net.ts', metadata={})
+    traced = tool.run_torchscript((tmp_path / 'net.ts').read_bytes())
+    whole = tiny('AGDN', tlc=0)
+    whole.load_state_dict(net.state_dict())
+    for size in ((15, 16), (18, 18), (18, 41), (37, 17), (55, 38)):
+        image = tool.sample(net, size, 3)
+        with torch.no_grad():
+            torch.testing.assert_close(traced(image), net(image), rtol=0, atol=1e-6)
+            assert torch.allclose(whole(image), net(image), rtol=0, atol=1e-7) == (max(size) <= 18)
+
+
+def test_a_network_that_cannot_be_traced_is_refused(tmp_path):
+    class Counting(type(tiny())):
+        def forward(self, x):
+            return super().forward(x) * torch.sym_min(x.shape[2], 1)
+
+    net = tiny()
+    net.__class__ = Counting
+    with pytest.raises(ExportError, match=r'Counting cannot be traced, use --form export or onnx'):
+        export(net, Form.torchscript, tmp_path / 'net.ts', metadata={})
     assert left(tmp_path) == []
 
 

@@ -165,9 +165,10 @@ class _Axis:
     """
 
     def __init__(self, length: int, kernel: int, device: torch.device) -> None:
-        self.side: int = torch.sym_min(length, kernel)  # type: ignore[assignment]
+        traced = isinstance(length, Tensor)  # sizes of a trace are tensors
+        self.side: int = length.clamp(max=kernel) if traced else torch.sym_min(length, kernel)  # type: ignore
         self.count = (length - 1) // self.side + 1
-        gaps: int = torch.sym_max(self.count - 1, 1)  # type: ignore[assignment]
+        gaps: int = (self.count - 1).clamp(min=1) if traced else torch.sym_max(self.count - 1, 1)  # type: ignore
         step = (length - self.side + gaps - 1) // gaps  # rounded up; never below 0, where ONNX divides another way
         self.starts = starts = (torch.arange(self.count, device=device) * step).clamp(max=length - self.side)
         self.take = starts[:, None] + torch.arange(self.side, device=device)
