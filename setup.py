@@ -46,7 +46,7 @@ setup(
         'scipy>=1.10',
         'setuptools>=70.1',  # effsr host install builds with it
         'tifffile>=2024.5.22',
-        'torch>=2.4',
+        'torch>=2.5',
         'torchvision',
         'typer>=0.16',
     ],
