@@ -98,7 +98,7 @@ def test_what_is_no_text_is_a_sentence_that_names_it(root, reader, strange):
     [
         (f'\ufeff{TEXT}', 'line 1 '),
         (TEXT.replace(' (', '\t('), 'line 1 '),
-        (TEXT + TEXT, 'line 3 .* a name of its own'),
+        (TEXT + TEXT, 'line 3 .* unique name'),
         (TEXT.replace('8', '8' * 5000), 'line 1 '),
         ('', 'line 1 '),
     ],
