@@ -439,8 +439,8 @@ class TestBrokenCheckpoints:
             found.unlink()
         assert same(straight, train(opt, '--auto_resume'))
         said = capsys.readouterr().out
-        assert f'{files.split()[0]} does not exist' in said
-        assert 'going back' in said
+        assert files.split()[0] in said
+        assert 'net_g_2.pth' in said
 
     def test_the_hosts_data_set_says_that_it_begins_its_epoch_again(self, killed_run, train, capsys):
         opt, _ = killed_run
@@ -577,7 +577,7 @@ class TestEarlyEnd:
         opt = short_run(photos, TINY_HASN, iters=4)
         opt['datasets']['train']['type'] = 'PairedImageDataset'
         opt['train']['progressive'] = {'gt_size': [64, 96], 'iters': [2, 2]}
-        with pytest.raises((ValueError, SystemExit), match='PairedImageDataset cannot change its patches'):
+        with pytest.raises((ValueError, SystemExit), match=r'^train\.progressive: PairedImageDataset '):
             train(opt)
 
     @pytest.mark.parametrize('progressive', [None, {'gt_size': [64, 96], 'iters': [2, 2], 'batch': [3, 1]}])
