@@ -76,10 +76,9 @@ class Merge(_Row):
 
 
 class DataSet(_Row):
-    """A data set: archives to fetch, others that it needs, or (``manual``) how to get what is available on request
-    only.
+    """A data set: archives to fetch, others that it needs, or (``manual``) how to request it.
 
-    Of the latter the files like ``archives`` are unpacked, the ``first`` images or all.
+    Of a requested one the files like ``archives`` are unpacked, the ``first`` images or all.
     """
 
     about: str = ''

@@ -795,7 +795,7 @@ class TestActivationCheckpointing:
     @pytest.mark.parametrize(
         ('dotted', 'value', 'words'),
         [
-            ('train.compile', True, 'beside train.compile'),
+            ('train.compile', True, 'train.compile'),
             ('network_g', {'type': 'SRVGGNetCompact', 'upscale': 4}, 'has no blocks'),
         ],
     )

@@ -55,8 +55,9 @@ def at_least(image: Tensor, side: int) -> Tensor:
 
 
 def spread_colours(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """(H, W, C) in which invisible pixels (alpha 0) have the colour of the nearest visible pixel. Otherwise networks,
-    which see colours only, would let hidden colours bleed into visible edges.
+    """(H, W, C) in which invisible pixels (alpha 0) have the colour of the nearest visible pixel.
+
+    Otherwise networks, which see colours only, would let hidden colours bleed into visible edges.
     """
     hidden = alpha == 0
     if not hidden.any() or hidden.all():

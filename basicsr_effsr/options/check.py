@@ -110,12 +110,10 @@ def train(context: Context) -> Iterator[Problem]:
             section.pop('progressive', None)
         net = context.nets.get('network_g')
         if section.get('use_checkpoint') and section.get('compile'):
-            words = (
-                'must not stand beside train.compile, which decides itself what to compute twice; take one of them out'
-            )
+            words = 'cannot be combined with train.compile, which chooses itself what to recompute; remove one of them'
             yield Problem('train.use_checkpoint', words)
         elif section.get('use_checkpoint') and net is not None and not blocks_of(net):
-            words = f'would change nothing, as {type(net).__name__} has no blocks of several layers; take it out'
+            words = f'would change nothing, as {type(net).__name__} has no blocks of several layers; remove it'
             yield Problem('train.use_checkpoint', words)
         if section.get('amp') and not getattr(net, 'supports_half', True):
             yield warning('train.amp', f'{type(net).__name__} gives visibly different images in half precision')

@@ -1,5 +1,4 @@
-"""The schema of option files: one typed model per section, the one source of the check, the JSON schema and
-docs/options.md.
+"""The schema of option files: one typed model per section, for the check, the JSON schema and docs/options.md.
 
 Options of networks, losses, optimizers, schedulers and metrics are read off their signatures (``signatures.py``).
 A type without ``None`` says that the host, or the class that reads the key, does not accept null.

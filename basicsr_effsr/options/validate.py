@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from basicsr_effsr.options.problem import Problem, adopt, plain
 from basicsr_effsr.options.signatures import find, options_of
-from basicsr_effsr.options.spec import Section, fields
+from basicsr_effsr.options.spec import MAX_NAME, Section, fields
 from basicsr_effsr.utils.errors import near, nearest
 
 SLIP = 0.75  # likeness of two names, above which one is taken for a misspelling of the other
@@ -42,7 +42,9 @@ def in_words(schema: Mapping[str, Any], *, plural: bool = False) -> str:
         length = f'{schema["minItems"]} ' if schema.get('minItems') == schema.get('maxItems', 0) else ''
         words.append(f'of {length}{in_words(schema.get("items", {}), plural=True)}')
     words += [' and '.join(f'{text} {schema[name]:.10g}' for name, text in BOUNDS.items() if name in schema)]
-    words += ['with {} in it' if '{' in schema['pattern'] else 'that can name a folder'] if 'pattern' in schema else []
+    if 'pattern' in schema:
+        name = f'that names a folder, on any system, in at most {MAX_NAME} bytes'
+        words.append('with {} in it' if '{' in schema['pattern'] else name)
     return ' '.join(filter(None, words))
 
 

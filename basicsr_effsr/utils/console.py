@@ -103,8 +103,8 @@ class Commands(TyperGroup):
     """A group of commands each of which ends with an exit code and, if it cannot do its work, one sentence.
 
     Bad input, a full disk, a missing file or too little memory exits with 2. Any other exception is a bug: 70, with
-    its traceback if the environment variable EFFSR_TRACEBACK is set. Warnings of
-    libraries are not shown, unless Python is asked for them (-W, PYTHONWARNINGS).
+    its traceback if the environment variable EFFSR_TRACEBACK is set. Warnings of libraries are not shown, unless Python
+    is asked for them (-W, PYTHONWARNINGS).
     """
 
     running = ''  # the name of the command, behind a space

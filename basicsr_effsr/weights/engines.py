@@ -74,21 +74,22 @@ def engine_for(
     dtype: Any = None,
     keep: bool = True,
 ) -> Computer:
-    """The engine for a network. ``auto`` depends on the work and on what is installed, never on the clock of this run:
-    PyTorch on a GPU, in fp16 and
-        bf16, and for less than ``PAYS`` products; otherwise the fastest runtime that gave PyTorch's image when these
-        weights were first exported. File and verdict are kept beside each other in the cache.
+    """Chooses the engine for a network.
 
-        Args:
-            net: in eval mode, float32, on the CPU; fused if it is to be.
-            wanted: a name of :class:`Engine`.
-            pixels: LR pixels that will be computed; infinite if nobody knows.
-            device: where it is to run.
-            dtype: of its computations.
-            keep: write file and verdict into the cache; False for weights that will soon be others.
+    ``auto`` depends on the work and on what is installed, never on the clock of this run: PyTorch on a GPU, in fp16 and
+    bf16, and for less than ``PAYS`` products; otherwise the fastest runtime that gave PyTorch's image when these
+    weights were first exported. File and verdict are kept beside each other in the cache.
 
-        Raises:
-            UserError: a package is missing, the engine has no such device or dtype, or cannot compute this network.
+    Args:
+        net: in eval mode, float32, on the CPU; already fused where the fused form is wanted.
+        wanted: a name of :class:`Engine`.
+        pixels: LR pixels that will be computed; infinite if unknown.
+        device: device of the computation.
+        dtype: of the computation.
+        keep: write file and verdict into the cache; False for weights that will soon change.
+
+    Raises:
+        UserError: a package is missing, the engine has no such device or dtype, or cannot compute this network.
     """
     import torch
 
