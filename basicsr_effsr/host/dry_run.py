@@ -60,7 +60,7 @@ class _StepError(Exception):
 
 def _no_fetch(url: str, *_: Any, **__: Any) -> None:
     """Replaces torch's download, since a check must not wait for half a gigabyte."""
-    raise _StepError('train', f'the run first downloads {url} first, so its first step was not tried', False)
+    raise _StepError('train', f'the run first downloads {url}, so its first step was not tried', False)
 
 
 @contextmanager
