@@ -56,7 +56,7 @@ REFUSED = {  # what is put where, and at which option it is refused
     'differentiable': ('train.optim_g', {'type': 'Adam', 'lr': 1e-4, 'differentiable': True}, 'train.optim_g'),
     'a scale that is no integer': ('scale', 2.0, 'scale'),
     'a seed that is no integer': ('manual_seed', 1e4, 'manual_seed'),
-    'a rate that diverges in one step': ('train.optim_g.lr', 1e39, 'train.optim_g'),
+    'weights that diverge': ('train.optim_g', {'type': 'SGD', 'lr': 1e30, 'weight_decay': 1e30}, 'train.optim_g'),
     'lr: ~': ('train.optim_g.lr', None, 'train.optim_g'),
     'one beta': ('train.optim_g.betas', [0.9], 'train.optim_g'),
     'unknown backend of compile': ('train.compile', {'backend': 'nobody'}, 'train.compile'),
